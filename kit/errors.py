@@ -1,0 +1,48 @@
+"""The errors that a person can cause, and the exit code each one ends in.
+
+    KitError                  5  our own mistake, unless a subclass says otherwise
+    ├── UsageError            2  a wrong argument, parameter, path or file
+    ├── GpuNotUsable          1  the GPU was asked for and cannot be used
+    ├── TrainingFailed        1  training broke: out of memory, a loss that is not finite
+    └── BundleInvalid         4  a bundle that is broken, edited or unsafe
+
+Every message has three parts: what was found, what was expected, what to do.
+"""
+
+from __future__ import annotations
+
+EXIT_PASS = 0
+EXIT_FAIL = 1
+EXIT_USAGE = 2
+EXIT_INCONCLUSIVE = 3
+EXIT_INVALID = 4
+EXIT_INTERNAL = 5
+EXIT_SIGINT = 130
+EXIT_SIGTERM = 143
+
+
+class KitError(Exception):
+    """An error with a cause, an expectation and a remedy; `str()` joins the three."""
+
+    exit_code = EXIT_INTERNAL
+
+    def __init__(self, found: str, *, expected: str = "", todo: str = "") -> None:
+        self.found, self.expected, self.todo = found, expected, todo
+        parts = [found, f"Expected: {expected}" if expected else "", f"To do: {todo}" if todo else ""]
+        super().__init__("\n".join(part for part in parts if part))
+
+
+class UsageError(KitError):
+    exit_code = EXIT_USAGE
+
+
+class GpuNotUsable(KitError):
+    exit_code = EXIT_FAIL
+
+
+class TrainingFailed(KitError):
+    exit_code = EXIT_FAIL
+
+
+class BundleInvalid(KitError):
+    exit_code = EXIT_INVALID

@@ -1,0 +1,1 @@
+"""Is this GPU natively usable by this PyTorch, and if not, what to install."""

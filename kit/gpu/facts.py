@@ -1,0 +1,135 @@
+"""What is known about a machine, as one frozen value that can be saved and replayed.
+
+`kit.gpu.probe` fills it on a live machine, `kit.gpu.explain` fills what a pasted text
+tells. Unknown is None (or an empty tuple), never a guess; `notes` says why. The same
+judge reads both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """One device as one witness sees it (the driver through NVML, or torch).
+
+    index: its number for that witness. compute_capability: (major, minor).
+    uuid: as the driver tells it; a bundle holds a pseudonym in its place.
+    mig_profile: '1g.10gb' where the device is a MIG slice.
+    """
+
+    index: int | None = None
+    name: str | None = None
+    compute_capability: tuple[int, int] | None = None
+    memory_bytes: int | None = None
+    uuid: str | None = None
+    mig_profile: str | None = None
+    is_integrated: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Driver:
+    """The NVIDIA driver as NVML and libcuda tell it.
+
+    version: '580.159.04'. cuda_version: newest CUDA it supports, (13, 0).
+    nvml_error: NVML's message where it could not start. cuda_init_error: the result
+    of cuInit(0) where it was called and is not 0. libcuda: which kind of libcuda is
+    loaded: 'driver', 'stub', 'compat', 'none'. library_version, kernel_version: of
+    the user-mode library and of the kernel module, where both could be read.
+    """
+
+    version: str | None = None
+    cuda_version: tuple[int, int] | None = None
+    gpus: tuple[Gpu, ...] = ()
+    nvml_error: str | None = None
+    cuda_init_error: int | None = None
+    libcuda: str | None = None
+    library_version: str | None = None
+    kernel_version: str | None = None
+    fabric_manager: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Torch:
+    """The PyTorch build and what it sees.
+
+    version: '2.13.0+cu130'. cuda: the CUDA it was built with, (13, 0); None for a
+    CPU build. hip: set for a ROCm build. arch_list: as torch.cuda.get_arch_list(),
+    'sm_90' for native code, 'compute_90' for PTX. error: the text of the exception
+    or warning that CUDA's start gave.
+    """
+
+    version: str | None = None
+    cuda: tuple[int, int] | None = None
+    is_cpu_build: bool | None = None
+    hip: str | None = None
+    arch_list: tuple[str, ...] = ()
+    is_available: bool | None = None
+    device_count: int | None = None
+    gpus: tuple[Gpu, ...] = ()
+    error: str | None = None
+    cudnn: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelProof:
+    """What happened when a real kernel ran on the device: a matrix product checked against float64.
+
+    ran: whether it finished. error: the exception's text where it did not.
+    max_relative_error: largest |gpu - float64| over the largest |float64|.
+    limit: what was allowed. size: n of the n × n product. seconds: wall time of the
+    second product, synchronised. ran_without_ptx_jit: the same in a child process with
+    CUDA_DISABLE_PTX_JIT=1; None where it was not tried.
+    """
+
+    device: str
+    ran: bool
+    size: int
+    dtype: str
+    error: str | None = None
+    max_relative_error: float | None = None
+    limit: float | None = None
+    seconds: float | None = None
+    ran_without_ptx_jit: bool | None = None
+    jit_error: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Platform:
+    """system: 'Linux' or 'Windows'. machine: 'x86_64' or 'aarch64'. jetpack: L4T release on Jetson."""
+
+    system: str | None = None
+    machine: str | None = None
+    os: str | None = None
+    python: tuple[int, int] | None = None
+    is_wsl: bool | None = None
+    is_container: bool | None = None
+    is_tegra: bool | None = None
+    jetpack: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MachineFacts:
+    """Everything the judge may look at.
+
+    environment: variables that change what CUDA does, by name (an allow-list).
+    nvidia_smi_exit_code: None where the program was not found or not run.
+    messages: warnings and errors seen, verbatim, in the order they came.
+    notes: why something is unknown. source: 'live', 'recorded' or 'text'.
+    """
+
+    source: str = "live"
+    platform: Platform = Platform()
+    driver: Driver | None = None
+    torch: Torch | None = None
+    proof: KernelProof | None = None
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    has_nvidia_device: bool | None = None
+    nvidia_smi_exit_code: int | None = None
+    nvidia_smi_gpus: tuple[str, ...] = ()
+    nvcc_version: tuple[int, int] | None = None
+    packages: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    messages: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()

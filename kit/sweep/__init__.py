@@ -1,0 +1,1 @@
+"""How fast the card trains over a grid of shapes, beside what the card can do."""

@@ -1,0 +1,1 @@
+"""Train a real model for a few steps and gather witnesses that the GPU did the work."""

@@ -1,0 +1,57 @@
+"""Text for quantities. Everything is stored in SI units and bytes; only this module makes words of it."""
+
+from __future__ import annotations
+
+import math
+
+GiB = 1024**3
+MiB = 1024**2
+UNKNOWN = "unknown"
+
+
+def quantity(value: float | None, unit: str, digits: int = 3) -> str:
+    """`value` with `digits` significant digits and an SI prefix: 50.8e12 FLOP/s -> '50.8 TFLOP/s'."""
+    if value is None:
+        return UNKNOWN
+    prefix, scale = "", 1.0
+    for name, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            prefix, scale = name, size
+            break
+    return f"{number(value / scale, digits)} {prefix}{unit}"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """`value` with `digits` significant digits, without an exponent."""
+    if value is None:
+        return UNKNOWN
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}"
+
+
+def seconds(value: float | None, digits: int = 3) -> str:
+    """'12.4 ms', '1.74 s', '2 min 05 s'."""
+    if value is None:
+        return UNKNOWN
+    if value >= 120:
+        return f"{int(value // 60)} min {int(value % 60):02d} s"
+    if abs(value) >= 1:
+        return f"{number(value, digits)} s"
+    if abs(value) >= 1e-3 or value == 0:
+        return f"{number(value * 1e3, digits)} ms"
+    return f"{number(value * 1e6, digits)} µs"
+
+
+def memory(value_bytes: int | None, digits: int = 3) -> str:
+    """GiB from 1 GiB on, else MiB (1024-based, and named so)."""
+    if value_bytes is None:
+        return UNKNOWN
+    if value_bytes >= GiB:
+        return f"{number(value_bytes / GiB, digits)} GiB"
+    return f"{number(value_bytes / MiB, digits)} MiB"
+
+
+def percent(share: float | None, digits: int = 2) -> str:
+    return UNKNOWN if share is None else f"{number(100 * share, digits)} %"
