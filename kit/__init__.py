@@ -14,11 +14,11 @@ _PUBLIC = {
     "KitError": "kit.errors",
     "MachineFacts": "kit.gpu.facts",
     "Outcome": "kit.records",
+    "Session": "kit.session",
     "TrainConfig": "kit.train.config",
     "Verdict": "kit.records",
     "check": "kit.gpu.check",
     "probe": "kit.gpu.probe",
-    "train": "kit.train.run",
 }
 
 __all__ = sorted(_PUBLIC) + ["__version__"]

@@ -3,6 +3,7 @@
     KitError                  5  our own mistake, unless a subclass says otherwise
     ├── UsageError            2  a wrong argument, parameter, path or file
     ├── GpuNotUsable          1  the GPU was asked for and cannot be used
+    ├── SetupFailed           1  the packages could not be installed
     ├── TrainingFailed        1  training broke: out of memory, a loss that is not finite
     └── BundleInvalid         4  a bundle that is broken, edited or unsafe
 
@@ -31,12 +32,20 @@ class KitError(Exception):
         parts = [found, f"Expected: {expected}" if expected else "", f"To do: {todo}" if todo else ""]
         super().__init__("\n".join(part for part in parts if part))
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows in place of a traceback: the three parts."""
+        return [type(self).__name__, *str(self).splitlines()]
+
 
 class UsageError(KitError):
     exit_code = EXIT_USAGE
 
 
 class GpuNotUsable(KitError):
+    exit_code = EXIT_FAIL
+
+
+class SetupFailed(KitError):
     exit_code = EXIT_FAIL
 
 

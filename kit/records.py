@@ -92,6 +92,16 @@ class Verdict:
         """The worst outcome of one sub-claim, required or not."""
         return worst(check.outcome for check in self.checks if check.claim == name)
 
+    def __str__(self) -> str:
+        from kit.show import verdict_text
+
+        return verdict_text(self)
+
+    def _repr_html_(self) -> str:
+        from kit.show import verdict_html
+
+        return verdict_html(self)
+
     @property
     def findings(self) -> tuple[Check, ...]:
         """The checks that are not green, worst first."""

@@ -17,7 +17,9 @@ class Gpu:
 
     index: its number for that witness. compute_capability: (major, minor).
     uuid: as the driver tells it; a bundle holds a pseudonym in its place.
-    mig_profile: '1g.10gb' where the device is a MIG slice.
+    mig_profile: '1g.10gb' where the device is a MIG slice, 'enabled' where the card is
+    in MIG mode and the slice is not known. used_memory_bytes, compute_processes: what
+    others use on the device, where the driver tells.
     """
 
     index: int | None = None
@@ -27,6 +29,8 @@ class Gpu:
     uuid: str | None = None
     mig_profile: str | None = None
     is_integrated: bool | None = None
+    used_memory_bytes: int | None = None
+    compute_processes: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Driver:
     library_version: str | None = None
     kernel_version: str | None = None
     fabric_manager: str | None = None
+    uvm_error: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +63,9 @@ class Torch:
     version: '2.13.0+cu130'. cuda: the CUDA it was built with, (13, 0); None for a
     CPU build. hip: set for a ROCm build. arch_list: as torch.cuda.get_arch_list(),
     'sm_90' for native code, 'compute_90' for PTX. error: the text of the exception
-    or warning that CUDA's start gave.
+    or warning that CUDA's start gave. min_capability, max_capability: the range that a
+    warning named in place of a list. direct_url: where pip got it (direct_url.json).
+    metadata_version: what the installed package's METADATA says.
     """
 
     version: str | None = None
@@ -71,6 +78,10 @@ class Torch:
     gpus: tuple[Gpu, ...] = ()
     error: str | None = None
     cudnn: str | None = None
+    min_capability: tuple[int, int] | None = None
+    max_capability: tuple[int, int] | None = None
+    direct_url: str | None = None
+    metadata_version: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +128,8 @@ class MachineFacts:
     environment: variables that change what CUDA does, by name (an allow-list).
     nvidia_smi_exit_code: None where the program was not found or not run.
     messages: warnings and errors seen, verbatim, in the order they came.
-    notes: why something is unknown. source: 'live', 'recorded' or 'text'.
+    xids: error numbers of the NVIDIA driver in the kernel log; None where the log could
+    not be read. notes: why something is unknown. source: 'live', 'recorded' or 'text'.
     """
 
     source: str = "live"
@@ -132,4 +144,5 @@ class MachineFacts:
     nvcc_version: tuple[int, int] | None = None
     packages: Mapping[str, str] = dataclasses.field(default_factory=dict)
     messages: tuple[str, ...] = ()
+    xids: tuple[int, ...] | None = None
     notes: tuple[str, ...] = ()

@@ -1,0 +1,32 @@
+"""`python3 -m kit`: starts on any Python 3, sets the environment up where it must, and runs the command.
+
+This file and kit/__init__.py stay readable for old Pythons, which otherwise would
+show a syntax error in place of the one sentence they need.
+"""
+
+import sys
+
+
+def main(argv=None):
+    """Runs one command line and returns its exit code."""
+    if sys.version_info < (3, 11):
+        found = ".".join(str(part) for part in sys.version_info[:3])
+        sys.stderr.write(
+            "Python %s was found (%s).\nExpected: Python 3.11 or newer.\n"
+            "To do: install one and run it by name, for example `python3.12 -m kit report`.\n"
+            % (found, sys.executable)
+        )
+        return 2
+    argv = sys.argv[1:] if argv is None else argv
+    from kit.setup.enter import start
+
+    code = start(argv)
+    if code is not None:
+        return code
+    from kit.cli import main as run
+
+    return run(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,293 @@
+"""The command line: `python -m kit`. A thin face; every command is a function of the package.
+
+The standard library is enough to start it. Each command imports what it needs when it runs,
+so that verify, compare, explain and check --facts work on a bare Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from kit import __version__
+from kit.errors import EXIT_INTERNAL, EXIT_PASS, EXIT_SIGINT, EXIT_USAGE, KitError, UsageError
+from kit.records import Outcome, dumps, from_json, loads, to_json
+
+EXIT_CODES = """exit codes:
+  0  PASS, or REHEARSAL where the CPU was asked for by name
+  1  FAIL          the evidence contradicts a claim, or the GPU cannot be used
+  2  usage         a wrong argument, parameter or file
+  3  INCONCLUSIVE  required evidence is missing or too weak
+  4  INVALID       a bundle that is broken, edited or unsafe
+  5  internal error
+  130, 143         interrupted"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a command says: as text for a person, as one JSON object, as an exit code."""
+
+    text: str
+    record: Any
+    exit_code: int = EXIT_PASS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code. A person's mistake is a message, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character gets a replacement, not a crash.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    args = parser().parse_args(argv)
+    try:
+        answer = args.run(args)
+    except KitError as error:
+        answer = Answer(str(error), _error_record(error), error.exit_code)
+        if not args.json:
+            print(f"kit {args.command}: {error}", file=sys.stderr)
+            return error.exit_code
+    except KeyboardInterrupt:
+        print(f"\nkit {args.command}: interrupted", file=sys.stderr)
+        return EXIT_SIGINT
+    except BrokenPipeError:
+        # The reader of our output went away, as `| head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PASS
+    except Exception:  # the last net: our own mistake, reported as such
+        traceback.print_exc()
+        print(f"kit {args.command}: an error of the kit itself; please report the lines above", file=sys.stderr)
+        return EXIT_INTERNAL
+    print(dumps(answer.record) if args.json else answer.text)
+    return answer.exit_code
+
+
+def _error_record(error: KitError) -> dict[str, Any]:
+    outcome = {1: Outcome.FAIL, 3: Outcome.INCONCLUSIVE, 4: Outcome.INVALID}.get(error.exit_code)
+    return {"verdict": outcome, "error": {"found": error.found, "expected": error.expected, "todo": error.todo}}
+
+
+# --- commands -----------------------------------------------------------------------
+
+
+def run_check(args: argparse.Namespace) -> Answer:
+    from kit.gpu.check import check
+    from kit.gpu.facts import MachineFacts
+
+    facts = from_json(MachineFacts, _read_json(args.facts)) if args.facts else None
+    result = check(device=args.device, expect_gpu=args.expect_gpu, min_cuda=args.min_cuda, facts=facts)
+    if args.save:
+        _write(args.save, dumps(result.facts) + "\n")
+    record = {
+        "verdict": result.verdict.outcome, "diagnosis": result.verdict.diagnosis, "findings": result.verdict.findings,
+        "remedy": result.remedy, "facts": result.facts,
+    }
+    return Answer(str(result), record, result.verdict.outcome.exit_code)
+
+
+def run_explain(args: argparse.Namespace) -> Answer:
+    from kit.gpu.explain import explain
+
+    if args.file in (None, "-"):
+        data = sys.stdin.buffer.read()
+    else:
+        try:
+            data = Path(args.file).read_bytes()
+        except OSError as error:
+            raise UsageError(f"{args.file}: {error.strerror}", expected="a text file, or - for standard input",
+                             todo="correct the path") from error
+    explanation = explain(data)
+    return Answer(str(explanation), to_json(explanation), explanation.exit_code)
+
+
+def run_train(args: argparse.Namespace) -> Answer:
+    from kit.train.config import TrainConfig
+    from kit.train.run import train
+
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    given = {name: value for name, value in vars(args).items() if name in names and value is not None}
+    config = TrainConfig(**given)
+    result = train(config, out=args.out, on_step=_print_step)
+    record = {"verdict": result.verdict.outcome, "throughput": result.throughput, "checks": result.verdict.checks,
+              "run": result.run}
+    return Answer(f"{result.sentence}\n\n{result.table}\n\n{result.verdict}", record, result.verdict.outcome.exit_code)
+
+
+def _print_step(step) -> None:
+    loss = "not finite" if step.loss is None else f"{step.loss:.4f}"
+    print(f"step {step.step}: loss {loss}, {step.step_time_s * 1e3:.1f} ms", file=sys.stderr)
+
+
+def run_sweep(args: argparse.Namespace) -> Answer:
+    from kit.sweep.plan import SweepPlan
+    from kit.sweep.run import sweep
+
+    names = {field.name for field in dataclasses.fields(SweepPlan)}
+    given = {name: value for name, value in vars(args).items() if name in names and value is not None}
+    plan = SweepPlan(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    done = []
+
+    def show(row) -> None:
+        done.append(row)
+        figure = f"{row.step_time_s * 1e3:.1f} ms" if row.step_time_s else row.outcome
+        print(f"[{len(done)}/{len(plan.configs())}] batch {row.batch_size} × {row.seq_len} {row.dtype}: {figure}",
+              file=sys.stderr)
+
+    result = sweep(plan, out=args.out, on_row=show)
+    record = {"sentence": result.sentence, "ceilings": result.ceilings, "rows": result.rows}
+    outcome = Outcome.PASS if any(row.outcome == "ok" for row in result.rows) else Outcome.INCONCLUSIVE
+    return Answer(f"{result.table}\n\n{result.sentence}", record, outcome.exit_code)
+
+
+def run_report(args: argparse.Namespace) -> Answer:
+    from kit.report import progress_line, report
+
+    done = report(
+        device=args.device, params=args.params, out=args.out, expect_gpu=args.expect_gpu, min_cuda=args.min_cuda,
+        nonce=args.nonce, progress=progress_line(),
+    )
+    evidence = done.evidence
+    record = {"verdict": evidence.verdict.outcome, "diagnosis": evidence.verdict.diagnosis, "state": evidence.state,
+              "bundle": str(done.path), "headline": evidence.headline, "notes": done.notes}
+    lines = [f"{evidence.verdict.outcome}: {evidence.headline}", *done.notes, f"report: {done.path / 'index.html'}"]
+    return Answer("\n".join(lines), record, done.exit_code)
+
+
+def run_verify(args: argparse.Namespace) -> Answer:
+    from kit.evidence.verify import verify
+
+    verification = verify(args.bundle)
+    return Answer(str(verification), to_json(verification), verification.exit_code)
+
+
+def run_compare(args: argparse.Namespace) -> Answer:
+    from kit.evidence.compare import compare_bundles
+
+    comparison = compare_bundles(args.a, args.b)
+    return Answer(str(comparison), to_json(comparison), comparison.exit_code)
+
+
+def run_lab(args: argparse.Namespace) -> Answer:
+    from kit.report import PROJECT
+
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={PROJECT}",
+               "--LabApp.default_url=/lab/tree/notebooks/01_env_check.ipynb", *args.jupyter]
+    import subprocess
+
+    return Answer("", None, subprocess.run(command, check=False).returncode)
+
+
+def run_test(args: argparse.Namespace) -> Answer:
+    from kit.testing import run_tests
+
+    return Answer("", None, run_tests(args.pytest))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return loads(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}", expected="a file of facts, as check --save writes it",
+                         todo="correct the path") from error
+    except (ValueError, json.JSONDecodeError) as error:
+        raise UsageError(f"{path}: {error}", expected="JSON, as check --save writes it",
+                         todo="write it again with check --save") from error
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}", expected="a path you may write to",
+                         todo="name another file") from error
+
+
+# --- the parser ---------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="kit", description="Proves that PyTorch trains natively on this machine's NVIDIA GPU.", epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"kit {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], Answer], help: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help, description=help, epilog=EXIT_CODES,
+                                    formatter_class=argparse.RawDescriptionHelpFormatter)
+        added.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+        added.set_defaults(run=run)
+        return added
+
+    report = command("report", run_report, "prove this GPU: run the notebooks into an evidence bundle")
+    _add_device(report, "cuda")
+    report.add_argument("--params", type=Path, metavar="FILE", help="YAML file of notebook parameters, see params/")
+    report.add_argument("--out", type=Path, default=Path("reports"), metavar="DIR", help="where bundles go (reports)")
+    report.add_argument("--nonce", metavar="TEXT", help="a reviewer's challenge, kept in the bundle")
+    _add_expectation(report)
+
+    check = command("check", run_check, "say whether this GPU is natively usable, and what to install if not")
+    _add_device(check, "cuda")
+    _add_expectation(check)
+    check.add_argument("--facts", type=Path, metavar="FILE", help="judge recorded facts instead of this machine")
+    check.add_argument("--save", type=Path, metavar="FILE", help="save the facts of this machine")
+
+    explain = command("explain", run_explain, "diagnose pasted text: collect_env, an error, nvidia-smi")
+    explain.add_argument("file", nargs="?", metavar="FILE", help="a text file; - or nothing reads standard input")
+
+    _add_train(command("train", run_train, "one training run with its witnesses, without a notebook"))
+    _add_sweep(command("sweep", run_sweep, "measure a grid of shapes beside what the card can do"))
+
+    verify = command("verify", run_verify, "check a bundle, offline, with the standard library alone")
+    verify.add_argument("bundle", type=Path, metavar="BUNDLE", help="a folder or a zip of one")
+    compare = command("compare", run_compare, "compare two sets of bundles: same, regression, improved, or neither")
+    compare.add_argument("a", type=Path, metavar="A", help="a bundle, or a folder of bundles of one setup")
+    compare.add_argument("b", type=Path, metavar="B", help="the other side")
+
+    lab = command("lab", run_lab, "open the notebooks in JupyterLab, in the checked environment")
+    lab.add_argument("jupyter", nargs=argparse.REMAINDER, help="more arguments for jupyter lab")
+    test = command("test", run_test, "run the tests: pytest and nbval")
+    test.add_argument("pytest", nargs=argparse.REMAINDER, help="more arguments for pytest")
+    return top
+
+
+def _add_device(command: argparse.ArgumentParser, default: str) -> None:
+    command.add_argument("--device", choices=("cuda", "cpu"), default=default,
+                         help="cuda is strict; cpu is a rehearsal that claims nothing about a GPU (default: cuda)")
+
+
+def _add_expectation(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--expect-gpu", metavar="NAME", help='words of the name the GPU must have, such as "RTX 5090"')
+    command.add_argument("--min-cuda", metavar="X.Y", help="lowest CUDA that torch may be built for, such as 12.8")
+
+
+def _add_train(command: argparse.ArgumentParser) -> None:
+    _add_device(command, "cuda")
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder for steps, telemetry and the record")
+    for name in ("model", "weights", "dataset", "dtype"):
+        command.add_argument(f"--{name}", help=f"see TrainConfig.{name}")
+    for name in ("batch-size", "seq-len", "steps", "seed"):
+        command.add_argument(f"--{name}", type=int, help=f"see TrainConfig.{name.replace('-', '_')}")
+    for name in ("lr", "weight-decay", "max-grad-norm"):
+        command.add_argument(f"--{name}", type=float, help=f"see TrainConfig.{name.replace('-', '_')}")
+
+
+def _add_sweep(command: argparse.ArgumentParser) -> None:
+    _add_device(command, "cuda")
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder for sweep.csv and sweep.json")
+    command.add_argument("--model", help="gpt2 or tiny")
+    command.add_argument("--batch-sizes", type=int, nargs="+", metavar="B", help="samples a step")
+    command.add_argument("--seq-lens", type=int, nargs="+", metavar="T", help="tokens a sample")
+    command.add_argument("--dtypes", nargs="+", metavar="DTYPE", help="float32, tf32, bfloat16")
+    command.add_argument("--blocks", type=int, help="timed blocks a point")
+
+
+__all__ = ["EXIT_USAGE", "Answer", "main", "parser"]

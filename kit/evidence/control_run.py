@@ -1,0 +1,119 @@
+"""Runs the negative control: a child process with the GPU hidden that claims to train on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+import types
+
+from kit.errors import KitError
+from kit.evidence.control import ControlRecord
+from kit.records import from_json, to_json
+from kit.train.config import TrainConfig
+from kit.train.metrics import StepRecord, TrainingRun
+
+_TIMEOUT_S = 120
+
+
+def run_control() -> ControlRecord:
+    """Starts the child and reads its record. Raises KitError where it gave none."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "kit.evidence.control_run"], env=environment, capture_output=True, timeout=_TIMEOUT_S,
+        check=False,
+    )
+    try:
+        record = from_json(ControlRecord, json.loads(done.stdout.decode("utf-8").splitlines()[-1]))
+    except (ValueError, IndexError, KitError) as error:
+        last = done.stderr.decode("utf-8", errors="replace").strip().splitlines()[-1:] or ["no output"]
+        raise KitError(
+            f"the negative control gave no record (exit code {done.returncode}): {last[0]}",
+            expected="one JSON record", todo="run python -m kit.evidence.control_run by hand and read its error",
+        ) from error
+    return dataclasses.replace(record, seconds=time.perf_counter() - start)
+
+
+# --- the child ----------------------------------------------------------------------
+
+
+def _child() -> ControlRecord:
+    from kit.gpu.probe import probe
+
+    facts = probe(proof_device="cuda")
+    run, steps = _train_toy(TrainConfig(model="tiny", device="cpu", batch_size=2, seq_len=32, steps=6, lr=1e-3))
+    lie = dataclasses.replace(run.config, device="cuda")
+    return ControlRecord(facts, dataclasses.replace(run, config=lie), steps, 0.0)
+
+
+def _train_toy(config: TrainConfig) -> tuple[TrainingRun, tuple[StepRecord, ...]]:
+    """The kit's own loop and witnesses over a toy model, which needs torch alone and starts in seconds."""
+    import torch
+
+    from kit.train import witness
+    from kit.train.loop import training_steps
+    from kit.train.metrics import Timings
+    from kit.train.model import build_optimizer
+
+    torch.manual_seed(config.seed)
+    model = _toy_model(torch)
+    optimizer = build_optimizer(model, config)
+    batches = [_ToyBatch(torch, step, config) for step in range(config.steps + 2)]
+    initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    audits = []
+
+    def audit(step: int, batch) -> None:
+        audits.append(witness.audit_placement(step, model, optimizer, batch, "cuda"))
+
+    before = witness.canary_loss(model, batches[0], config)
+    began = time.perf_counter()
+    steps = tuple(
+        training_steps(model, optimizer, batches[: config.steps], config, began_s=began, audit=audit)
+    )
+    after = witness.canary_loss(model, batches[0], config)
+    learning = witness.measure_learning(model, initial, before, after)
+    run = TrainingRun(
+        config=config, device_name="CPU", weights_note="toy model", dataset_sha256="", dataset_rows=10**6,
+        parameters=learning.total_parameters, gradient_dtype="float32", timings=Timings(), audits=tuple(audits),
+        profile=witness.profile_step(model, optimizer, batches[-2:], config), learning=learning,
+        precision=witness.measure_precision(config),
+    )
+    return run, steps
+
+
+def _toy_model(torch):
+    class Toy(torch.nn.Module):
+        """An embedding and a head: two matrix products a step are enough to be seen."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = torch.nn.Embedding(1024, 64)
+            self.head = torch.nn.Linear(64, 1024)
+
+        def forward(self, input_ids, labels):
+            logits = self.head(self.embedding(input_ids))[:, :-1]
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+            return types.SimpleNamespace(loss=loss)
+
+    return Toy()
+
+
+class _ToyBatch:
+    """Random ids in the shape of `kit.train.data.Batch`."""
+
+    def __init__(self, torch, number: int, config: TrainConfig) -> None:
+        generator = torch.Generator().manual_seed(number)
+        shape = (config.batch_size, config.seq_len)
+        self.input_ids = torch.randint(1024, shape, generator=generator)
+        self.labels = self.input_ids
+        self.samples, self.tokens = config.batch_size, config.batch_size * config.seq_len
+        self.supervised_tokens = self.tokens - config.batch_size
+        self.sha256 = f"toy{number:013d}"
+
+
+if __name__ == "__main__":
+    print(json.dumps(to_json(_child())))

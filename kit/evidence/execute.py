@@ -1,0 +1,162 @@
+"""Runs one notebook with papermill and says truthfully whether it ran.
+
+papermill accepts unknown parameters with a warning, checks no types, and calls cells complete
+that never ran. Here parameters are checked first against the notebook's own parameters cell,
+and a run counts only by what the cells themselves recorded.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kit.errors import UsageError
+from kit.evidence.model import NotebookRun
+from kit.evidence.notebook import problems, source_sha256, text
+
+# notebook, cell (from 1), cells, seconds since its start
+Progress = Callable[[str, int, int, float], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """A parameter of a notebook: its type as written, its default, and the comment that explains it."""
+
+    name: str
+    kind: str
+    default: Any
+    help: str
+
+
+def read_parameters(path: Path) -> dict[str, Parameter]:
+    """The parameters cell of a notebook, parsed and never run."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if "parameters" in cell.get("metadata", {}).get("tags", ())]
+    found = {}
+    for cell in cells:
+        source = text(cell["source"])
+        lines = source.splitlines()
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
+                comment = lines[node.end_lineno - 1].partition("#")[2].strip()
+                default = ast.literal_eval(node.value)
+                found[node.target.id] = Parameter(node.target.id, ast.unparse(node.annotation), default, comment)
+    return found
+
+
+def check_parameters(given: Mapping[str, Any], known: Mapping[str, Parameter], *, where: str) -> dict[str, Any]:
+    """`given` with the types that `known` asks for. Raises UsageError that names every problem at once."""
+    problems_found, expected, checked = [], [], {}
+    for name, value in given.items():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            problems_found.append(f"unknown parameter {name!r}" + (f", did you mean {close[0]!r}?" if close else ""))
+            expected.append("one of " + ", ".join(sorted(known)))
+            continue
+        kind = known[name].kind
+        converted = _as_kind(value, kind, known[name].default)
+        if converted is None:
+            problems_found.append(f"{name}={value!r} is a {type(value).__name__}")
+            expected.append(f"{name}: {kind}, for example {known[name].default!r}")
+        else:
+            checked[name] = converted
+    if problems_found:
+        raise UsageError(f"{where}: {'; '.join(problems_found)}", expected="; ".join(dict.fromkeys(expected)),
+                         todo="correct it and run again; nothing was run")
+    return checked
+
+
+def _as_kind(value: Any, kind: str, default: Any) -> Any:
+    """`value` where its type fits, an int as a float where one is asked for, else None."""
+    if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    wanted = {"str": str, "int": int, "float": float, "bool": bool, "list": list}.get(kind, type(default))
+    if type(value) is not wanted:
+        return None
+    if wanted is list and default and any(type(item) is not type(default[0]) for item in value):
+        return None
+    return value
+
+
+def execute(
+    path: Path,
+    executed: Path,
+    *,
+    parameters: Mapping[str, Any],
+    progress: Progress | None = None,
+    cell_timeout_s: int = 1800,
+) -> NotebookRun:
+    """Runs the notebook at `path` into `executed`. An error in a cell is a state, not an exception."""
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    template = json.loads(path.read_text(encoding="utf-8"))
+    name, start, caught = path.stem, time.monotonic(), None
+    _use_engine(name, start, progress)
+    state = "ok"
+    try:
+        papermill.execute_notebook(
+            str(path), str(executed), parameters=dict(parameters), engine_name="kit", kernel_name="python3",
+            progress_bar=False, log_output=False, cwd=str(path.parent), execution_timeout=cell_timeout_s,
+        )
+    except PapermillExecutionError as error:
+        state, caught = "failed", f"{error.ename}: {error.evalue}"
+    except KeyboardInterrupt:
+        state, caught = "interrupted", "interrupted"
+    except Exception as error:  # a dead kernel, a timeout, a lost connection: each library has its own class
+        state, caught = "failed", f"{type(error).__name__}: {error}"
+    return _outcome(name, template, executed, state, caught, time.monotonic() - start)
+
+
+def _outcome(name, template, executed: Path, state: str, caught: str | None, seconds: float) -> NotebookRun:
+    """Believes the executed notebook's cells, not the engine."""
+    try:
+        done = json.loads(executed.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        done = {"cells": []}
+    code = [cell for cell in done["cells"] if cell["cell_type"] == "code" and text(cell["source"]).strip()]
+    found = problems(done)
+    failing = next((i for i, cell in enumerate(done["cells"]) if _has_error(cell)), None)
+    if state == "ok" and found:
+        state, caught = "failed", found[0]
+    if state == "ok" and source_sha256(done) != source_sha256(template):
+        state, caught = "failed", "the executed cells are not those of the template"
+    return NotebookRun(
+        name=name, state=state, seconds=seconds, cells=len(code),
+        cells_run=sum(cell.get("execution_count") is not None for cell in code), failing_cell=failing,
+        error=_short(caught), template_sha256=source_sha256(template),
+    )
+
+
+def _has_error(cell: Mapping[str, Any]) -> bool:
+    return any(output.get("output_type") == "error" for output in cell.get("outputs", ()))
+
+
+def _short(text_: str | None) -> str | None:
+    return text_ if text_ is None else text_.strip()[:2000]
+
+
+def _use_engine(name: str, start: float, progress: Progress | None) -> None:
+    """Registers papermill's own engine with a line of progress for each cell."""
+    from papermill.engines import NBClientEngine, papermill_engines
+
+    class Engine(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man, kernel_name, **kwargs):
+            begin, count = nb_man.cell_start, len(nb_man.nb.cells)
+
+            def cell_start(cell, cell_index=None, **more):
+                if progress:
+                    progress(name, (cell_index or 0) + 1, count, time.monotonic() - start)
+                return begin(cell, cell_index, **more)
+
+            nb_man.cell_start = cell_start
+            return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
+
+    papermill_engines.register("kit", Engine)

@@ -1,0 +1,104 @@
+"""What a bundle holds: the files that may enter, the ones that must, and their hashes.
+
+The manifest is a pure function of the evidence and the files, so a verifier builds it
+again and compares bytes; what must be present comes from here, never from the manifest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+
+from kit.evidence.model import COMPLETE, Evidence
+from kit.records import dumps
+
+MANIFEST = "manifest.json"
+SIGNATURE = "manifest.json.sig"
+SUMS = "SHA256SUMS"
+EVIDENCE = "evidence.json"
+# Only in a folder that a run is writing; see kit.evidence.bundle.
+STATE = "state.json"
+
+CAPTURES = ("env_info.txt", "torch_version.txt", "cuda_check.txt", "nvidia_smi.txt", "training_log.txt")
+TEXT_SUFFIXES = (".txt", ".md", ".json", ".jsonl", ".csv", ".html", ".xml", ".svg", ".ipynb", SUMS)
+
+_DERIVED = ("README.md", "index.html", EVIDENCE, "ro-crate-metadata.json", "junit.xml", SUMS, MANIFEST, SIGNATURE)
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+_ALLOWED = re.compile(
+    rf"README\.md|index\.html|evidence\.json|ro-crate-metadata\.json|junit\.xml|{'|'.join(map(re.escape, CAPTURES))}"
+    rf"|{SUMS}|manifest\.json|manifest\.json\.sig|facts/(begin|end)\.json"
+    rf"|raw/({_NAME}/)?{_NAME}\.(json|jsonl|csv)|figures/{_NAME}\.(png|svg)|notebooks/{_NAME}\.(ipynb|html)"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One file: its path with forward slashes, size in bytes, SHA-256 of its bytes as written."""
+
+    path: str
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: str, data: bytes) -> Entry:
+        return cls(path, len(data), hashlib.sha256(data).hexdigest())
+
+
+def is_allowed(path: str) -> bool:
+    """Whether a file of this name may stand in a bundle."""
+    return _ALLOWED.fullmatch(path) is not None and ".." not in path
+
+
+def is_derived(path: str) -> bool:
+    """Whether the file follows from facts/, raw/, figures/, captures and executed notebooks."""
+    return path in _DERIVED or (path.startswith("notebooks/") and path.endswith(".html"))
+
+
+def is_text(path: str) -> bool:
+    return path.endswith(TEXT_SUFFIXES)
+
+
+def missing(names: Iterable[str], evidence: Evidence) -> tuple[str, ...]:
+    """The required files that are not among `names`, for the state and device that `evidence` tells."""
+    return tuple(sorted(set(_required(evidence)) - set(names)))
+
+
+def _required(evidence: Evidence) -> Iterator[str]:
+    yield from ("README.md", "index.html", EVIDENCE, "ro-crate-metadata.json", "junit.xml", "raw/run.json")
+    if evidence.state != COMPLETE:
+        return
+    yield from (*CAPTURES, "facts/begin.json", "facts/end.json", "raw/training.json", "raw/steps.jsonl")
+    if evidence.device != "cpu":
+        yield from ("raw/telemetry.jsonl", "raw/negative_control.json")
+    for run in evidence.notebooks:
+        yield from (f"notebooks/{run.name}.ipynb", f"notebooks/{run.name}.html", f"raw/records/{run.name}.json")
+
+
+def sums(entries: Iterable[Entry]) -> bytes:
+    """SHA256SUMS for `sha256sum -c`: every file but itself, the manifest and the signature."""
+    left_out = (SUMS, MANIFEST, SIGNATURE)
+    rows = sorted((entry.path, entry.sha256) for entry in entries if entry.path not in left_out)
+    return "".join(f"{sha256}  {path}\n" for path, sha256 in rows).encode()
+
+
+def build(entries: Iterable[Entry], evidence: Evidence) -> bytes:
+    """The bytes of manifest.json: every file but itself and its signature, and one root hash over them."""
+    rows = sorted((e for e in entries if e.path not in (MANIFEST, SIGNATURE)), key=lambda entry: entry.path)
+    content = {
+        "format": "kit-evidence",
+        "schema_version": evidence.schema_version,
+        "run_id": evidence.run_id,
+        "nonce": evidence.nonce,
+        "state": evidence.state,
+        "root": root(rows),
+        "files": rows,
+    }
+    return (dumps(content) + "\n").encode()
+
+
+def root(entries: Iterable[Entry]) -> str:
+    """One SHA-256 over the lines 'sha256  size  path', sorted by path: 64 digits that stand for the bundle."""
+    lines = sorted(f"{entry.path}\0{entry.sha256}  {entry.size}  {entry.path}\n" for entry in entries)
+    return hashlib.sha256("".join(line.partition("\0")[2] for line in lines).encode()).hexdigest()

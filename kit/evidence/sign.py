@@ -1,0 +1,115 @@
+"""Signs a manifest, and checks a signature, with the SSH key that people already own.
+
+`ssh-keygen -Y` does the cryptography. A signature counts only with an identity from a file
+of allowed signers that the reader trusts, and only in our own namespace.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from kit.errors import UsageError
+from kit.evidence.manifest import MANIFEST, SIGNATURE
+from kit.evidence.verify import SignatureCheck
+from kit.evidence.write import write_atomic
+
+NAMESPACE = "kit-evidence"
+_TIMEOUT_S = 60
+
+
+def sign(bundle: Path, key: Path) -> Path:
+    """Signs the bundle's manifest with an SSH key (private, or public with an agent): the signature's path.
+
+    A pass phrase is asked for on the terminal. Raises UsageError where ssh-keygen refuses.
+    """
+    manifest = Path(bundle) / MANIFEST
+    if not manifest.is_file():
+        raise UsageError(f"{bundle} has no {MANIFEST}", expected="the folder of a report", todo="unpack a zip first")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / MANIFEST
+        copy.write_bytes(manifest.read_bytes())
+        done = _ssh_keygen("sign", "-f", str(key), "-n", NAMESPACE, str(copy), is_terminal=True)
+        made = copy.with_name(SIGNATURE)
+        if done.returncode != 0 or not made.is_file():
+            raise UsageError(
+                f"ssh-keygen could not sign with {key}: {_said(done)}",
+                expected="an SSH key that this user may use", todo="make one with ssh-keygen -t ed25519",
+            )
+        return write_atomic(manifest.with_name(SIGNATURE), made.read_bytes())
+
+
+def checker(
+    allowed_signers: Path | None = None, identity: str | None = None
+) -> Callable[[bytes, bytes | None], SignatureCheck | None]:
+    """The `check_signature` of `kit.evidence.verify`: who, of those whom the reader trusts, signed these bytes.
+
+    allowed_signers: a file as `man ssh-keygen` describes it; with it an unsigned bundle is not
+    enough. identity: who has to have signed; without it, any one of the file.
+    """
+
+    def check(manifest: bytes, signature: bytes | None) -> SignatureCheck | None:
+        if signature is None:
+            return SignatureCheck("signer_unknown", "it is not signed") if allowed_signers else None
+        if shutil.which("ssh-keygen") is None:
+            return SignatureCheck("not_checked", "signed; not checked, since ssh-keygen is not installed")
+        if not _is_canonical(signature):
+            return SignatureCheck("invalid", "the signature file was changed")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / SIGNATURE
+            path.write_bytes(signature)
+            return _checked(manifest, path, allowed_signers, identity)
+
+    return check
+
+
+def _checked(manifest: bytes, signature: Path, allowed: Path | None, identity: str | None) -> SignatureCheck:
+    done = _ssh_keygen("check-novalidate", "-n", NAMESPACE, "-s", str(signature), data=manifest)
+    if done.returncode != 0:
+        return SignatureCheck("invalid", f"the signature does not hold: {_said(done)}")
+    key = (re.findall(r"SHA256:[\w+/=]+", _said(done)) or ["unknown"])[0]
+    if allowed is None:
+        return SignatureCheck("unclaimed", f"Signed by key {key}; who owns it was not asked, so nobody vouches")
+    names = [identity] if identity else _principals(signature, allowed)
+    for name in names:
+        done = _ssh_keygen("verify", "-f", str(allowed), "-I", name, "-n", NAMESPACE, "-s", str(signature), data=manifest)
+        if done.returncode == 0:
+            return SignatureCheck("valid", f"Signed by {name} with key {key}: this person vouches")
+    return SignatureCheck("signer_unknown", f"the signature holds, but key {key} is not of {identity or 'an allowed signer'}")
+
+
+def _principals(signature: Path, allowed: Path) -> list[str]:
+    done = _ssh_keygen("find-principals", "-s", str(signature), "-f", str(allowed))
+    return done.stdout.decode("utf-8", "replace").split() if done.returncode == 0 else []
+
+
+def _is_canonical(signature: bytes) -> bool:
+    """Whether the armour is as ssh-keygen writes it: 70 columns, no byte to spare (PROTOCOL.sshsig)."""
+    body = signature.removeprefix(b"-----BEGIN SSH SIGNATURE-----\n").removesuffix(b"\n-----END SSH SIGNATURE-----\n")
+    try:
+        text = base64.b64encode(base64.b64decode(body.replace(b"\n", b""), validate=True))
+    except (ValueError, binascii.Error):
+        return False
+    lines = b"\n".join(text[at : at + 70] for at in range(0, len(text), 70))
+    return signature == b"-----BEGIN SSH SIGNATURE-----\n" + lines + b"\n-----END SSH SIGNATURE-----\n"
+
+
+def _ssh_keygen(action: str, *args: str, data: bytes = b"", is_terminal: bool = False) -> subprocess.CompletedProcess:
+    program = shutil.which("ssh-keygen")
+    if program is None:
+        raise UsageError("ssh-keygen is not installed", expected="OpenSSH 8.2 or newer", todo="install openssh-client")
+    given = {} if is_terminal else {"input": data}
+    return subprocess.run(
+        [program, "-Y", action, *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=_TIMEOUT_S, check=False,
+        **given,
+    )
+
+
+def _said(done: subprocess.CompletedProcess) -> str:
+    return done.stdout.decode("utf-8", "replace").strip()[-300:]

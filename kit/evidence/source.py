@@ -1,0 +1,236 @@
+"""A bundle that came from a stranger, as a read-only mapping of names to bytes: a folder or a zip.
+
+Nothing is followed, extracted or trusted: links, devices, odd names, bombs and sizes over
+the limits are refused before a byte of content is read, and all problems are told at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from kit.errors import BundleInvalid
+from kit.evidence.limits import MAX_FILE_BYTES, MAX_FILES, MAX_TOTAL_BYTES, MAX_ZIP_RATIO, check_json_size
+from kit.evidence.manifest import MANIFEST, STATE, Entry
+from kit.records import loads
+from kit.units import MiB, memory
+
+_REPARSE_POINT = 0x400
+
+
+class Source(Mapping[str, bytes]):
+    """The files of a bundle. Reading one is bounded by its declared size; nothing is cached but hashes."""
+
+    def __init__(self, sizes: Mapping[str, int], where: str) -> None:
+        self.sizes, self.where = dict(sizes), where
+        self._entries: dict[str, Entry] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self.sizes))
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, name: str) -> bytes:
+        if name not in self.sizes:
+            raise KeyError(name)
+        return b"".join(self._blocks(name))
+
+    def entry(self, name: str) -> Entry:
+        """The file's size and hash, read in blocks once."""
+        if name not in self._entries:
+            digest, size = hashlib.sha256(), 0
+            for block in self._blocks(name):
+                digest.update(block)
+                size += len(block)
+            self._entries[name] = Entry(name, size, digest.hexdigest())
+        return self._entries[name]
+
+    def json(self, name: str) -> object:
+        """The file as strict JSON within the limits. Raises ValueError with what is wrong."""
+        data = self[name]
+        check_json_size(data)
+        return loads(data.decode("utf-8"))
+
+    def _blocks(self, name: str) -> Iterator[bytes]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Nothing stays open by default."""
+
+
+class _Folder(Source):
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        found = _Found()
+        _walk(path, "", found)
+        super().__init__(found.checked(), "folder")
+
+    def _blocks(self, name: str) -> Iterator[bytes]:
+        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        with open(os.open(self._path / PurePosixPath(name), flags), "rb") as file:
+            info = os.fstat(file.fileno())
+            if not stat.S_ISREG(info.st_mode) or info.st_size != self.sizes[name]:
+                raise _refused([f"{name!r} changed while it was read"])
+            yield from _bounded(file, self.sizes[name], name)
+
+
+class _Zip(Source):
+    def __init__(self, path: Path) -> None:
+        _check_directory_size(path)
+        self._zip = zipfile.ZipFile(path)
+        try:
+            found = _Found()
+            _list_zip(self._zip, found)
+            sizes = found.checked()
+        except BundleInvalid:
+            self._zip.close()
+            raise
+        # Zipping a folder puts its name before every path.
+        top = os.path.commonpath(sizes) + "/" if sizes and MANIFEST not in sizes and STATE not in sizes else ""
+        self._prefix = top if f"{top}{MANIFEST}" in sizes or f"{top}{STATE}" in sizes else ""
+        super().__init__({name[len(self._prefix) :]: size for name, size in sizes.items()}, "zip")
+
+    def _blocks(self, name: str) -> Iterator[bytes]:
+        try:
+            with self._zip.open(self._prefix + name) as file:
+                yield from _bounded(file, self.sizes[name], name)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError) as error:
+            raise _refused([f"{name!r} cannot be unpacked ({error})"]) from None
+
+    def close(self) -> None:
+        self._zip.close()
+
+
+class _Found:
+    """Collects names, sizes and problems; all problems are told at once."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, int] = {}
+        self.problems: list[str] = []
+        self._folded: dict[str, str] = {}
+
+    def add(self, name: str, size: int) -> None:
+        if len(self.sizes) >= MAX_FILES:
+            raise _refused([f"more than {MAX_FILES} files"])
+        if name in self.sizes:
+            self.problems.append(f"{name!r} stands twice")
+        elif name.casefold() in self._folded:
+            self.problems.append(f"{name!r} and {self._folded[name.casefold()]!r} differ only in case")
+        if not is_safe(name):
+            self.problems.append(f"unsafe name {name[:200]!r}")
+        if size > MAX_FILE_BYTES:
+            self.problems.append(f"{name!r} has {memory(size)}, over {memory(MAX_FILE_BYTES)}")
+        self.sizes[name] = size
+        self._folded[name.casefold()] = name
+
+    def checked(self) -> dict[str, int]:
+        if sum(self.sizes.values()) > MAX_TOTAL_BYTES:
+            self.problems.append(f"more than {memory(MAX_TOTAL_BYTES)} in all")
+        if self.problems:
+            raise _refused(self.problems)
+        return self.sizes
+
+
+def open_source(path: Path) -> Source:
+    """The bundle at `path`. Raises BundleInvalid where it is unsafe or neither a folder nor a zip."""
+    info = path.lstat()
+    if stat.S_ISDIR(info.st_mode) and not _is_link(info):
+        return _Folder(path)
+    if not stat.S_ISREG(info.st_mode) or _is_link(info):
+        raise _refused(["it is a link or a device"])
+    try:
+        return _Zip(path)
+    except (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, EOFError) as error:
+        raise BundleInvalid(
+            f"{path.name} is not a bundle: not a folder and not a zip that can be read ({error})",
+            expected="a folder or a zip that `kit report` wrote",
+        ) from None
+
+
+def is_safe(name: str) -> bool:
+    """Whether `name` is a plain relative path on every system; whether it belongs in a bundle is told later."""
+    part = r'(?!\.\.?/|\.\.?$)[^/\\:*?"<>|\x00-\x1f\x7f]*[^/\\:*?"<>|\x00-\x1f\x7f. ]'
+    return len(name) <= 240 and re.fullmatch(rf"{part}(/{part}){{0,4}}", name) is not None
+
+
+def _walk(folder: Path, prefix: str, found: _Found) -> None:
+    with os.scandir(folder) as rows:
+        for row in rows:
+            name, info = prefix + row.name, row.stat(follow_symlinks=False)
+            if _is_link(info) or not (stat.S_ISDIR(info.st_mode) or stat.S_ISREG(info.st_mode)):
+                found.problems.append(f"{name!r} is a link or a device")
+            elif stat.S_ISDIR(info.st_mode):
+                if name.count("/") >= 4:
+                    raise _refused([f"{name!r} is nested too deeply"])
+                _walk(folder / row.name, name + "/", found)
+            elif info.st_nlink > 1:
+                found.problems.append(f"{name!r} has a second hard link")
+            else:
+                found.add(name, info.st_size)
+
+
+def _is_link(info: os.stat_result) -> bool:
+    """A symbolic link, or on Windows a junction or another reparse point."""
+    return stat.S_ISLNK(info.st_mode) or bool(getattr(info, "st_file_attributes", 0) & _REPARSE_POINT)
+
+
+def _check_directory_size(path: Path) -> None:
+    """Reads the zip's end record by hand, since `zipfile` loads a list of any length. Format: PKWARE APPNOTE 4.3.16."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 65_558))
+        tail = file.read()
+    at = len(tail) - 22 if tail[-22:-18] == b"PK\5\6" and tail[-2:] == b"\0\0" else tail.rfind(b"PK\5\6")
+    if at < 0 or len(tail) < at + 22:
+        raise zipfile.BadZipFile("no end record")
+    count, directory_bytes = struct.unpack("<HI", tail[at + 10 : at + 16])
+    if count > MAX_FILES or directory_bytes > 4 * MiB or tail[at - 20 : at - 16] == b"PK\6\7":
+        raise _refused([f"its list of files is too long ({count} entries, {directory_bytes} bytes)"])
+
+
+def _list_zip(archive: zipfile.ZipFile, found: _Found) -> None:
+    end_of_last = 0
+    for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
+        name = info.orig_filename
+        if info.header_offset < end_of_last:
+            found.problems.append(f"{name[:200]!r} overlaps another entry")
+        end_of_last = info.header_offset + 30 + info.compress_size
+        kind = info.external_attr >> 28
+        if info.is_dir():
+            continue
+        if kind not in (0, 8):
+            found.problems.append(f"{name[:200]!r} is a link or a device")
+        if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            found.problems.append(f"{name[:200]!r} is encrypted or packed in an unusual way")
+        if info.file_size > MiB and info.file_size > MAX_ZIP_RATIO * max(1, info.compress_size):
+            found.problems.append(f"{name[:200]!r} unpacks to {info.file_size / max(1, info.compress_size):.0f} times its size")
+        found.add(name, info.file_size)
+
+
+def _bounded(file, size: int, name: str) -> Iterator[bytes]:
+    """Blocks of `file` up to its declared size, and an error where it has more or fewer bytes."""
+    left = size
+    while block := file.read(min(MiB, left + 1)):
+        left -= len(block)
+        if left < 0:
+            break
+        yield block
+    if left:
+        raise _refused([f"{name!r} is not as long as it says"])
+
+
+def _refused(problems: list[str]) -> BundleInvalid:
+    more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+    return BundleInvalid(
+        "the bundle is unsafe: " + "; ".join(problems[:5]) + more,
+        expected="plain files with plain names within the limits",
+        todo="do not unpack it; ask its author for a bundle as `kit report` wrote it",
+    )

@@ -1,0 +1,83 @@
+"""Writes one file so that a crash leaves the old one or the new one, never a part of it.
+
+Notebook kernels use it too: it needs nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from kit.errors import KitError
+from kit.units import memory
+
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
+
+
+class WriteFailed(KitError):
+    """The disk refused; nothing stands under the final name that was not whole before."""
+
+
+def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o644) -> Path:
+    """Writes `data` (text as UTF-8, newlines as they are) beside `path`, syncs it and renames it into place.
+
+    Raises WriteFailed where the disk is full, read-only or broken.
+    """
+    path, data = Path(path), data.encode("utf-8") if isinstance(data, str) else data
+    # The dot and .tmp keep a leftover of a killed process out of every bundle.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
+        with open(os.open(temporary, flags, mode), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        _forget(temporary)
+        raise failed(path, len(data), error) from error
+    return path
+
+
+def append(path: Path, line: bytes) -> None:
+    """Appends one whole line, or nothing: a part that reached a full disk is cut off again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as file:
+        size = file.tell()
+        try:
+            file.write(line)
+            file.flush()
+        except OSError as error:
+            os.truncate(path, size)
+            raise failed(path, len(line), error) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename in `folder` last through a power cut; Windows does this by itself and refuses to be asked."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def failed(path: Path, size: int, error: OSError) -> WriteFailed:
+    is_full = error.errno in _FULL
+    return WriteFailed(
+        f"cannot write {path.name} ({memory(size)}): {error.strerror or error}",
+        expected="a folder on a disk with room that this user may write",
+        todo="free some space" if is_full else "give another folder with --out",
+    )
+
+
+def _forget(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        # The disk that refused the write may refuse this too; the name marks the file as no result.
+        pass

@@ -1,0 +1,121 @@
+"""`kit.check()`: look at this machine, run a kernel, and say in one value whether its GPU is natively usable."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+from kit.errors import UsageError
+from kit.gpu.facts import MachineFacts
+from kit.gpu.remedy import Remedy, remedy
+from kit.gpu.verdict import Expectation, judge
+from kit.records import Outcome, Verdict
+from kit.show import Table, card, escape, verdict_html, verdict_text
+from kit.units import UNKNOWN, memory, seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckResult:
+    """What was seen, what was expected, what follows, and what to do about it."""
+
+    facts: MachineFacts
+    expectation: Expectation
+    verdict: Verdict
+    remedy: Remedy
+
+    @property
+    def witnesses(self) -> Table:
+        """What the driver and what torch say of each device, side by side."""
+        rows = []
+        for witness, source in (("driver (NVML)", self.facts.driver), ("torch", self.facts.torch)):
+            for gpu in source.gpus if source else ():
+                capability = ".".join(map(str, gpu.compute_capability)) if gpu.compute_capability else UNKNOWN
+                rows.append((witness, gpu.index, gpu.name, capability, memory(gpu.memory_bytes)))
+        return Table(("witness", "device", "name", "compute capability", "memory"), tuple(rows) or ((
+            "none", "–", "no NVIDIA device was seen", "–", "–"),))
+
+    @property
+    def kernel(self) -> Table:
+        """The product that really ran, or why none did."""
+        proof = self.facts.proof
+        if proof is None:
+            return Table(("kernel", "result"), (("none", "no kernel was run: there is no usable device"),))
+        result = proof.error or f"largest relative error {proof.max_relative_error:.1e} against float64"
+        return Table(
+            ("kernel", "result", "allowed", "time"),
+            ((f"{proof.size} × {proof.size} {proof.dtype} product on {proof.device}", result, f"{proof.limit:.0e}"
+              if proof.limit else "–", seconds(proof.seconds)),),
+        )
+
+    @property
+    def sentence(self) -> str:
+        """The finding in words."""
+        found = self.verdict.findings
+        return f"{self.verdict.outcome}: " + (
+            f"{found[0].id}: {found[0].found}" if found else f"{len(self.verdict.checks)} checks, none red"
+        )
+
+    def __str__(self) -> str:
+        text = verdict_text(self.verdict, title="GPU check")
+        if self.verdict.outcome not in (Outcome.PASS, Outcome.REHEARSAL):
+            text += f"\n\n{self.remedy.summary}" + "".join(f"\n    {line}" for line in self.remedy.commands)
+        return text
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        shown = verdict_html(self.verdict, title="GPU check")
+        if self.verdict.outcome in (Outcome.PASS, Outcome.REHEARSAL):
+            return shown
+        commands = "".join(f"<pre>{escape(line)}</pre>" for line in self.remedy.commands)
+        return shown + card("What to do", f"<p>{escape(self.remedy.summary)}</p>{commands}", self.verdict.outcome)
+
+
+def check(
+    *,
+    device: str = "auto",
+    expect_gpu: str | None = None,
+    min_cuda: str | None = None,
+    facts: MachineFacts | None = None,
+) -> CheckResult:
+    """Judges this machine, or `facts` that were recorded on another.
+
+    device: 'cuda' is strict, 'cpu' a rehearsal, 'auto' the GPU wherever the machine has an NVIDIA
+    device. expect_gpu: words of the name it must have. min_cuda: '12.8'. Raises UsageError for an
+    expectation that cannot be read.
+    """
+    if facts is None:
+        from kit.gpu.probe import probe
+
+        device = resolve_device(device)
+        facts = probe(proof_device=device)
+    expectation = expect(device="cuda" if device == "auto" else device, expect_gpu=expect_gpu, min_cuda=min_cuda)
+    verdict = judge(facts, expectation)
+    return CheckResult(facts, expectation, verdict, remedy(verdict, facts))
+
+
+def expect(*, device: str, expect_gpu: str | None = None, min_cuda: str | None = None) -> Expectation:
+    """An expectation from the words a person gives; empty words expect nothing."""
+    return Expectation(gpu_name=expect_gpu or None, min_cuda=_version(min_cuda) if min_cuda else None, device=device)
+
+
+def _version(text: str) -> tuple[int, int]:
+    parts = text.split(".")
+    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+        raise UsageError(f"min_cuda={text!r}", expected="a CUDA version such as 12.8", todo="correct --min-cuda")
+    return int(parts[0]), int(parts[1])
+
+
+def resolve_device(device: str) -> str:
+    """'cuda' or 'cpu'. 'auto' is 'cuda' wherever an NVIDIA device exists, usable or not: a device that
+    torch cannot use is a finding, never a reason to use the CPU."""
+    if device not in ("auto", "cuda", "cpu"):
+        raise UsageError(f"device={device!r}", expected="cuda, cpu or auto", todo="correct the device")
+    if device != "auto":
+        return device
+    from kit.gpu.probe import has_nvidia_device, read_driver
+
+    if has_nvidia_device() or os.environ.get("NVIDIA_VISIBLE_DEVICES", "void") not in ("", "void", "none"):
+        return "cuda"
+    driver = read_driver([])
+    return "cuda" if driver and driver.gpus else "cpu"

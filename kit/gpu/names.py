@@ -1,0 +1,131 @@
+"""GPU names out of a text: where programs print them first, and only then out of prose.
+
+A name is taken as it stands; what its chip is, `kit.gpu.specs` says. Where prose names
+several different chips, none is taken, since nothing tells which one is meant.
+"""
+
+from __future__ import annotations
+
+import re
+
+from kit.gpu.facts import Gpu
+from kit.gpu.specs import possible_capabilities
+from kit.units import MiB
+
+_CAPABILITY = r"(?:cuda|compute) capability (?:\(cc\) )?(\d{1,2})\.(\d)"
+_FOUND = re.compile(r"found gpu(\d{1,2}) (.{2,80}?) which is of " + _CAPABILITY, re.I)
+_WARNED = re.compile(r"(\S(?:.{0,100}?\S)?) with CUDA capability sm_(\d{1,2})(\d)\b")
+_TRITON = re.compile(r"found (.{2,80}?) which is too old to be supported.{0,200}?cuda capability (\d{1,2})\.(\d)", re.I)
+
+_CHIP = (
+    r"(?:(?:NVIDIA|GeForce|Tesla|Quadro|GRID)\s+){0,3}"
+    r"(?:(?:RTX|GTX|GT|MX|Quadro|TITAN|Titan)(?:[ -]?(?:PRO )?[A-Z]?\d{1,4}[MX]?)?\b"
+    r"|(?:GH|GB|[ABHKLMPTV])\d{1,3}[A-Z]{0,2}\b|Orin\b|Xavier\b|Thor\b|Tegra X\d|GB10\b|Jetson [A-Z]\w+(?: \w+)?)"
+    r"(?:[ -](?:Ti|TI|SUPER|Super|XP|Xp|[VXZ]|D|Black|Ada|Generation|Blackwell|Workstation|Server|Edition|Laptop GPU|Laptop|Max-Q"
+    r"|SFF|PCIE|PCIe|SXM\d?|NVL|HBM\d\w?|MIG|\d+g\.\d+gb|\d{1,3}GB|\d{3,4}|AC|DGXS|LS)\b|\s?\((?:Pascal|MIG)\)){0,7}(?:\.\.\.)?"
+)
+_CONTEXTS = (
+    # nvidia-smi -L and collect_env: "GPU 0: NVIDIA …"
+    re.compile(r"\bGPU[ #](\d{1,2})\s{0,2}[:=]\s{0,3}(?P<name>" + _CHIP + ")"),
+    # nvidia-smi's table: "|   0  NVIDIA L40S   On  |"
+    re.compile(r"\|\s{1,4}(\d{1,2})\s{1,6}(?P<name>" + _CHIP + ")"),
+    # ultralytics: "CUDA:0 (NVIDIA …, 12288MiB)"; ComfyUI: "Device: cuda:0 NVIDIA … :"
+    re.compile(r"\bcuda:(\d{1,2})\W{1,3}(?P<name>" + _CHIP + ")", re.I),
+    # nvidia-smi --query-gpu=name,memory.total,compute_cap: one row
+    re.compile(r"()(?P<name>" + _CHIP + r")\s?,\s?(?P<mib>\d{3,6})\s?MiB(?:\s?,\s?(?P<cap>\d{1,2}\.\d)\b)?"),
+    # "GPU models and configuration: NVIDIA …" without numbers
+    re.compile(r"GPU models and configuration\s?:?\s{0,3}()(?P<name>" + _CHIP + ")"),
+    # "GPU: Tesla T4 (compute capability 7.5)", "Device name = …", "GPU NVIDIA A100", "GPU type: …"
+    re.compile(
+        r"\b(?:GPU|gpu|Device|device)(?:[ _](?:name|type|model|NAME))?s?['\"]?(?:\s?[:=|]\s{0,3}|\s{1,2})['\"]?()(?P<name>"
+        + _CHIP + r")(?:\s?\((?:compute capability|CC|sm_)?\s?(?P<cap>\d{1,2}\.\d)\))?"
+    ),
+    re.compile(r"Device:?\s(\d{1,2})\W{1,4}(?P<name>" + _CHIP + ")"),
+)  # fmt: skip
+_PROSE = re.compile(r"(?<![\w/.\-])" + _CHIP)
+_WORD = re.compile(r"\b(?:NVIDIA|GeForce|Tesla|Quadro|GRID|RTX|GTX|TITAN|Titan|Orin|Xavier|Thor|Tegra|Jetson)\b")
+
+
+def find_gpus(lines: list[str], flat: str) -> tuple[tuple[Gpu, ...], tuple[Gpu, ...]]:
+    """(GPUs that programs listed, GPUs that torch named in a warning with their capability)."""
+    warned = _warned(lines, flat)
+    listed = _listed(flat)
+    if not listed and not warned:
+        listed = _from_prose(flat)
+    return listed, warned
+
+
+def _warned(lines: list[str], flat: str) -> tuple[Gpu, ...]:
+    found: dict[tuple[int | None, str], Gpu] = {}
+    for pattern in (_FOUND,):
+        for match in pattern.finditer(flat):
+            _add(found, int(match[1]), match[2], (int(match[3]), int(match[4])))
+    for match in _TRITON.finditer(flat):
+        _add(found, None, match[1], (int(match[2]), int(match[3])))
+    named = {gpu.name for gpu in found.values()}
+    places = [match for line in lines if "with CUDA capability sm_" in line for match in _WARNED.finditer(line)]
+    for match in places or _WARNED.finditer(flat):
+        name = _last_name(match[1])
+        if name and name not in named:
+            _add(found, None, name, (int(match[2]), int(match[3])))
+    return tuple(found.values())
+
+
+def _add(found: dict, index: int | None, name: str, capability: tuple[int, int]) -> None:
+    name = " ".join(name.split())
+    found.setdefault((index, name), Gpu(index=index, name=name, compute_capability=capability))
+
+
+def _last_name(text: str) -> str | None:
+    """The name at the end of 'UserWarning: NVIDIA GeForce RTX 5090', whatever stands before it."""
+    for mark in ("Warning: ", "Warning:", ": ", ". ", "] ", ") "):
+        tail = text.rpartition(mark)[2].strip()
+        if mark in text and tail and (_WORD.search(tail) or possible_capabilities(tail)):
+            text = tail
+    match = None
+    for match in _WORD.finditer(text[-80:]):
+        break
+    return text[-80:][match.start() :].strip() if match else text.strip()[-60:] or None
+
+
+def _listed(flat: str) -> tuple[Gpu, ...]:
+    for context in _CONTEXTS:
+        found: dict[tuple[str, str], Gpu] = {}
+        rows = 0
+        for match in context.finditer(flat):
+            name = " ".join(match["name"].split()).removesuffix(" D") if match["name"].endswith(" Driver") else match["name"]
+            name = " ".join(name.split())
+            if not possible_capabilities(name) and not _WORD.search(name):
+                continue
+            groups = match.groupdict()
+            index = match[1]
+            key = (index if index else str(rows) if groups.get("mib") else "", name)
+            rows += 1
+            capability = groups.get("cap")
+            found.setdefault(
+                key,
+                Gpu(
+                    index=int(index) if index else None,
+                    name=name,
+                    compute_capability=_pair(capability) if capability else None,
+                    memory_bytes=int(groups["mib"]) * MiB if groups.get("mib") else None,
+                ),
+            )
+        if found:
+            return tuple(found.values())[:64]
+    return ()
+
+
+def _from_prose(flat: str) -> tuple[Gpu, ...]:
+    names: dict[str, None] = {}
+    for match in _PROSE.finditer(flat[:200_000]):
+        name = " ".join(match[0].split())
+        if possible_capabilities(name):
+            names.setdefault(name)
+    chips = {possible_capabilities(name) for name in names}
+    return (Gpu(name=max(names, key=len)),) if len(chips) == 1 else ()
+
+
+def _pair(text: str) -> tuple[int, int]:
+    major, minor = text.split(".")
+    return int(major), int(minor)

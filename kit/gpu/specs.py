@@ -1,0 +1,175 @@
+"""What is known about a GPU from its name or its compute capability: family, code number, physical peaks.
+
+A name that is not in the table is None, never a neighbour's value. Peaks are dense
+figures of the full card, so a laptop chip and a MIG slice have none. Numbers with
+their documents stand in `data/gpus.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping
+
+from kit.gpu import data
+from kit.gpu.arch import Capability
+from kit.gpu.compat import Version, parse_driver, toolkit_driver
+
+_NOISE = re.compile(r"\b(nvidia|geforce|tesla|grid|graphics|device|corporation|gpu)\b|\(r\)|\(tm\)|[®™]")
+_NOT_FULL_CARD = re.compile(r"\b(laptop|notebook|mobile|max q|mig|vgpu)\b|\b\d+[qcba]\b|\bd$|\bd v2$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """All chips of one compute capability. first_toolkit, dropped_in: the first CUDA that compiles for it and
+    the first that no longer does. last_driver_branch: 580 where newer drivers leave it out, else None."""
+
+    capability: Capability
+    name: str
+    examples: tuple[str, ...]
+    first_toolkit: tuple[int, int] | None
+    dropped_in: tuple[int, int] | None
+    last_driver_branch: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """A card's datasheet. peak_flop_per_s: by dtype (bf16, fp16, tf32, fp32, fp8), dense, float32 accumulation."""
+
+    names: tuple[str, ...]
+    peak_flop_per_s: Mapping[str, float]
+    bandwidth_bytes_per_s: float | None
+    memory_bytes: int | None
+    source: str
+    checked: str
+
+
+def normalise(name: str) -> str:
+    """'NVIDIA GeForce RTX 5090 Laptop GPU' -> 'rtx 5090 laptop'."""
+    text = _NOISE.sub(" ", re.sub(r"[-_/(),]", " ", name.lower().replace("(r)", " ").replace("(tm)", " ")))
+    return " ".join(text.split())
+
+
+@functools.lru_cache(maxsize=256)
+def possible_capabilities(name: str | None) -> tuple[Capability, ...]:
+    """The compute capabilities that a card of this name can have: one, several for a name that was sold with
+    several chips, none where the name is not known."""
+    if not name:
+        return ()
+    text = re.sub(r"\bmig\b.*", "", normalise(name)) or normalise(name)
+    cut = re.fullmatch(r"(.*\D)(\d{2,3})\.\.\.?", text)
+    if cut:
+        # nvidia-smi shortens: 'GTX 105...' can only end in 0, 'RTX 40...' in 50 to 90
+        ends = ("0",) if len(cut[2]) == 3 else ("50", "60", "70", "80", "90")
+        found = {_search(f"{cut[1]}{cut[2]}{end}") for end in ends} - {()}
+        return found.pop() if len(found) == 1 else ()
+    return _search(text)
+
+
+def _search(text: str) -> tuple[Capability, ...]:
+    return next((capabilities for pattern, capabilities in _patterns() if pattern.search(text)), ())
+
+
+def capability_of(name: str | None) -> Capability | None:
+    """The compute capability of a card by its name; None where unknown or not unique."""
+    found = possible_capabilities(name)
+    return found[0] if len(found) == 1 else None
+
+
+@functools.cache
+def families() -> Mapping[Capability, Family]:
+    found = {}
+    for row in data.load("gpus")["families"]:
+        capability = _pair(row["capability"])
+        branch = row["last_driver_branch"]
+        found[capability] = Family(
+            capability=capability,
+            name=row["family"],
+            examples=tuple(row["examples"]),
+            first_toolkit=_pair(row["first_toolkit"]) if row["first_toolkit"] else None,
+            dropped_in=_pair(row["dropped_in"]) if row["dropped_in"] else None,
+            last_driver_branch=int(branch) if branch else None,
+        )
+    return found
+
+
+def family_of(capability: Capability | None) -> Family | None:
+    return families().get(capability) if capability else None
+
+
+def first_driver(capability: Capability, system: str) -> Version | None:
+    """The driver of the first toolkit that compiles for this GPU: an older one is not expected to drive it.
+    None where the table has none. Inferred from the toolkit, not read in a support list."""
+    family = family_of(capability)
+    return toolkit_driver(family.first_toolkit, system) if family and family.first_toolkit else None
+
+
+def last_driver_branch(capability: Capability) -> int | None:
+    """580 for Maxwell to Volta, 470 for Kepler, 390 for Fermi; None where newer drivers still serve it."""
+    if capability < (3, 0):
+        return 390
+    family = family_of(capability)
+    return family.last_driver_branch if family else None
+
+
+def still_driven(capability: Capability, driver_version: str | None) -> bool | None:
+    """Whether this driver still serves the GPU; None where either is unknown."""
+    driver, branch = parse_driver(driver_version), last_driver_branch(capability)
+    if driver is None:
+        return None
+    return True if branch is None else driver[0] < branch + 10
+
+
+def card_of(name: str | None) -> Card | None:
+    """The datasheet of exactly this card; None for an unknown one, a laptop chip, a vGPU or a MIG slice."""
+    text = normalise(name or "")
+    if not text or _NOT_FULL_CARD.search(text):
+        return None
+    return _cards().get(text)
+
+
+def peak_flop_per_s(name: str | None, dtype: str) -> float | None:
+    """Dense peak of a card for 'bf16', 'fp16', 'tf32', 'fp32' or 'fp8'; None where unknown."""
+    card = card_of(name)
+    return card.peak_flop_per_s.get(dtype) if card else None
+
+
+def bandwidth_bytes_per_s(name: str | None) -> float | None:
+    card = card_of(name)
+    return card.bandwidth_bytes_per_s if card else None
+
+
+@functools.cache
+def _cards() -> Mapping[str, Card]:
+    table, found = data.load("gpus"), {}
+    for row in table["cards"]:
+        bandwidth, memory = row["bandwidth_gb_per_s"], row["memory_gb"]
+        peaks = {key: row[key] * 1e12 for key in ("bf16", "fp16", "tf32", "fp32", "fp8") if key in row}
+        card = Card(
+            names=tuple(row["names"]),
+            peak_flop_per_s=peaks,
+            bandwidth_bytes_per_s=bandwidth * 1e9 if bandwidth else None,
+            memory_bytes=int(memory * 1e9) if memory else None,
+            source=row["source"],
+            checked=table["checked"],
+        )
+        found.update({name: card for name in card.names})
+    return found
+
+
+@functools.cache
+def _patterns() -> tuple[tuple[re.Pattern[str], tuple[Capability, ...]], ...]:
+    rows = data.load("gpus")["names"]
+    return tuple(
+        (
+            re.compile(row["pattern"]),
+            tuple(map(_pair, [row["capability"]] if isinstance(row["capability"], str) else row["capability"])),
+        )
+        for row in rows
+    )
+
+
+def _pair(text: str) -> Capability:
+    major, minor = text.split(".")
+    return int(major), int(minor)

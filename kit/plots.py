@@ -1,0 +1,140 @@
+"""Figures: tables in, a matplotlib Figure out. Nothing is shown or saved here.
+
+A title states what was found, a caption the GPU, the precision and n. Colours are Okabe and
+Ito's, told apart by colour-blind readers; markers differ too, so a grey print still reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from kit.stats import spread
+from kit.sweep.table import Ceilings, Row, floor_s
+from kit.train.metrics import STEADY_FROM, StepRecord, TelemetrySample, throughput
+from kit.units import GiB, number, seconds
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+_SIZE = (8.0, 4.5)
+
+
+def _figure(columns: int, title: str, caption: str):
+    figure = Figure(figsize=_SIZE, dpi=120, layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    figure.supxlabel(caption, fontsize=8, color="#555555")
+    return figure, figure.subplots(1, columns, squeeze=False)[0]
+
+
+def training(steps: Sequence[StepRecord], samples: Sequence[TelemetrySample], *, caption: str) -> Figure:
+    """Loss and memory of a run: loss of each step, memory as torch counts it and as the driver sees it."""
+    losses = [(step.step, step.loss) for step in steps if step.loss is not None]
+    title = f"Loss {number(losses[0][1], 4)} → {number(losses[-1][1], 4)} in {len(steps)} steps" if losses else "No loss"
+    figure, (left, right) = _figure(2, title, caption)
+    left.plot(*zip(*losses) if losses else ([], []), color=COLOURS[0], marker=MARKERS[0], markersize=4)
+    left.set(xlabel="step", ylabel="loss (cross-entropy, nats per token)")
+    torch_memory = [(s.started_s + s.step_time_s, s.memory_peak_bytes / GiB) for s in steps if s.memory_peak_bytes]
+    driver_memory = [(s.at_s, s.memory_used_bytes / GiB) for s in samples if s.memory_used_bytes is not None]
+    for points, label, colour, style in (
+        (torch_memory, "allocated by torch, peak of the step", COLOURS[1], "s-"),
+        (driver_memory, "in use, as the driver sees it", COLOURS[2], ".:"),
+    ):
+        if points:
+            right.plot(*zip(*points), style, color=colour, label=label, markersize=4)
+    if torch_memory or driver_memory:
+        right.legend(fontsize=8)
+        right.set(xlabel="time since the first step (s)", ylabel="GPU memory (GiB)", ylim=(0, None))
+    else:
+        right.text(0.5, 0.5, "no GPU memory: this run was on the CPU", ha="center", va="center", wrap=True)
+        right.set_axis_off()
+    return figure
+
+
+def step_times(steps: Sequence[StepRecord], *, caption: str) -> Figure:
+    """The time of every step; the cold ones apart from the steady ones."""
+    figures = throughput(steps)
+    steady = figures.steady if figures else None
+    title = f"First step {seconds(figures.first_step_s)}, then {seconds(steady.median)}" if steady else "Step times"
+    figure, (axis,) = _figure(1, title, caption)
+    for is_steady, label, colour, marker in ((False, "warm-up", COLOURS[1], "s"), (True, "steady", COLOURS[0], "o")):
+        points = [(s.step, s.step_time_s * 1e3) for s in steps if (s.step >= STEADY_FROM) == is_steady]
+        if points:
+            axis.plot(*zip(*points), marker, color=colour, label=label)
+    if steady:
+        axis.axhline(steady.median * 1e3, color=COLOURS[0], linewidth=1, linestyle="--", label="steady median")
+    axis.set(xlabel="step", ylabel="step time (ms)", ylim=(0, None))
+    axis.legend(fontsize=8)
+    return figure
+
+
+def sweep_throughput(rows: Sequence[Row], ceilings: Ceilings, *, caption: str) -> Figure:
+    """Tokens a second against batch size, a line for each sequence length and precision; the card's limit dashed."""
+    best = max((row for row in rows if row.tokens_per_s), key=lambda row: row.tokens_per_s, default=None)
+    title = (
+        f"Best: {number(best.tokens_per_s)} tokens/s at batch {best.batch_size} × {best.seq_len}, {best.dtype}"
+        if best else "No point could be measured"
+    )
+    figure, (axis,) = _figure(1, title, caption)
+    for index, (label, line) in enumerate(_lines(rows)):
+        colour, marker = COLOURS[index % 6], MARKERS[index % 6]
+        good = [row for row in line if row.tokens_per_s]
+        _with_spread(axis, good, colour=colour, marker=marker, label=label)
+        limit = [(row.batch_size, row.batch_size * row.seq_len / floor_s(row, ceilings)) for row in good
+                 if floor_s(row, ceilings)]
+        if limit:
+            axis.plot(*zip(*limit), "--", color=colour, linewidth=0.8)
+        for row in line:
+            if row.outcome == "oom":
+                axis.annotate("out of memory", (row.batch_size, 0), color=colour, fontsize=7, rotation=90, va="bottom")
+    axis.set(xlabel="batch size", ylabel="tokens/s (dashed: limit of this card)", ylim=(0, None))
+    _batch_axis(axis, rows)
+    return figure
+
+
+def _with_spread(axis, rows: Sequence[Row], *, colour: str, marker: str, label: str) -> None:
+    """Median with its quartiles, and each block as a small point."""
+    if not rows:
+        return
+    tokens = [row.batch_size * row.seq_len for row in rows]
+    spreads = [spread(row.block_step_s) for row in rows]
+    middle = [count / s.median for count, s in zip(tokens, spreads)]
+    below = [m - count / s.q3 for m, count, s in zip(middle, tokens, spreads)]
+    above = [count / s.q1 - m for m, count, s in zip(middle, tokens, spreads)]
+    sizes = [row.batch_size for row in rows]
+    axis.errorbar(sizes, middle, yerr=[below, above], color=colour, marker=marker, capsize=3, label=label)
+    for row, count in zip(rows, tokens):
+        axis.plot([row.batch_size] * len(row.block_step_s), [count / s for s in row.block_step_s], ".", color=colour,
+                  markersize=3, alpha=0.5)
+
+
+def sweep_memory(rows: Sequence[Row], *, caption: str) -> Figure:
+    """Peak memory against batch size, a line for each sequence length and precision."""
+    known = [row for row in rows if row.peak_memory_bytes]
+    top = max((row.peak_memory_bytes for row in known), default=None)
+    title = f"Peak memory up to {top / GiB:.1f} GiB" if top else "GPU memory: none, this sweep ran on the CPU"
+    figure, (axis,) = _figure(1, title, caption)
+    for index, (label, line) in enumerate(_lines(known)):
+        axis.plot([row.batch_size for row in line], [row.peak_memory_bytes / GiB for row in line],
+                  color=COLOURS[index % 6], marker=MARKERS[index % 6], label=label)
+    axis.set(xlabel="batch size", ylabel="peak memory allocated (GiB)", ylim=(0, None))
+    if known:
+        _batch_axis(axis, known)
+    return figure
+
+
+def _lines(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    keys = sorted({(row.dtype, row.seq_len) for row in rows})
+    return [
+        (f"{dtype}, {seq_len} tokens a sample",
+         sorted((r for r in rows if (r.dtype, r.seq_len) == (dtype, seq_len)), key=lambda r: r.batch_size))
+        for dtype, seq_len in keys
+    ]
+
+
+def _batch_axis(axis, rows: Sequence[Row]) -> None:
+    sizes = sorted({row.batch_size for row in rows})
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(sizes, [str(size) for size in sizes])
+    axis.minorticks_off()
+    axis.legend(fontsize=8)

@@ -1,0 +1,305 @@
+"""`kit report`: the three notebooks, headless, into one bundle that `kit verify` accepts.
+
+A face: it orders the work and keeps the records. What they say is concluded from the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import re
+import secrets
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kit import __version__
+from kit.errors import EXIT_SIGINT, UsageError
+from kit.evidence.bundle import Bundle, open_bundle
+from kit.evidence.conclude import RunRecord, conclude
+from kit.evidence.execute import check_parameters, execute, read_parameters
+from kit.evidence.model import COMPLETE, FAILED, INTERRUPTED, Evidence, NotebookRun
+from kit.gpu.check import expect, resolve_device
+from kit.gpu.probe import SMI_QUERY, Capture, capture, probe
+from kit.records import Outcome, Verdict
+
+PROJECT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ("01_env_check", "02_smoke_training", "03_throughput")
+DEFAULT_PARAMS = {"cuda": "gpu_smoke.yaml", "cpu": "cpu_rehearsal.yaml"}
+# What the report itself gives to each notebook.
+_OWN = ("out", "nonce", "device")
+_SMI_EVERY_S = 2.0
+_TORCH_VERSION = (
+    "import torch; print('torch', torch.__version__); print('built for CUDA', torch.version.cuda); "
+    "print('cuDNN', torch.backends.cudnn.version()); print('code for', *torch.cuda.get_arch_list())"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A finished bundle: where it is, what it says, and the exit code that follows."""
+
+    path: Path
+    evidence: Evidence
+    notes: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        if self.evidence.state == INTERRUPTED:
+            return EXIT_SIGINT
+        return self.evidence.verdict.outcome.exit_code
+
+
+def report(
+    *,
+    device: str = "cuda",
+    params: Path | None = None,
+    out: Path = Path("reports"),
+    expect_gpu: str | None = None,
+    min_cuda: str | None = None,
+    nonce: str | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Report:
+    """Runs the notebooks into a new bundle below `out`.
+
+    params: a YAML file of notebook parameters, else the one that fits the device. nonce: a
+    reviewer's challenge, kept in the bundle. progress: called with one line of text at a time.
+    Raises UsageError before anything runs; later failures are what the bundle tells.
+    """
+    given = load_params(params or PROJECT / "params" / DEFAULT_PARAMS[resolve_device(device)])
+    device = resolve_device(given.pop("device", device) if params else device)
+    for name, value in (("expect_gpu", expect_gpu), ("min_cuda", min_cuda)):
+        if value:
+            given[name] = value
+    parameters = split_parameters(given)
+    expectation = expect(device=device, expect_gpu=given.get("expect_gpu"), min_cuda=given.get("min_cuda"))
+    run_id = _run_id(device)
+    with open_bundle(out, run_id) as bundle:
+        record = RunRecord(
+            run_id=run_id, nonce=secrets.token_hex(16), reviewer_nonce=nonce, kit_version=__version__,
+            code=code_identity(), device=device, expectation=expectation, parameters=parameters, notebooks=(),
+            state="RUNNING", started_utc=_now(), ended_utc="",
+        )
+        bundle.write_json("raw/run.json", record)
+        record = _run(bundle, record, progress)
+        return _finish(bundle, record)
+
+
+def load_params(path: Path) -> dict[str, Any]:
+    """A flat YAML mapping of parameters. Raises UsageError where the file is missing or is not one."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}", expected="a YAML file of notebook parameters",
+                         todo="see params/ for examples") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: {error}", expected="YAML in UTF-8", todo="repair the file") from error
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise UsageError(f"{path} holds a {type(found).__name__}", expected="a mapping of parameter names to values",
+                         todo="see params/ for examples")
+    return found
+
+
+def split_parameters(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Each notebook's part of `given`, checked. A name that no notebook knows is a UsageError."""
+    known = {name: read_parameters(PROJECT / "notebooks" / f"{name}.ipynb") for name in NOTEBOOKS}
+    everything = {key: value for parameters in known.values() for key, value in parameters.items() if key not in _OWN}
+    checked = check_parameters(given, everything, where="parameters")
+    return {name: {key: value for key, value in checked.items() if key in known[name]} for name in NOTEBOOKS}
+
+
+# --- running ------------------------------------------------------------------------
+
+
+def _run(bundle: Bundle, record: RunRecord, progress: Callable[[str], None]) -> RunRecord:
+    """Runs the notebooks in order; the first that fails, or an unusable GPU, ends the row."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+    runs: list[NotebookRun] = []
+    reason = None
+    with _Captures(bundle, record.device) as captures:
+        for name in NOTEBOOKS:
+            if reason:
+                runs.append(_not_run(name, reason))
+                continue
+            captures.is_training = name == "02_smoke_training"
+            runs.append(_run_one(bundle, record, name, progress))
+            captures.is_training = False
+            if runs[-1].state != "ok":
+                reason = f"{name} {runs[-1].state}: {runs[-1].error}"
+            elif name == NOTEBOOKS[0]:
+                reason = _unusable(bundle, record)
+    state = COMPLETE if all(run.state == "ok" for run in runs) else FAILED
+    if any(run.state == "interrupted" for run in runs):
+        state = INTERRUPTED
+    end = probe(with_torch=False)
+    bundle.write_json("facts/end.json", end)
+    return dataclasses.replace(record, notebooks=tuple(runs), state=state, ended_utc=_now(), reason=reason)
+
+
+def _run_one(bundle: Bundle, record: RunRecord, name: str, progress: Callable[[str], None]) -> NotebookRun:
+    folder = bundle.path / "notebooks"
+    folder.mkdir(exist_ok=True)
+    given = {"out": str(bundle.path.resolve()), "nonce": record.nonce, "device": record.device}
+    run = execute(
+        PROJECT / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb",
+        parameters={**record.parameters[name], **given},
+        progress=lambda notebook, cell, cells, s: progress(f"{notebook}: cell {cell} of {cells}, {s:.0f} s"),
+    )
+    progress(f"{name}: {run.state}, {run.seconds:.0f} s\n")
+    return run
+
+
+def _not_run(name: str, reason: str) -> NotebookRun:
+    from kit.evidence.notebook import source_sha256
+
+    template = json.loads((PROJECT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
+    return NotebookRun(name, "not_run", None, 0, 0, None, reason, source_sha256(template))
+
+
+def _unusable(bundle: Bundle, record: RunRecord) -> str | None:
+    """Why training must not start: the environment's verdict is red. No step runs on the CPU instead."""
+    files = {name: (bundle.path / name).read_bytes() for name in ("raw/run.json", "facts/begin.json")}
+    checks = conclude(files).verdict.checks
+    red = Verdict.of(c for c in checks if c.claim in ("environment", "native") and c.id != "environment.same_at_end")
+    if red.outcome is not Outcome.FAIL:
+        return None
+    return f"the GPU is not usable: {red.findings[0].found}"
+
+
+class _Captures:
+    """What other programs print of this machine, taken beside the notebooks.
+
+    nvidia-smi is asked every two seconds while the training notebook runs, from this process,
+    which does not train: of those the one with the most memory in use is kept.
+    """
+
+    def __init__(self, bundle: Bundle, device: str) -> None:
+        self._bundle, self._device = bundle, device
+        self.is_training = False
+        self._stop = threading.Event()
+        self._smi: list[tuple[str, Capture]] = []
+        self._texts: dict[str, Capture] = {}
+
+    def __enter__(self) -> _Captures:
+        self._threads = [threading.Thread(target=self._programs, daemon=True)]
+        if self._device == "cuda":
+            self._threads.append(threading.Thread(target=self._watch, daemon=True))
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(timeout=120)
+        facts = self._bundle.path / "facts" / "begin.json"
+        if facts.exists():
+            argv = ("-m", "kit", "check", "--facts", str(facts), "--device", self._device)
+            self._texts["cuda_check.txt"] = capture(sys.executable, *argv)
+        for name, found in self._texts.items():
+            self._bundle.write(name, str(found))
+        smi = self._smi or [("before the notebooks", capture("nvidia-smi", *SMI_QUERY))]
+        kept = [smi[0], *sorted(smi[1:], key=lambda pair: pair[1].text)[-1:]] if len(smi) > 1 else smi
+        self._bundle.write("nvidia_smi.txt", "\n".join(f"# {when}\n{found}" for when, found in kept))
+
+    def _programs(self) -> None:
+        self._texts["torch_version.txt"] = capture(sys.executable, "-c", _TORCH_VERSION, timeout_s=120)
+        self._texts["env_info.txt"] = capture(sys.executable, "-m", "torch.utils.collect_env", timeout_s=120)
+
+    def _watch(self) -> None:
+        self._smi.append(("before the notebooks", capture("nvidia-smi", *SMI_QUERY)))
+        while not self._stop.wait(_SMI_EVERY_S):
+            if self.is_training:
+                self._smi.append(("while the training notebook ran", capture("nvidia-smi", *SMI_QUERY)))
+
+
+# --- finishing ----------------------------------------------------------------------
+
+
+def _finish(bundle: Bundle, record: RunRecord) -> Report:
+    from kit.evidence.notebook_html import notebook_html
+
+    bundle.write_json("raw/run.json", record)
+    bundle.write("training_log.txt", training_log(bundle.path / "raw" / "steps.jsonl"))
+    for run in record.notebooks:
+        executed = bundle.path / "notebooks" / f"{run.name}.ipynb"
+        if executed.exists():
+            notebook = json.loads(executed.read_text(encoding="utf-8"))
+            bundle.write(f"notebooks/{run.name}.html", notebook_html(notebook))
+    evidence = conclude(bundle.settle())
+    return Report(bundle.finish(evidence), evidence, bundle.notes)
+
+
+def training_log(steps: Path) -> str:
+    """The steps as lines of text, from the records."""
+    head = "# written by kit report from raw/steps.jsonl; loss in nats per token, times synchronised with the device\n"
+    if not steps.exists():
+        return head + "# no step was run\n"
+    lines = []
+    for line in steps.read_text(encoding="utf-8").splitlines():
+        step = json.loads(line)
+        loss = "not finite" if step["loss"] is None else f"{step['loss']:.5f}"
+        norm = "not finite" if step["grad_norm"] is None else f"{step['grad_norm']:.4f}"
+        lines.append(
+            f"step {step['step']:>4}  loss {loss}  grad_norm {norm}  lr {step['lr']:g}  samples {step['samples']}  "
+            f"tokens {step['tokens']}  {step['step_time_s'] * 1e3:.2f} ms  "
+            f"memory {step['memory_allocated_bytes'] or 0} B\n"
+        )
+    return head + "".join(lines)
+
+
+def code_identity() -> dict[str, Any]:
+    """Which code ran: a hash over the package's sources, and the commit where git tells it."""
+    digest = hashlib.sha256()
+    for path in sorted((PROJECT / "kit").rglob("*.py")):
+        digest.update(f"{path.relative_to(PROJECT).as_posix()}\0".encode())
+        digest.update(path.read_bytes().replace(b"\r\n", b"\n"))
+    commit = _git("rev-parse", "HEAD")
+    status = _git("status", "--porcelain", "--untracked-files=no")
+    return {"source_sha256": digest.hexdigest(), "commit": commit, "is_dirty": None if status is None else bool(status)}
+
+
+def _git(*args: str) -> str | None:
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(["git", "-C", str(PROJECT), *args], capture_output=True, timeout=10, check=False)
+        if done.returncode == 0:
+            return done.stdout.decode("utf-8", errors="replace").strip()
+    return None
+
+
+def _run_id(device: str) -> str:
+    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+    return re.sub(r"[^A-Za-z0-9-]", "-", f"{stamp}-{device}-{secrets.token_hex(2)}")
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+
+
+def progress_line(stream=None) -> Callable[[str], None]:
+    """Writes progress to stderr: one line that changes in a terminal, a line for each notebook in a log."""
+    stream = stream or sys.stderr
+    is_terminal = stream.isatty()
+    last = [0.0]
+
+    def show(line: str) -> None:
+        if line.endswith("\n"):
+            stream.write(f"\r{line.strip():<72}\n" if is_terminal else line)
+        elif is_terminal:
+            stream.write(f"\r{line:<72}")
+        elif time.monotonic() - last[0] > 30:
+            last[0] = time.monotonic()
+            stream.write(line + "\n")
+        stream.flush()
+
+    return show

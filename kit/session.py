@@ -1,0 +1,111 @@
+"""One notebook at work: which device it uses, where its records go, and its final record.
+
+A face: it joins the flows for a notebook and holds no rule of its own. Nothing is kept where
+no folder is named, so a notebook opened in JupyterLab leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from kit.errors import UsageError
+from kit.gpu.check import CheckResult, resolve_device
+from kit.records import Outcome, dumps, to_json
+from kit.show import card, escape
+
+# Model of a notebook's parameter `model="auto"`, by device.
+DEFAULT_MODELS = {"cuda": "gpt2", "cpu": "tiny"}
+
+
+class Session:
+    """What a notebook needs from its surroundings. Shows itself as one line, or as a banner for a rehearsal.
+
+    device: 'cuda' or 'cpu', decided. raw: folder for raw records, None where nothing is kept.
+    """
+
+    def __init__(self, name: str, *, device: str = "auto", out: str = "", nonce: str = "") -> None:
+        self.name, self.nonce = name, nonce
+        self.device = resolve_device(device)
+        self.out = Path(out) if out else None
+        self.raw = self.out / "raw" if self.out else None
+        self._thread_errors: list[str] = []
+        threading.excepthook = self._note_thread_error
+        if self.out and not self.out.is_dir():
+            raise UsageError(f"out={out!r} is not a folder", expected="an existing folder, or empty to keep nothing",
+                             todo="create it or leave it empty")
+
+    def model(self, name: str) -> str:
+        """The model's name; 'auto' is GPT-2 on a GPU and a tiny model in a rehearsal."""
+        return DEFAULT_MODELS[self.device] if name == "auto" else name
+
+    def keep_json(self, name: str, value: Any) -> None:
+        """Writes a value below `out`, without what must not leave the machine."""
+        if self.out is None:
+            return
+        from kit.evidence.identity import gather
+        from kit.evidence.redact import redact_value
+        from kit.evidence.write import write_atomic
+
+        write_atomic(self.out / name, dumps(redact_value(to_json(value), gather())) + "\n")
+
+    def keep_check(self, result: CheckResult) -> None:
+        self.keep_json("facts/begin.json", result.facts)
+
+    def picture(self, figure, name: str, *, alt: str) -> Picture:
+        """Keeps a figure as PNG and SVG and returns it as something a cell can show."""
+        png, svg = io.BytesIO(), io.BytesIO()
+        figure.savefig(png, format="png", metadata={"Software": None})
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None, "Description": alt})
+        if self.out:
+            from kit.evidence.write import write_atomic
+
+            write_atomic(self.out / "figures" / f"{name}.png", png.getvalue())
+            write_atomic(self.out / "figures" / f"{name}.svg", svg.getvalue())
+        return Picture(png.getvalue(), alt)
+
+    def finish(self, outcome: Outcome) -> str:
+        """Writes the final record; a notebook without one has not ended. Returns the closing sentence."""
+        self.keep_json(
+            f"raw/records/{self.name}.json",
+            {"notebook": self.name, "nonce": self.nonce, "outcome": outcome, "device": self.device,
+             "is_optimized": bool(sys.flags.optimize), "thread_errors": self._thread_errors},
+        )
+        return f"{self.name}: {outcome} on {self.device}" + ("" if self.out else " (nothing kept: no folder named)")
+
+    def _note_thread_error(self, args: Any) -> None:
+        self._thread_errors.append(f"{args.exc_type.__name__}: {args.exc_value}")
+        sys.__excepthook__(args.exc_type, args.exc_value, args.exc_traceback)
+
+    def __repr__(self) -> str:
+        if self.device == "cuda":
+            return f"{self.name}: on the GPU"
+        return f"{self.name}: REHEARSAL on the CPU. Nothing here says anything about a GPU."
+
+    def _repr_html_(self) -> str:
+        if self.device == "cuda":
+            return f"<p>{escape(repr(self))}</p>"
+        return card(
+            "<b>REHEARSAL on the CPU</b>",
+            "<p>This machine shows no NVIDIA device, or the CPU was asked for by name. Everything but the GPU is "
+            "exercised; nothing below says anything about a GPU.</p>",
+            Outcome.REHEARSAL,
+        )
+
+
+class Picture:
+    """A PNG with its alternative text."""
+
+    def __init__(self, png: bytes, alt: str) -> None:
+        self.png, self.alt = png, alt
+
+    def __repr__(self) -> str:
+        return f"Figure: {self.alt}"
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        data = {"image/png": base64.b64encode(self.png).decode(), "text/plain": repr(self)}
+        return data, {"image/png": {"alt": self.alt}}

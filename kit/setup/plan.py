@@ -1,0 +1,129 @@
+"""Which torch build to install, from where, and why. Logic only: nothing here installs or asks a machine.
+
+A GPU install stays a GPU install. Where PyTorch's own index cannot be reached, the
+exact build is asked of pip's ordinary index instead: a mirror or a folder of wheels
+may hold it, and where none does, pip fails in seconds rather than taking another build.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from kit.errors import GpuNotUsable
+from kit.gpu import wheels
+from kit.gpu.facts import Driver
+
+# The diagnosis, as kit.gpu.verdict names it.
+NO_GPU = "no_driver_or_no_gpu"
+CPU_INDEX = f"{wheels.INDEX}/cpu"
+REHEARSE = "`python3 -m kit report --device cpu` rehearses everything but the GPU"
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What set-up knows before any package is there. platform: 'linux_x86_64'. python: (3, 12)."""
+
+    driver: Driver
+    has_hardware: bool
+    platform: str
+    python: tuple[int, int]
+    is_wsl: bool = False
+    is_container: bool = False
+
+    @property
+    def has_driver(self) -> bool:
+        return self.driver.version is not None and bool(self.driver.gpus)
+
+
+@dataclasses.dataclass(frozen=True)
+class TorchPick:
+    """The build to install.
+
+    kind: 'gpu' or 'cpu', the environment it makes. index_url: where to get it; None, or an
+    index that cannot be reached, means pip's ordinary index, with the same requirement.
+    cuda: what the build must carry, (12, 8); None for a rehearsal, where any build serves.
+    """
+
+    kind: str
+    requirement: str
+    index_url: str | None
+    reason: str
+    cuda: tuple[int, int] | None = None
+
+
+def pick_torch(device: str, machine: Machine) -> TorchPick:
+    """The build for a device. Raises GpuNotUsable where the GPU was asked for and none can be served."""
+    if device == "cuda" and not machine.has_driver:
+        raise no_gpu(machine)
+    if device == "cpu":
+        return _cpu(machine, "the CPU was asked for by name")
+    if not machine.has_driver:
+        return _cpu(machine, "this machine shows no NVIDIA driver")
+    return _gpu(machine)
+
+
+def no_gpu(machine: Machine) -> GpuNotUsable:
+    """Why there is no GPU to prove, before anything is installed."""
+    expected = "an NVIDIA GPU with a driver that answers (device=cuda)."
+    said = machine.driver.nvml_error or "the driver lists no GPU"
+    if not machine.has_hardware:
+        return GpuNotUsable(
+            f"{NO_GPU}: no NVIDIA GPU was found ({said}).", expected=expected, todo=f"{REHEARSE}."
+        )
+    if "mismatch" in said.lower():
+        todo = "restart the machine: the driver was upgraded while its old kernel module stayed loaded."
+    elif machine.is_container:
+        todo = "start the container with the driver's libraries (docker run --gpus all)."
+    else:
+        todo = "install the NVIDIA driver and restart."
+    return GpuNotUsable(
+        f"{NO_GPU}: an NVIDIA GPU is there, but its driver does not answer ({said}).",
+        expected=expected,
+        todo=f"{todo} Until then {REHEARSE}.",
+    )
+
+
+def _cpu(machine: Machine, why: str) -> TorchPick:
+    # 2.13.0 is what the other pins were tried with; Python 3.15 has wheels from 2.15 on.
+    release = "2.13.0" if machine.python < (3, 15) else "2.15.0"
+    requirement = f"torch=={release}"
+    return TorchPick("cpu", requirement, CPU_INDEX, f"{why}.")
+
+
+def _gpu(machine: Machine) -> TorchPick:
+    driver = machine.driver
+    capabilities = [gpu.compute_capability for gpu in driver.gpus]
+    if None in capabilities:
+        raise GpuNotUsable(
+            f"driver {driver.version} names {_names(driver)} but not its compute capability.",
+            expected="the compute capability, which picks the torch build.",
+            todo="update the NVIDIA driver (nvidia-smi tells it from R510 on).",
+        )
+    choice = wheels.choose(
+        capabilities=[found for found in capabilities if found],
+        driver_version=driver.version,
+        platform=machine.platform,
+        python=machine.python,
+        driver_cuda=driver.cuda_version,
+        is_wsl=machine.is_wsl,
+    )
+    if choice.wheel is None:
+        advice = f"install {choice.driver_advice}" if choice.driver_advice else "use another GPU or another Python"
+        raise GpuNotUsable(
+            f"no torch build serves {_names(driver)} with driver {driver.version}. {choice.reason}",
+            expected="a published torch build with code for the GPU that this driver starts.",
+            todo=f"{advice}. {REHEARSE}.",
+        )
+    wheel = choice.wheel
+    exact = f"torch=={wheel.release}+{wheel.variant}"
+    if choice.index_url is None:
+        # '===' compares text, so a '+cpu' wheel from a folder or a mirror cannot take its place.
+        exact = f"torch==={wheel.release}"
+    reason = f"{_names(driver)}, driver {driver.version}: {choice.reason}"
+    return TorchPick("gpu", exact, choice.index_url, reason, wheel.cuda)
+
+
+def _names(driver: Driver) -> str:
+    names = [gpu.name or "an unnamed GPU" for gpu in driver.gpus]
+    counts = {name: names.count(name) for name in names}
+    return ", ".join(name if n == 1 else f"{n} x {name}" for name, n in counts.items())

@@ -1,0 +1,145 @@
+"""How the kit's values look: as text for a terminal, as a card in a notebook.
+
+Every text is escaped: a GPU may be called <script>. Colours come from the surrounding
+page, so that a card reads in a light and a dark theme.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from kit.records import Check, Outcome, Verdict
+
+# Okabe and Ito's palette (2008), which colour-blind readers can tell apart; the word is always there too.
+COLOURS = {
+    Outcome.PASS: "#009E73",
+    Outcome.REHEARSAL: "#0072B2",
+    Outcome.INCONCLUSIVE: "#E69F00",
+    Outcome.FAIL: "#D55E00",
+    Outcome.INVALID: "#CC79A7",
+}
+MEANING = {
+    Outcome.PASS: "the evidence supports every required claim",
+    Outcome.REHEARSAL: "a CPU run that was asked for: everything but the GPU was exercised, nothing is claimed of a GPU",
+    Outcome.INCONCLUSIVE: "required evidence is missing or too weak",
+    Outcome.FAIL: "the evidence contradicts a claim",
+    Outcome.INVALID: "the evidence is broken, edited or unsafe",
+}
+_ESCAPED_CATEGORIES = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
+
+
+def plain(text: object) -> str:
+    """`text` with control, bidi and zero-width characters shown as escapes, since a terminal would obey them."""
+    return "".join(
+        f"\\u{ord(c):04x}" if unicodedata.category(c) in _ESCAPED_CATEGORIES and c != "\n" else c for c in str(text)
+    )
+
+
+def escape(text: object) -> str:
+    return html.escape(plain(text), quote=True)
+
+
+def check_lines(checks: Iterable[Check], *, width: int = 100) -> list[str]:
+    """One line a check, and for one that is not green what was expected and what to do."""
+    lines = []
+    for check in checks:
+        lines += _wrapped(f"{check.outcome:<12} {check.id:<26} {plain(check.found)}", width, 40)
+        if check.outcome in (Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.INVALID):
+            lines += _wrapped(f"{'':<12} expected: {plain(check.expected)}", width, 23)
+            lines += _wrapped(f"{'':<12} to do:    {plain(check.todo)}", width, 23) if check.todo else []
+    return lines
+
+
+def _wrapped(text: str, width: int, indent: int) -> list[str]:
+    return textwrap.wrap(text, width, subsequent_indent=" " * indent, break_long_words=False) or [""]
+
+
+def verdict_text(verdict: Verdict, *, title: str = "Verdict", width: int = 100) -> str:
+    head = f"{title}: {verdict.outcome}" + (f" ({verdict.diagnosis})" if verdict.diagnosis else "")
+    return "\n".join([head, "", *check_lines(verdict.checks, width=width)])
+
+
+def verdict_html(verdict: Verdict, *, title: str = "Verdict") -> str:
+    detail = f" · {escape(verdict.diagnosis)}" if verdict.diagnosis else ""
+    rows = [[badge(check.outcome), f"<code>{escape(check.id)}</code>", _found(check)] for check in verdict.checks]
+    return card(
+        f"{escape(title)}: {badge(verdict.outcome)}{detail}", f"<p>{escape(MEANING[verdict.outcome])}</p>"
+        + table_html(["outcome", "check", "found"], rows, is_escaped=True), verdict.outcome
+    )
+
+
+def _found(check: Check) -> str:
+    text = escape(check.found)
+    if check.outcome in (Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.INVALID):
+        text += f"<br>expected: {escape(check.expected)}"
+        text += f"<br><b>to do:</b> {escape(check.todo)}" if check.todo else ""
+    return text
+
+
+def badge(outcome: Outcome) -> str:
+    return (
+        f'<span style="background:{COLOURS[outcome]};color:#000;padding:0 .5em;border-radius:.3em;'
+        f'font-weight:600">{outcome}</span>'
+    )
+
+
+def card(head: str, body: str, outcome: Outcome | None = None) -> str:
+    """head and body are HTML that is escaped already."""
+    edge = COLOURS[outcome] if outcome else "#888888"
+    return (
+        f'<div style="border-left:.4em solid {edge};padding:.4em 1em;margin:.5em 0;'
+        f'background:rgba(128,128,128,.08)"><div style="font-size:1.15em">{head}</div>{body}</div>'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows under named columns, as aligned text or as an HTML table. Cells are text; all are escaped."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[object, ...], ...]
+
+    @classmethod
+    def of_record(cls, record: object) -> Table:
+        """The fields of a dataclass, one a row."""
+        fields = [(field.name, getattr(record, field.name)) for field in dataclasses.fields(record)]
+        return cls(("name", "value"), tuple(fields))
+
+    def __str__(self) -> str:
+        return table_text(self.columns, self.rows)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return table_html(self.columns, self.rows)
+
+
+def table_html(columns: Sequence[str], rows: Iterable[Sequence[object]], *, is_escaped: bool = False) -> str:
+    def cell(value: object) -> str:
+        return str(value) if is_escaped else escape(value)
+
+    head = "".join(f'<th scope="col" style="text-align:left">{escape(column)}</th>' for column in columns)
+    body = "".join(
+        "<tr>" + "".join(f'<td style="text-align:left">{cell(value)}</td>' for value in row) + "</tr>" for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def table_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Columns aligned for a fixed-width font; numbers to the right."""
+    cells = [[plain(value) for value in row] for row in rows]
+    widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
+    is_number = [all(_starts_as_number(row[i]) for row in cells) for i in range(len(columns))]
+    lines = [columns, *cells]
+    return "\n".join(
+        "  ".join(v.rjust(w) if right else v.ljust(w) for v, w, right in zip(line, widths, is_number)).rstrip()
+        for line in lines
+    )
+
+
+def _starts_as_number(text: str) -> bool:
+    return text[:1].isdigit() or text in ("", "–", "unknown")

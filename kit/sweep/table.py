@@ -1,0 +1,161 @@
+"""The rows of a sweep: one a point, those that failed too, and the figures that follow from them."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Iterable, Sequence
+
+from kit.errors import UsageError
+from kit.stats import spread
+from kit.train.config import MODELS, TrainConfig
+from kit.train.flops import adamw_step_bytes, step_flop
+
+
+@dataclasses.dataclass(frozen=True)
+class Ceilings:
+    """What this card did when it was asked for nothing else. FLOP/s by dtype, bytes/s of a copy.
+
+    A copy of n bytes counts 2n: read and written. None where it was not measured.
+    datasheet_flop_per_s: dense figures of the maker, where the card is known.
+    """
+
+    device_name: str
+    matmul_flop_per_s: dict[str, float] = dataclasses.field(default_factory=dict)
+    matmul_shape: dict[str, str] = dataclasses.field(default_factory=dict)
+    copy_bytes_per_s: float | None = None
+    launch_s: float | None = None
+    datasheet_flop_per_s: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One measured point. outcome: 'ok', 'oom' or 'error'; figures are None unless it is 'ok'.
+
+    block_step_s: mean step time of each block, the raw values. steps: timed steps in all.
+    """
+
+    batch_size: int
+    seq_len: int
+    dtype: str
+    model: str
+    outcome: str
+    block_step_s: tuple[float, ...] = ()
+    steps: int = 0
+    peak_memory_bytes: int | None = None
+    reason: str | None = None
+
+    @property
+    def step_time_s(self) -> float | None:
+        figures = spread(self.block_step_s)
+        return figures.median if figures else None
+
+    @property
+    def samples_per_s(self) -> float | None:
+        return self.batch_size / self.step_time_s if self.step_time_s else None
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Positions a second; the sweep has no padding."""
+        return self.batch_size * self.seq_len / self.step_time_s if self.step_time_s else None
+
+    @property
+    def flop_per_s(self) -> float | None:
+        if not self.step_time_s:
+            return None
+        flop = step_flop(MODELS[self.model], batch_size=self.batch_size, seq_len=self.seq_len)
+        return flop / self.step_time_s
+
+
+def row_of(config: TrainConfig, outcome: str, **figures) -> Row:
+    return Row(config.batch_size, config.seq_len, config.dtype, config.model, outcome, **figures)
+
+
+def floor_s(row: Row, ceilings: Ceilings) -> float | None:
+    """Least seconds of a step on this card: arithmetic at the measured matmul rate, or the bytes of
+    weights, gradients and AdamW at the measured copy rate, whichever takes longer.
+
+    It leaves activations out, so no step can be faster; None where a ceiling is not known.
+    """
+    rate = ceilings.matmul_flop_per_s.get(row.dtype)
+    if rate is None or ceilings.copy_bytes_per_s is None:
+        return None
+    shape = MODELS[row.model]
+    compute_s = step_flop(shape, batch_size=row.batch_size, seq_len=row.seq_len) / rate
+    return max(compute_s, adamw_step_bytes(shape) / ceilings.copy_bytes_per_s)
+
+
+def mfu(row: Row, ceilings: Ceilings, *, of: str = "measured") -> float | None:
+    """Model FLOP utilisation against the 'measured' matmul rate or the 'datasheet' peak; None if unknown."""
+    peaks = ceilings.matmul_flop_per_s if of == "measured" else ceilings.datasheet_flop_per_s
+    peak = peaks.get(row.dtype)
+    return row.flop_per_s / peak if peak and row.flop_per_s else None
+
+
+COLUMNS = (
+    "batch_size", "seq_len", "dtype", "model", "outcome", "steps", "step_time_s", "step_time_q1_s", "step_time_q3_s",
+    "samples_per_s", "tokens_per_s", "peak_memory_bytes", "floor_s", "mfu_measured", "mfu_datasheet",
+    "block_step_s", "reason",
+)
+
+
+def as_record(row: Row, ceilings: Ceilings) -> dict[str, object]:
+    """The row as a flat record with its derived figures; None stands for unknown."""
+    figures = spread(row.block_step_s)
+    return {
+        "batch_size": row.batch_size,
+        "seq_len": row.seq_len,
+        "dtype": row.dtype,
+        "model": row.model,
+        "outcome": row.outcome,
+        "steps": row.steps,
+        "step_time_s": row.step_time_s,
+        "step_time_q1_s": figures.q1 if figures else None,
+        "step_time_q3_s": figures.q3 if figures else None,
+        "samples_per_s": row.samples_per_s,
+        "tokens_per_s": row.tokens_per_s,
+        "peak_memory_bytes": row.peak_memory_bytes,
+        "floor_s": floor_s(row, ceilings),
+        "mfu_measured": mfu(row, ceilings),
+        "mfu_datasheet": mfu(row, ceilings, of="datasheet"),
+        "block_step_s": " ".join(repr(value) for value in row.block_step_s),
+        "reason": row.reason,
+    }
+
+
+def to_csv(rows: Iterable[Row], ceilings: Ceilings) -> str:
+    """All rows with raw and derived figures; an empty cell is unknown."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(as_record(row, ceilings))
+    return text.getvalue()
+
+
+def from_csv(text: str) -> tuple[Row, ...]:
+    """The raw figures of `to_csv`; the derived ones are computed again, never read."""
+    try:
+        return tuple(_from_record(record) for record in csv.DictReader(io.StringIO(text)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"sweep.csv: {error}", expected="the columns " + ", ".join(COLUMNS)) from error
+
+
+def _from_record(record: dict[str, str]) -> Row:
+    peak = record["peak_memory_bytes"]
+    return Row(
+        batch_size=int(record["batch_size"]),
+        seq_len=int(record["seq_len"]),
+        dtype=record["dtype"],
+        model=record["model"],
+        outcome=record["outcome"],
+        block_step_s=tuple(float(value) for value in record["block_step_s"].split()),
+        steps=int(record["steps"]),
+        peak_memory_bytes=int(peak) if peak else None,
+        reason=record["reason"] or None,
+    )
+
+
+def in_grid_order(rows: Sequence[Row]) -> tuple[Row, ...]:
+    return tuple(sorted(rows, key=lambda row: (row.dtype, row.seq_len, row.batch_size)))

@@ -1,0 +1,81 @@
+"""`kit test`: pytest over the tests and nbval over the notebooks, as one run with one closing line.
+
+It adds nothing to what pytest says, except that a run without any test is no success.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree
+from collections.abc import Sequence
+from pathlib import Path
+
+import kit
+from kit.errors import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_INTERNAL, EXIT_PASS, EXIT_SIGINT, EXIT_USAGE, UsageError
+from kit.records import Outcome
+
+ROOT = Path(kit.__file__).resolve().parents[1]
+CELL_TIMEOUT_S = 600
+# pytest's own exit codes, https://docs.pytest.org/en/stable/reference/exit-codes.html
+_EXIT_CODES = {0: EXIT_PASS, 1: EXIT_FAIL, 2: EXIT_SIGINT, 3: EXIT_INTERNAL, 4: EXIT_USAGE, 5: EXIT_INCONCLUSIVE}
+
+
+def run_tests(arguments: Sequence[str] = (), *, as_json: bool = False, root: Path = ROOT) -> int:
+    """Runs everything, or what `arguments` (pytest's own) select, and returns the exit code.
+
+    The notebooks run in this very environment, with the parameters that stand in them:
+    on a machine without a GPU that is the rehearsal. as_json: pytest's screen goes to
+    stderr and one object with the counts to stdout.
+    """
+    if not (root / "tests").is_dir():
+        raise UsageError(f"{root} has no tests.", expected="a checkout of the project.", todo="run it in a checkout.")
+    with tempfile.TemporaryDirectory() as folder:
+        record = Path(folder) / "junit.xml"
+        command = [sys.executable, "-m", "pytest", *_options(arguments, root), f"--junitxml={record}", *arguments]
+        out = sys.stderr if as_json else None
+        code = subprocess.run(command, cwd=root, env=_environment(root), stdout=out).returncode
+        # A negative code is a signal that ended pytest; the shell's convention is 128 + its number.
+        code = _EXIT_CODES.get(code, EXIT_INTERNAL) if code >= 0 else 128 - code
+        if as_json:
+            print(json.dumps({"verdict": _verdict(code), **counts(record)}))
+    return code
+
+
+def _options(arguments: Sequence[str], root: Path) -> list[str]:
+    """nbval's, and the folders unless the caller names some."""
+    notebooks = root / "notebooks"
+    options = ["--nbval", "--nbval-current-env", f"--nbval-cell-timeout={CELL_TIMEOUT_S}", "-rs"]
+    if any(word.startswith(("tests", "notebooks")) for word in arguments):
+        return options
+    return [*options, "tests", *(["notebooks"] if any(notebooks.glob("*.ipynb")) else [])]
+
+
+def _environment(root: Path) -> dict[str, str]:
+    """The kit can be imported from any folder, the kernel is this Python's, and nothing asks a model hub."""
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
+    fixed = {"PYTHONPATH": path, "JUPYTER_PREFER_ENV_PATH": "1", "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, **fixed}
+
+
+def _verdict(code: int) -> str:
+    known = {EXIT_PASS: Outcome.PASS, EXIT_INCONCLUSIVE: Outcome.INCONCLUSIVE}
+    return str(known.get(code, Outcome.FAIL))
+
+
+def counts(record: Path) -> dict[str, float]:
+    """Totals of a junit file of pytest; empty where pytest ended before writing it."""
+    try:
+        suites = list(xml.etree.ElementTree.parse(record).getroot().iter("testsuite"))
+    except (OSError, xml.etree.ElementTree.ParseError):
+        return {}
+    total = {name: sum(int(suite.get(name, 0)) for suite in suites) for name in ("tests", "failures", "errors", "skipped")}
+    bad = total["failures"] + total["errors"] + total["skipped"]
+    seconds = sum(float(suite.get("time", 0)) for suite in suites)
+    return {"passed": total["tests"] - bad, **total, "seconds": seconds}
+
+
+__all__ = ["counts", "run_tests"]

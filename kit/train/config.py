@@ -1,0 +1,88 @@
+"""What to train and how: one frozen value, checked once where it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from kit.errors import UsageError
+
+DEVICES = ("cuda", "cpu")
+DTYPES = ("float32", "tf32", "bfloat16")
+WEIGHTS = ("random", "pretrained")
+# What a datasheet calls the peak that a run of this dtype is measured against.
+DATASHEET_DTYPES = {"float32": "fp32", "tf32": "tf32", "bfloat16": "bf16"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelShape:
+    """A GPT-2 architecture: layers, heads, embedding width, vocabulary and longest sequence."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    vocab_size: int = 50257
+    n_positions: int = 1024
+
+
+# gpt2: Radford et al. 2019, the 124M model as in Hugging Face's `gpt2` config.json.
+# tiny: our own, small enough for two CPU cores; only the vocabulary is GPT-2's.
+MODELS = {
+    "gpt2": ModelShape(n_layer=12, n_head=12, n_embd=768),
+    "tiny": ModelShape(n_layer=2, n_head=4, n_embd=128, n_positions=256),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run. The defaults are the smoke run: GPT-2 124M, 14 steps of 4 × 64 in float32.
+
+    model: a key of `MODELS`. weights: 'random' is a seeded initialisation, 'pretrained'
+    loads `gpt2` through the Hugging Face cache or hub. dataset: 'dev-reasoning-v2' or a
+    path. dtype: 'float32' is IEEE, 'tf32' allows TF32 matrix products, 'bfloat16' is
+    autocast over float32 weights. lr is constant. max_grad_norm: gradients are clipped to
+    this global norm.
+    """
+
+    model: str = "gpt2"
+    weights: str = "random"
+    dataset: str = "dev-reasoning-v2"
+    device: str = "cuda"
+    dtype: str = "float32"
+    batch_size: int = 4
+    seq_len: int = 64
+    steps: int = 14
+    lr: float = 2e-5
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        problems = list(self._problems())
+        if problems:
+            found, expected = zip(*problems)
+            raise UsageError("; ".join(found), expected="; ".join(expected), todo="correct the parameter")
+
+    @property
+    def shape(self) -> ModelShape:
+        return MODELS[self.model]
+
+    def _problems(self):
+        choices = {"model": tuple(MODELS), "weights": WEIGHTS, "device": DEVICES, "dtype": DTYPES}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                yield f"{name}={getattr(self, name)!r}", f"{name} one of {', '.join(allowed)}"
+        for name in ("batch_size", "seq_len", "steps"):
+            if getattr(self, name) < 1:
+                yield f"{name}={getattr(self, name)}", f"{name} >= 1"
+        if self.model in MODELS and self.seq_len > self.shape.n_positions:
+            limit = self.shape.n_positions
+            yield f"seq_len={self.seq_len}", f"seq_len <= {limit}, the longest that {self.model} was made for"
+        if self.seq_len == 1:
+            yield "seq_len=1", "seq_len >= 2, since a token is predicted from the one before it"
+        for name in ("lr", "weight_decay"):
+            if not 0 <= getattr(self, name) < 10:
+                yield f"{name}={getattr(self, name)}", f"0 <= {name} < 10"
+        if not self.max_grad_norm > 0:
+            yield f"max_grad_norm={self.max_grad_norm}", "max_grad_norm > 0"
+        if self.model != "gpt2" and self.weights == "pretrained":
+            yield f"weights=pretrained with model={self.model}", "model=gpt2: only it has published weights"

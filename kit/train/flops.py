@@ -1,0 +1,42 @@
+"""How much arithmetic a training step needs, counted from the shape of the model.
+
+Checked in the tests against torch's own FlopCounterMode.
+"""
+
+from __future__ import annotations
+
+from kit.train.config import ModelShape
+
+
+def parameters(shape: ModelShape) -> int:
+    """Trainable parameters of GPT-2 with tied embeddings: 124,439,808 for the 124M model."""
+    d = shape.n_embd
+    block = 12 * d * d + 13 * d
+    return (shape.vocab_size + shape.n_positions) * d + shape.n_layer * block + 2 * d
+
+
+def matmul_parameters(shape: ModelShape) -> int:
+    """Weights that meet a matrix product in the forward pass; the tied head counts once, lookups do not."""
+    return 12 * shape.n_layer * shape.n_embd**2 + shape.vocab_size * shape.n_embd
+
+
+def step_flop(shape: ModelShape, *, batch_size: int, seq_len: int) -> int:
+    """FLOP of forward and backward over B × T positions; padding costs as much as text.
+
+    6 per weight and position (Kaplan et al. 2020, 2001.08361, section 2.1) plus attention,
+    12 · L · T · C per position with the full T × T square (Chowdhery et al. 2022,
+    2204.02311, appendix B). Causal kernels may do about half of the attention part.
+    """
+    positions = batch_size * seq_len
+    attention = 12 * shape.n_layer * seq_len * shape.n_embd
+    return positions * (6 * matmul_parameters(shape) + attention)
+
+
+def adamw_step_bytes(shape: ModelShape) -> int:
+    """Least bytes that an unfused float32 step with clipping moves for weights, gradients and moments.
+
+    44 bytes a parameter: weight read in forward and backward (8), gradient written (4), read
+    once for its norm (4), AdamW reads weight, gradient, two moments and writes weight and two
+    moments (28). Activations come on top.
+    """
+    return 44 * parameters(shape)

@@ -1,0 +1,201 @@
+"""Reading the driver with the standard library alone, on fake machines."""
+
+import ctypes
+import subprocess
+import threading
+
+import pytest
+
+from kit.gpu.driver import has_nvidia_hardware, is_wsl, kernel_module_version, platform_name, read_driver
+
+ROW = "0, NVIDIA GeForce RTX 5090, 32607, GPU-1234, 576.88, 12.0\n"
+
+
+def smi(text, code=0, error=""):
+    """A fake `subprocess.run`: one answer, or one for each call."""
+    answers = iter(text if isinstance(text, list) else [(text, code, error)] * 9)
+
+    def run(argv, **_):
+        out, rc, err = next(answers)
+        return subprocess.CompletedProcess(argv, rc, out, err)
+
+    return run
+
+
+def no_library():
+    raise OSError("libnvidia-ml.so.1: cannot open shared object file")
+
+
+def read(tmp_path, *, run=None, load_nvml=no_library, **more):
+    program = "nvidia-smi" if run else None
+    return read_driver(which=lambda _: program, run=run, load_nvml=load_nvml, root=tmp_path, **more)
+
+
+def test_smi_row_gives_name_capability_and_driver(tmp_path):
+    driver = read(tmp_path, run=smi(ROW))
+    (gpu,) = driver.gpus
+    assert driver.version == "576.88" and driver.nvml_error is None
+    assert (gpu.name, gpu.compute_capability, gpu.memory_bytes) == ("NVIDIA GeForce RTX 5090", (12, 0), 32607 * 1024**2)
+
+
+def test_text_of_a_failing_smi_is_no_witness(tmp_path):
+    driver = read(tmp_path, run=smi(ROW, code=9))
+    assert driver.version is None and not driver.gpus
+    assert "exit code 9" in driver.nvml_error
+
+
+def test_unknown_values_stay_none(tmp_path):
+    driver = read(tmp_path, run=smi("0, [N/A], [Not Supported], [N/A], 580.65.06, 12.1\n"))
+    assert driver.gpus[0].name is None and driver.gpus[0].memory_bytes is None
+
+
+def test_text_that_is_no_table_is_refused(tmp_path):
+    assert "not 6 fields" in read(tmp_path, run=smi("surprise\n")).nvml_error
+
+
+def test_old_smi_without_compute_cap_still_names_driver_and_gpu(tmp_path):
+    invalid = ('Field "compute_cap" is not a valid field to query.', 2, "")
+    driver = read(tmp_path, run=smi([invalid, ("0, Tesla P100, 16280, GPU-1, 470.1\n", 0, "")]))
+    assert driver.version == "470.1" and driver.gpus[0].compute_capability is None
+
+
+def test_no_witness_leaves_everything_unknown_and_says_why(tmp_path):
+    driver = read(tmp_path)
+    assert driver.version is None and driver.gpus == ()
+    assert "nvidia-smi is not in PATH" in driver.nvml_error and "libnvidia-ml" in driver.nvml_error
+
+
+def test_a_hanging_smi_is_not_asked_again(tmp_path):
+    calls = []
+
+    def hang(argv, **_):
+        calls.append(argv)
+        raise subprocess.TimeoutExpired(argv, 10)
+
+    assert "timed out" in read(tmp_path, run=hang).nvml_error
+    assert len(calls) == 1
+
+
+def test_a_hanging_library_costs_its_time_limit_only(tmp_path):
+    never = threading.Event()
+    try:
+        driver = read(tmp_path, load_nvml=lambda: never.wait(30), timeout_s=0.05)
+    finally:
+        never.set()
+    assert "no answer within" in driver.nvml_error
+
+
+class FakeNvml:
+    """The functions of nvml.h that are called, for one card; `fail` names one that answers with an error."""
+
+    def __init__(self, fail=None):
+        self.fail = fail
+        self.nvmlErrorString = lambda code: b"Driver/library version mismatch"
+        self.is_shut_down = False
+
+    def __getattr__(self, name):
+        def function(*arguments):
+            if name == self.fail:
+                return 18
+            fill = {
+                "nvmlDeviceGetCount_v2": (1,), "nvmlSystemGetCudaDriverVersion": (13000,),
+                "nvmlDeviceGetCudaComputeCapability": (9, 0),
+            }.get(name, ())  # fmt: skip
+            for pointer, value in zip(arguments[-len(fill) :] if fill else (), fill):
+                pointer._obj.value = value
+            text = {"nvmlSystemGetDriverVersion": b"580.159.04", "nvmlDeviceGetName": b"NVIDIA H100 80GB HBM3",
+                    "nvmlDeviceGetUUID": b"GPU-1"}.get(name)  # fmt: skip
+            if text:
+                arguments[-2].value = text
+            if name == "nvmlDeviceGetMemoryInfo":
+                arguments[1]._obj.total = 85520809984
+            if name == "nvmlShutdown":
+                self.is_shut_down = True
+            return 0
+
+        return function
+
+
+class Settable:
+    """ctypes gives functions a `restype`; a lambda has none to set."""
+
+    def __init__(self, function):
+        self.function, self.restype = function, None
+
+    def __call__(self, *arguments):
+        return self.function(*arguments)
+
+
+def fake_nvml(fail=None):
+    library = FakeNvml(fail)
+    library.nvmlErrorString = Settable(library.nvmlErrorString)
+    return library
+
+
+def test_nvml_answers_where_there_is_no_smi(tmp_path):
+    library = fake_nvml()
+    driver = read(tmp_path, load_nvml=lambda: library)
+    assert (driver.version, driver.cuda_version) == ("580.159.04", (13, 0))
+    assert (driver.gpus[0].name, driver.gpus[0].compute_capability) == ("NVIDIA H100 80GB HBM3", (9, 0))
+    assert driver.gpus[0].memory_bytes == 85520809984 and library.is_shut_down
+
+
+def test_a_gpu_without_memory_of_its_own_is_still_a_gpu(tmp_path):
+    driver = read(tmp_path, load_nvml=lambda: fake_nvml("nvmlDeviceGetMemoryInfo"))
+    assert driver.gpus[0].memory_bytes is None and driver.gpus[0].compute_capability == (9, 0)
+
+
+def test_nvml_message_is_kept_where_it_cannot_start(tmp_path):
+    driver = read(tmp_path, load_nvml=lambda: fake_nvml("nvmlInit_v2"))
+    assert driver.version is None and "mismatch" in driver.nvml_error
+
+
+@pytest.mark.parametrize(
+    ("files", "is_there"),
+    [
+        ({}, False),
+        ({"dev/nvidia0": ""}, True),
+        ({"proc/driver/nvidia/version": "x"}, True),
+        ({"sys/bus/pci/devices/0/vendor": "0x10de\n", "sys/bus/pci/devices/0/class": "0x030200\n"}, True),
+        ({"sys/bus/pci/devices/0/vendor": "0x10de\n", "sys/bus/pci/devices/0/class": "0x040300\n"}, False),
+        ({"sys/bus/pci/devices/0/vendor": "0x8086\n", "sys/bus/pci/devices/0/class": "0x030000\n"}, False),
+    ],
+)
+def test_hardware_is_seen_without_a_driver_but_not_its_sound_chip(tmp_path, files, is_there):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert has_nvidia_hardware(tmp_path) is is_there
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.04  Tue Sep 30 2025",
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build",
+    ],
+)
+def test_kernel_module_version_is_read_from_both_flavours(tmp_path, line):
+    (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
+    (tmp_path / "proc/driver/nvidia/version").write_text(line + "\nGCC version: 12\n")
+    assert kernel_module_version(tmp_path) == "580.159.04"
+
+
+def test_platform_names_are_those_of_the_wheel_facts(tmp_path):
+    from kit.gpu.wheels import wheels
+
+    known = {wheel.platform for wheel in wheels()}
+    assert {platform_name("Linux", "x86_64"), platform_name("Linux", "aarch64")} <= known
+    assert platform_name("Windows", "AMD64") in known
+
+
+def test_wsl_is_told_by_its_kernel(tmp_path):
+    (tmp_path / "proc/sys/kernel").mkdir(parents=True)
+    (tmp_path / "proc/sys/kernel/osrelease").write_text("5.15.90.1-microsoft-standard-WSL2\n")
+    assert is_wsl(tmp_path) and not is_wsl(tmp_path / "elsewhere")
+
+
+def test_the_memory_struct_is_that_of_nvml_h():
+    from kit.gpu.driver import _Memory
+
+    assert ctypes.sizeof(_Memory) == 24

