@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         print(f"kit {args.command}: an error of the kit itself; please report the lines above", file=sys.stderr)
         return EXIT_INTERNAL
-    print(dumps(answer.record) if args.json else answer.text)
+    if args.json or answer.text:
+        print(dumps(answer.record) if args.json else answer.text)
     return answer.exit_code
 
 
@@ -92,7 +93,7 @@ def run_check(args: argparse.Namespace) -> Answer:
 
 
 def run_explain(args: argparse.Namespace) -> Answer:
-    from kit.gpu.explain import explain
+    from kit.gpu.explain import as_json, as_text, explain, exit_code
 
     if args.file in (None, "-"):
         data = sys.stdin.buffer.read()
@@ -103,7 +104,7 @@ def run_explain(args: argparse.Namespace) -> Answer:
             raise UsageError(f"{args.file}: {error.strerror}", expected="a text file, or - for standard input",
                              todo="correct the path") from error
     explanation = explain(data)
-    return Answer(str(explanation), to_json(explanation), explanation.exit_code)
+    return Answer(as_text(explanation), as_json(explanation), exit_code(explanation))
 
 
 def run_train(args: argparse.Namespace) -> Answer:
@@ -162,15 +163,48 @@ def run_report(args: argparse.Namespace) -> Answer:
 def run_verify(args: argparse.Namespace) -> Answer:
     from kit.evidence.verify import verify
 
-    verification = verify(args.bundle)
-    return Answer(str(verification), to_json(verification), verification.exit_code)
+    import datetime
+
+    from kit.evidence.bundle import running_state
+    from kit.evidence.sign import checker
+    from kit.evidence.verification import text
+
+    found = verify(
+        args.bundle,
+        check_signature=checker(args.allowed_signers, args.identity),
+        is_running=lambda path: running_state(path) == "RUNNING",
+        now=datetime.datetime.now(datetime.UTC),
+        reviewer_nonce=args.nonce,
+    )
+    record = {"verdict": found.outcome, "integrity": found.integrity, "reported": found.reported, "worth": found.worth,
+              "run_id": found.run_id, "checks": [{**to_json(step.check), "state": step.state} for step in found.steps]}
+    return Answer(text(found), record, found.exit_code)
+
+
+def run_sign(args: argparse.Namespace) -> Answer:
+    from kit.evidence.sign import sign
+
+    path = sign(args.bundle, args.key)
+    return Answer(f"signed: {path}", {"signature": str(path)})
 
 
 def run_compare(args: argparse.Namespace) -> Answer:
-    from kit.evidence.compare import compare_bundles
+    from kit.evidence.compare import compare, read_side, text
+    from kit.evidence.verify import load
 
-    comparison = compare_bundles(args.a, args.b)
-    return Answer(str(comparison), to_json(comparison), comparison.exit_code)
+    sides = [read_side([load(path) for path in _bundles(side)]) for side in (args.a, args.b)]
+    found = compare(*sides)
+    return Answer(text(found), to_json(found), found.exit_code)
+
+
+def _bundles(path: Path) -> list[Path]:
+    """The bundle itself, or the bundles in a folder of bundles."""
+    if path.is_file() or (path / "manifest.json").is_file():
+        return [path]
+    found = sorted(child.parent for child in path.glob("*/manifest.json")) + sorted(path.glob("*.zip"))
+    if not found:
+        raise UsageError(f"{path} holds no bundle", expected="a bundle, or a folder of bundles", todo="correct the path")
+    return found
 
 
 def run_lab(args: argparse.Namespace) -> Answer:
@@ -187,7 +221,8 @@ def run_lab(args: argparse.Namespace) -> Answer:
 def run_test(args: argparse.Namespace) -> Answer:
     from kit.testing import run_tests
 
-    return Answer("", None, run_tests(args.pytest))
+    run = run_tests(args.pytest, as_json=args.json)
+    return Answer("", run.record, run.exit_code)
 
 
 def _read_json(path: Path) -> Any:
@@ -228,7 +263,7 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     report = command("report", run_report, "prove this GPU: run the notebooks into an evidence bundle")
-    _add_device(report, "cuda")
+    _add_device(report, None)
     report.add_argument("--params", type=Path, metavar="FILE", help="YAML file of notebook parameters, see params/")
     report.add_argument("--out", type=Path, default=Path("reports"), metavar="DIR", help="where bundles go (reports)")
     report.add_argument("--nonce", metavar="TEXT", help="a reviewer's challenge, kept in the bundle")
@@ -248,6 +283,12 @@ def parser() -> argparse.ArgumentParser:
 
     verify = command("verify", run_verify, "check a bundle, offline, with the standard library alone")
     verify.add_argument("bundle", type=Path, metavar="BUNDLE", help="a folder or a zip of one")
+    verify.add_argument("--allowed-signers", type=Path, metavar="FILE", help="whom you trust, see man ssh-keygen")
+    verify.add_argument("--identity", metavar="NAME", help="who has to have signed")
+    verify.add_argument("--nonce", metavar="TEXT", help="the challenge that the report must carry")
+    sign = command("sign", run_sign, "sign a bundle with an SSH key")
+    sign.add_argument("bundle", type=Path, metavar="BUNDLE")
+    sign.add_argument("--key", type=Path, required=True, metavar="FILE", help="private key, or public key with an agent")
     compare = command("compare", run_compare, "compare two sets of bundles: same, regression, improved, or neither")
     compare.add_argument("a", type=Path, metavar="A", help="a bundle, or a folder of bundles of one setup")
     compare.add_argument("b", type=Path, metavar="B", help="the other side")
@@ -259,7 +300,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add_device(command: argparse.ArgumentParser, default: str) -> None:
+def _add_device(command: argparse.ArgumentParser, default: str | None) -> None:
     command.add_argument("--device", choices=("cuda", "cpu"), default=default,
                          help="cuda is strict; cpu is a rehearsal that claims nothing about a GPU (default: cuda)")
 

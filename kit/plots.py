@@ -46,8 +46,7 @@ def training(steps: Sequence[StepRecord], samples: Sequence[TelemetrySample], *,
         right.legend(fontsize=8)
         right.set(xlabel="time since the first step (s)", ylabel="GPU memory (GiB)", ylim=(0, None))
     else:
-        right.text(0.5, 0.5, "no GPU memory: this run was on the CPU", ha="center", va="center", wrap=True)
-        right.set_axis_off()
+        _no_gpu_memory(right)
     return figure
 
 
@@ -117,10 +116,17 @@ def sweep_memory(rows: Sequence[Row], *, caption: str) -> Figure:
     for index, (label, line) in enumerate(_lines(known)):
         axis.plot([row.batch_size for row in line], [row.peak_memory_bytes / GiB for row in line],
                   color=COLOURS[index % 6], marker=MARKERS[index % 6], label=label)
-    axis.set(xlabel="batch size", ylabel="peak memory allocated (GiB)", ylim=(0, None))
     if known:
+        axis.set(xlabel="batch size", ylabel="peak memory allocated (GiB)", ylim=(0, None))
         _batch_axis(axis, known)
+    else:
+        _no_gpu_memory(axis)
     return figure
+
+
+def _no_gpu_memory(axis) -> None:
+    axis.text(0.5, 0.5, "no GPU memory: this ran on the CPU", ha="center", va="center", wrap=True)
+    axis.set_axis_off()
 
 
 def _lines(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:

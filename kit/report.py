@@ -60,7 +60,7 @@ class Report:
 
 def report(
     *,
-    device: str = "cuda",
+    device: str | None = None,
     params: Path | None = None,
     out: Path = Path("reports"),
     expect_gpu: str | None = None,
@@ -70,12 +70,14 @@ def report(
 ) -> Report:
     """Runs the notebooks into a new bundle below `out`.
 
-    params: a YAML file of notebook parameters, else the one that fits the device. nonce: a
+    device: 'cuda' or 'cpu'; None takes the parameter file's, else 'cuda'. params: a YAML file of
+    notebook parameters, else the one of the kit that fits the device. nonce: a
     reviewer's challenge, kept in the bundle. progress: called with one line of text at a time.
     Raises UsageError before anything runs; later failures are what the bundle tells.
     """
-    given = load_params(params or PROJECT / "params" / DEFAULT_PARAMS[resolve_device(device)])
-    device = resolve_device(given.pop("device", device) if params else device)
+    given = load_params(params or PROJECT / "params" / DEFAULT_PARAMS[resolve_device(device or "cuda")])
+    in_file = given.pop("device", "cuda")
+    device = resolve_device(device or in_file)
     for name, value in (("expect_gpu", expect_gpu), ("min_cuda", min_cuda)):
         if value:
             given[name] = value
@@ -209,8 +211,8 @@ class _Captures:
         for name, found in self._texts.items():
             self._bundle.write(name, str(found))
         smi = self._smi or [("before the notebooks", capture("nvidia-smi", *SMI_QUERY))]
-        kept = [smi[0], *sorted(smi[1:], key=lambda pair: pair[1].text)[-1:]] if len(smi) > 1 else smi
-        self._bundle.write("nvidia_smi.txt", "\n".join(f"# {when}\n{found}" for when, found in kept))
+        busiest = [max(smi[1:], key=lambda pair: _memory_used(pair[1]))] if len(smi) > 1 else []
+        self._bundle.write("nvidia_smi.txt", "\n".join(f"# {when}\n{found}" for when, found in [smi[0], *busiest]))
 
     def _programs(self) -> None:
         self._texts["torch_version.txt"] = capture(sys.executable, "-c", _TORCH_VERSION, timeout_s=120)
@@ -221,6 +223,11 @@ class _Captures:
         while not self._stop.wait(_SMI_EVERY_S):
             if self.is_training:
                 self._smi.append(("while the training notebook ran", capture("nvidia-smi", *SMI_QUERY)))
+
+
+def _memory_used(found: Capture) -> int:
+    """MiB in use over all cards, from the column memory.used of nvidia-smi's CSV; 0 where it printed none."""
+    return sum(int(mib) for mib in re.findall(r"MiB, (\d+) MiB", found.text))
 
 
 # --- finishing ----------------------------------------------------------------------
@@ -266,7 +273,13 @@ def code_identity() -> dict[str, Any]:
         digest.update(path.read_bytes().replace(b"\r\n", b"\n"))
     commit = _git("rev-parse", "HEAD")
     status = _git("status", "--porcelain", "--untracked-files=no")
-    return {"source_sha256": digest.hexdigest(), "commit": commit, "is_dirty": None if status is None else bool(status)}
+    diff = _git("diff", "HEAD") if status else None
+    return {
+        "source_sha256": digest.hexdigest(),
+        "commit": commit,
+        "is_dirty": None if status is None else bool(status),
+        "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else None,
+    }
 
 
 def _git(*args: str) -> str | None:

@@ -59,7 +59,7 @@ def _wrapped(text: str, width: int, indent: int) -> list[str]:
 
 
 def verdict_text(verdict: Verdict, *, title: str = "Verdict", width: int = 100) -> str:
-    head = f"{title}: {verdict.outcome}" + (f" ({verdict.diagnosis})" if verdict.diagnosis else "")
+    head = f"{title}: {verdict.outcome}" + (f" ({plain(verdict.diagnosis)})" if verdict.diagnosis else "")
     return "\n".join([head, "", *check_lines(verdict.checks, width=width)])
 
 

@@ -5,7 +5,7 @@ It adds nothing to what pytest says, except that a run without any test is no su
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
 import subprocess
 import sys
@@ -13,6 +13,7 @@ import tempfile
 import xml.etree.ElementTree
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import kit
 from kit.errors import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_INTERNAL, EXIT_PASS, EXIT_SIGINT, EXIT_USAGE, UsageError
@@ -24,25 +25,33 @@ CELL_TIMEOUT_S = 600
 _EXIT_CODES = {0: EXIT_PASS, 1: EXIT_FAIL, 2: EXIT_SIGINT, 3: EXIT_INTERNAL, 4: EXIT_USAGE, 5: EXIT_INCONCLUSIVE}
 
 
-def run_tests(arguments: Sequence[str] = (), *, as_json: bool = False, root: Path = ROOT) -> int:
-    """Runs everything, or what `arguments` (pytest's own) select, and returns the exit code.
+@dataclasses.dataclass(frozen=True)
+class TestRun:
+    """What `kit test` answers. record: verdict and counts; the counts are absent where pytest ended too early."""
+
+    __test__ = False  # a name with Test in front, but not a test
+
+    exit_code: int
+    record: dict[str, Any]
+
+
+def run_tests(arguments: Sequence[str] = (), *, as_json: bool = False, root: Path = ROOT) -> TestRun:
+    """Runs everything, or what `arguments` (pytest's own) select.
 
     The notebooks run in this very environment, with the parameters that stand in them:
     on a machine without a GPU that is the rehearsal. as_json: pytest's screen goes to
-    stderr and one object with the counts to stdout.
+    stderr, because stdout belongs to the record.
     """
     if not (root / "tests").is_dir():
         raise UsageError(f"{root} has no tests.", expected="a checkout of the project.", todo="run it in a checkout.")
     with tempfile.TemporaryDirectory() as folder:
-        record = Path(folder) / "junit.xml"
-        command = [sys.executable, "-m", "pytest", *_options(arguments, root), f"--junitxml={record}", *arguments]
+        file = Path(folder) / "junit.xml"
+        command = [sys.executable, "-m", "pytest", *_options(arguments, root), f"--junitxml={file}", *arguments]
         out = sys.stderr if as_json else None
         code = subprocess.run(command, cwd=root, env=_environment(root), stdout=out).returncode
         # A negative code is a signal that ended pytest; the shell's convention is 128 + its number.
         code = _EXIT_CODES.get(code, EXIT_INTERNAL) if code >= 0 else 128 - code
-        if as_json:
-            print(json.dumps({"verdict": _verdict(code), **counts(record)}))
-    return code
+        return TestRun(code, {"verdict": _verdict(code), **counts(file)})
 
 
 def _options(arguments: Sequence[str], root: Path) -> list[str]:
@@ -78,4 +87,4 @@ def counts(record: Path) -> dict[str, float]:
     return {"passed": total["tests"] - bad, **total, "seconds": seconds}
 
 
-__all__ = ["counts", "run_tests"]
+__all__ = ["TestRun", "counts", "run_tests"]

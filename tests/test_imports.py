@@ -79,9 +79,20 @@ def test_all_logic_runs_on_a_bare_python():
     assert (done.stdout, done.stderr) == ("ok\n", "")
 
 
-def test_set_up_runs_on_a_bare_python():
-    done = run_bare("from kit.setup.enter import start; print(start(['verify', 'x']))")
-    assert (done.stdout, done.stderr) == ("None\n", "")
+@pytest.mark.parametrize(
+    "line", ["--version", "--help", "verify no-such-bundle", "compare no-such-a no-such-b", "check --facts no-such-file"]
+)
+def test_commands_without_packages_run_on_a_bare_python(line):
+    """Their answer here is a message or a usage error, never a missing module."""
+    done = run_bare(f"from kit.__main__ import main; sys.exit(main({line.split()!r}))")
+    assert done.returncode in (0, 2, 4), done.stderr
+    assert "Traceback" not in done.stderr and "No module named" not in done.stderr
+
+
+def test_explain_runs_on_a_bare_python(tmp_path):
+    (tmp_path / "paste.txt").write_text("AssertionError: Torch not compiled with CUDA enabled\n")
+    done = run_bare(f"from kit.__main__ import main; sys.exit(main(['explain', {str(tmp_path / 'paste.txt')!r}]))")
+    assert "Traceback" not in done.stderr and done.returncode in (0, 1, 3), done.stderr
 
 
 def test_an_unknown_name_of_the_kit_is_an_attribute_error():

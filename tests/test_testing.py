@@ -32,11 +32,12 @@ def project(tmp_path):
     return tmp_path
 
 
-def kit_test(project, *arguments, as_json=False):
-    """In a process of its own, as the command runs."""
+def kit_test(project, *arguments):
+    """In a process of its own, through the command line, as a person runs it."""
     program = (
-        "import sys; from pathlib import Path; from kit.testing import run_tests\n"
-        f"sys.exit(run_tests({list(arguments)!r}, as_json={as_json}, root=Path({str(project)!r})))"
+        "import sys; from pathlib import Path; import kit.testing, kit.cli\n"
+        f"kit.testing.run_tests.__kwdefaults__['root'] = Path({str(project)!r})\n"
+        f"sys.exit(kit.cli.main(['test', *{list(arguments)!r}]))"
     )
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environ)
@@ -53,14 +54,14 @@ def test_a_red_test_is_exit_code_1(project):
 
 
 def test_json_is_one_object_and_the_screen_goes_to_stderr(project):
-    done = kit_test(project, as_json=True)
+    done = kit_test(project, "--json")
     answer = json.loads(done.stdout)
     assert (answer["verdict"], answer["passed"], answer["failures"]) == ("PASS", 1, 0)
     assert "1 passed" in done.stderr
 
 
 def test_a_selection_without_any_test_is_no_success(project):
-    assert kit_test(project, "-k", "nothing_like_it").returncode == 3
+    assert kit_test(project, "tests", "-k", "nothing_like_it").returncode == 3
 
 
 @pytest.mark.slow

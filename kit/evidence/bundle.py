@@ -7,6 +7,7 @@ report. This module decides nothing: what the evidence says comes from `conclude
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -28,7 +29,7 @@ from kit.evidence.write import WriteFailed, append, failed, sync_folder, write_a
 from kit.records import dumps, loads, to_json
 from kit.units import MiB, memory
 
-__all__ = ["Bundle", "open_bundle", "reissue", "running_state", "write_atomic"]
+__all__ = ["Bundle", "is_running", "open_bundle", "reissue", "write_atomic"]
 
 # Three times what a full report takes.
 NEEDED_BYTES = 60 * MiB
@@ -51,11 +52,9 @@ class Bundle:
     def __exit__(self, *_: object) -> None:
         """Lets the place go. What was not finished stays readable in the partial folder, as ABANDONED."""
         if (self.path / STATE).exists():
-            try:
+            with contextlib.suppress(WriteFailed):
+                # A state of RUNNING without a lock says the same.
                 self._write_state("ABANDONED")
-            except WriteFailed:
-                # A state of RUNNING with a dead process says the same.
-                pass
         self._lock.release()
 
     def write(self, name: str, data: bytes | str) -> Path:
@@ -168,7 +167,7 @@ class Bundle:
         self.notes += (f"{name} may not enter a bundle and was moved to {aside.parent.name}",)
 
     def _write_state(self, state: str) -> None:
-        write_atomic(self.path / STATE, dumps({"state": state, "run_id": self.run_id, **lock.this_process()}) + "\n")
+        write_atomic(self.path / STATE, dumps({"state": state, "run_id": self.run_id}) + "\n")
 
 
 def open_bundle(folder: Path, run_id: str, *, secrets: Secrets | None = None) -> Bundle:
@@ -205,12 +204,9 @@ def open_bundle(folder: Path, run_id: str, *, secrets: Secrets | None = None) ->
     return bundle
 
 
-def running_state(path: Path) -> str | None:
-    """'RUNNING' or 'ABANDONED' for a folder that holds no report yet, None where nothing says so."""
-    state = lock.read(Path(path) / STATE)
-    if not state:
-        return None
-    return "RUNNING" if state.get("state") == "RUNNING" and lock.is_alive(state) else "ABANDONED"
+def is_running(path: Path) -> bool:
+    """Whether a run is writing the half-written bundle at `path`, or has left it."""
+    return lock.is_held(Path(path).parent)
 
 
 def reissue(path: Path, evidence: Evidence) -> None:
@@ -258,13 +254,12 @@ def _cleaned_json(name: str, data: bytes, secrets: Secrets) -> bytes:
 
 
 def _cleaned_line(line: str, secrets: Secrets) -> str:
-    clean = redact.redact_text(line, secrets)
-    if clean == line:
-        return line
     try:
-        return dumps(redact.redact_value(loads(line), secrets), indent=None) + "\n"
+        value = loads(line)
     except ValueError:
-        return clean
+        return redact.redact_text(line, secrets)
+    clean = redact.redact_value(value, secrets)
+    return line if clean == value else dumps(clean, indent=None) + "\n"
 
 
 def _locked(folder: Path, run_id: str) -> lock.Lock:

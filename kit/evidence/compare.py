@@ -15,6 +15,7 @@ from typing import Any
 
 from kit.errors import BundleInvalid
 from kit.evidence.model import Evidence
+from kit.evidence.text import visible
 from kit.records import Outcome, loads
 
 PRIMARY = "steady_samples_per_s"
@@ -64,6 +65,16 @@ class Comparison:
     @property
     def exit_code(self) -> int:
         return EXIT_CODES[self.outcome]
+
+
+def text(found: Comparison) -> str:
+    """What `kit compare` prints."""
+    lines = [f"{found.outcome.upper()} by {found.metric}", *(f"  {reason}" for reason in found.because)]
+    if found.ratio is not None:
+        lines.append(f"  B over A: {found.ratio:.3f}, 95 % interval {found.low:.3f} to {found.high:.3f}")
+    if found.runs_needed:
+        lines.append(f"  about {found.runs_needed} runs a side would decide at this spread")
+    return visible("\n".join(lines))
 
 
 def read_side(bundles: Sequence[tuple[Evidence, Mapping[str, bytes]]]) -> Side | Comparison:

@@ -201,7 +201,7 @@ def _notebooks(raw: Raw) -> Check:
 
 _PROMISES = (
     ("torch.cuda.is_available() is true, and a kernel really ran",
-     ("environment.torch_cuda", "native.kernel_ran")),
+     ("environment.cuda_starts", "native.kernel_ran")),
     ("the expected GPU is detected by two independent witnesses",
      ("environment.two_witnesses", "environment.expected_gpu", "native.device")),
     ("training runs on the device: every parameter, gradient, optimizer state and batch",
@@ -225,8 +225,8 @@ def _promises(verdict: Verdict) -> Iterator[Promise]:
 def _headline(raw: Raw, verdict: Verdict) -> str:
     if raw.run.device == "cpu":
         if verdict.outcome is Outcome.REHEARSAL:
-            return "Rehearsal: everything but the GPU was exercised on a CPU; nothing is claimed about a GPU."
-        return f"Rehearsal on a CPU, {verdict.outcome}: {_first_finding(verdict)}"
+            return "Everything but the GPU was exercised, on a CPU; nothing is claimed about a GPU."
+        return f"A rehearsal on a CPU did not go through: {_first_finding(verdict)}"
     name = raw.training.device_name if raw.training else "this machine's GPU"
     if verdict.outcome is Outcome.PASS:
         figures = throughput(raw.steps)

@@ -21,7 +21,7 @@ _TIMEOUT_S = 120
 
 def run_control() -> ControlRecord:
     """Starts the child and reads its record. Raises KitError where it gave none."""
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "KINETO_LOG_LEVEL": "6"}
     start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "kit.evidence.control_run"], env=environment, capture_output=True, timeout=_TIMEOUT_S,

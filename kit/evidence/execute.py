@@ -11,10 +11,11 @@ import ast
 import dataclasses
 import difflib
 import json
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from kit.errors import UsageError
 from kit.evidence.model import NotebookRun
@@ -22,6 +23,7 @@ from kit.evidence.notebook import problems, source_sha256, text
 
 # notebook, cell (from 1), cells, seconds since its start
 Progress = Callable[[str, int, int, float], None]
+_KERNEL_START_S = 120
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +100,8 @@ def execute(
 
     template = json.loads(path.read_text(encoding="utf-8"))
     name, start, caught = path.stem, time.monotonic(), None
-    _use_engine(name, start, progress)
+    log = tempfile.TemporaryFile()
+    _use_engine(name, start, progress, log)
     state = "ok"
     try:
         papermill.execute_notebook(
@@ -110,7 +113,9 @@ def execute(
     except KeyboardInterrupt:
         state, caught = "interrupted", "interrupted"
     except Exception as error:  # a dead kernel, a timeout, a lost connection: each library has its own class
-        state, caught = "failed", f"{type(error).__name__}: {error}"
+        state, caught = "failed", f"{type(error).__name__}: {error}{_last_words(log)}"
+    finally:
+        log.close()
     return _outcome(name, template, executed, state, caught, time.monotonic() - start)
 
 
@@ -138,17 +143,26 @@ def _has_error(cell: Mapping[str, Any]) -> bool:
     return any(output.get("output_type") == "error" for output in cell.get("outputs", ()))
 
 
+def _last_words(log: IO[bytes]) -> str:
+    """What a kernel that died wrote to its stderr, which no cell shows."""
+    log.seek(0)
+    lines = log.read().decode("utf-8", errors="replace").splitlines()
+    kept = [line for line in lines if line.strip() and "[IPKernelApp]" not in line][-5:]
+    return "".join(f"\n{line}" for line in kept)
+
+
 def _short(text_: str | None) -> str | None:
     return text_ if text_ is None else text_.strip()[:2000]
 
 
-def _use_engine(name: str, start: float, progress: Progress | None) -> None:
-    """Registers papermill's own engine with a line of progress for each cell."""
-    from papermill.engines import NBClientEngine, papermill_engines
+def _use_engine(name: str, start: float, progress: Progress | None, log: IO[bytes]) -> None:
+    """Registers papermill's own engine with a line of progress for each cell, and the kernel's stderr in `log`."""
+    from papermill.clientwrap import PapermillNotebookClient
+    from papermill.engines import Engine, papermill_engines
 
-    class Engine(NBClientEngine):
+    class KitEngine(Engine):
         @classmethod
-        def execute_managed_notebook(cls, nb_man, kernel_name, **kwargs):
+        def execute_managed_notebook(cls, nb_man, kernel_name, *, execution_timeout, cwd=None, **_):
             begin, count = nb_man.cell_start, len(nb_man.nb.cells)
 
             def cell_start(cell, cell_index=None, **more):
@@ -157,6 +171,11 @@ def _use_engine(name: str, start: float, progress: Progress | None) -> None:
                 return begin(cell, cell_index, **more)
 
             nb_man.cell_start = cell_start
-            return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
+            resources = {"metadata": {"path": cwd}}
+            client = PapermillNotebookClient(
+                nb_man, kernel_name=kernel_name, timeout=execution_timeout, startup_timeout=_KERNEL_START_S,
+                resources=resources,
+            )
+            return client.execute(stderr=log)
 
-    papermill_engines.register("kit", Engine)
+    papermill_engines.register("kit", KitEngine)

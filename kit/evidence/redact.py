@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import hmac
+import html
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -117,7 +118,7 @@ def redact_value(value: Any, secrets: Secrets) -> Any:
         if parts and all(isinstance(item, str) for item in value):
             # A notebook keeps text as a list of lines: a secret may go over several of them.
             whole = redact_text("".join(value), secrets)
-            return parts if whole == "".join(parts) else [whole]
+            return parts if whole in ("".join(parts), "".join(value)) else [whole]
         return parts
     return value
 
@@ -139,7 +140,7 @@ def scan(files: Mapping[str, bytes], secrets: Secrets) -> tuple[Hit, ...]:
 
 def _scan_file(name: str, data: bytes, secrets: Secrets) -> Iterator[Hit]:
     is_png = data.startswith(b"\x89PNG")
-    text = data.decode("latin-1") if is_png else decode(data)
+    text = data.decode("latin-1") if is_png else _unescaped(name, decode(data))
     for rule in _rules(secrets):
         if (rule.is_known or not is_png) and rule.pattern.sub(rule.replacement, text) != text:
             yield Hit(name, rule.kind, "known value, plain or encoded" if rule.is_known else "pattern")
@@ -148,6 +149,15 @@ def _scan_file(name: str, data: bytes, secrets: Secrets) -> Iterator[Hit]:
     if not is_png:
         for kind in sorted(set(_encoded_kinds(text, secrets))):
             yield Hit(name, kind, "base64 or hex")
+
+
+def _unescaped(name: str, text: str) -> str:
+    """What a reader of the file sees, so that `<user>` is the same in JSON and in HTML."""
+    if name.endswith((".html", ".md", ".xml", ".svg")):
+        return html.unescape(text)
+    if name.endswith((".json", ".jsonl", ".ipynb")):
+        return re.sub(r"\\([\"\\/n])", lambda found: "\n" if found[1] == "n" else found[1], text)
+    return text
 
 
 def _encoded_kinds(text: str, secrets: Secrets) -> Iterator[str]:
@@ -226,7 +236,7 @@ def _pattern_rules(salt: bytes) -> Iterator[_Rule]:
     yield rule("token", r"(?i)(\b(?:bearer|basic)\s+)(?!<)[\w.+/~-]{12,}=*", r"\1<secret>")
     # An unquoted value needs a digit, so that `token = tokenizer.encode(text)` in a cell stays code.
     value = r"(?![\[<]|[\d.e+-]+(?![\w-])|(?:none|null|true|false)\b)"
-    quoted, bare = rf"[\"']{value}[^\s\"'<>]{{4,}}", rf"{value}(?=[^\s\"']*\d)[^\s\"'&,;()<>]{{6,}}"
+    quoted, bare = rf"[\"']{value}[^\"'<>\n]{{4,}}", rf"{value}(?=[^\s\"']*\d)[^\s\"'&,;()<>]{{6,}}"
     yield rule("secret", rf"(?i)((?:{_SECRET_WORD})[\"']?\s*[:=]\s*)(?:{quoted}|{bare})", r"\1<secret>")
     yield rule("secret", rf"(?i)((?<!\S)--?[\w-]*(?:{_SECRET_WORD})\s+)(?![-<])[^\s\"']{{4,}}", r"\1<secret>")
     yield rule("home path", r"(/home/|/Users/|[A-Za-z]:[\\/]{1,2}Users[\\/]{1,2})(?!<)[^/\\\s\"':<>]+", r"\1<user>")
@@ -253,6 +263,7 @@ def _forms(value: str) -> Iterator[str]:
     yield value
     yield quote(value, safe="")
     yield "".join(f"%{byte:02X}" for byte in data)
+    yield "".join(f"%{byte:02x}" for byte in data)
     yield data.hex()
     yield data.hex().upper()
     if len(data) < 6:

@@ -24,9 +24,11 @@ from kit.evidence.model import COMPLETE, FAILED, INTERRUPTED, SCHEMA_VERSION, Ev
 from kit.evidence.plausible import differences, implausible, utc
 from kit.evidence.render import derived
 from kit.evidence.source import Source, open_source
-from kit.evidence.verification import SignatureCheck, Step, Verification
+from kit.evidence.verification import SignatureCheck, Step, Verification, text
 from kit.records import Check, Outcome, from_json, to_json, worst
 from kit.units import memory
+
+__all__ = ["STEPS", "SignatureCheck", "Step", "Verification", "load", "text", "verify"]
 
 STEPS = {
     "readable": "a folder or zip of plain files within the limits",
@@ -56,17 +58,17 @@ def verify(
     *,
     conclude: Callable[[Mapping[str, bytes]], Evidence] | None = None,
     check_signature: Callable[[bytes, bytes | None], SignatureCheck | None] | None = None,
-    is_alive: Callable[[Mapping[str, Any]], bool] | None = None,
+    is_running: Callable[[Path], bool] | None = None,
     now: datetime.datetime | None = None,
     reviewer_nonce: str | None = None,
 ) -> Verification:
     """What a bundle is worth. Raises UsageError where `path` does not exist, and nothing else.
 
     check_signature: (manifest, signature or None) -> SignatureCheck or None, as `kit.evidence.sign` makes one.
-    is_alive: whether a process that a half-written bundle names still runs. now: today, for
+    is_running: whether a run still writes a half-written bundle. now: today, for
     the age; without it the age is not told. reviewer_nonce: a text that the report must carry.
     """
-    return _Run(_existing(path), conclude or _conclude, check_signature, is_alive, now, reviewer_nonce).verification()
+    return _Run(_existing(path), conclude or _conclude, check_signature, is_running, now, reviewer_nonce).verification()
 
 
 def load(
@@ -86,7 +88,7 @@ class _Run:
     path: Path
     conclude: Callable[[Mapping[str, bytes]], Evidence]
     check_signature: Callable[[bytes, bytes | None], SignatureCheck | None] | None = None
-    is_alive: Callable[[Mapping[str, Any]], bool] | None = None
+    is_running: Callable[[Path], bool] | None = None
     now: datetime.datetime | None = None
     reviewer_nonce: str | None = None
     source: Source | None = None
@@ -271,10 +273,9 @@ class _Run:
     def _negative_control(self) -> str | None:
         found = [check for check in self.evidence.verdict.checks if check.id.endswith(".negative_control")]
         must = self.evidence.state == COMPLETE and self.evidence.device != "cpu"
-        if any(check.outcome is not Outcome.PASS for check in found) or (must and not found):
-            found_text = found[0].found if found else "not there"
-            outcome = Outcome.INVALID if must else Outcome.INCONCLUSIVE
-            raise _Stop(f"negative control: {found_text}", "do not trust this report", outcome)
+        if must and not (found and all(check.outcome is Outcome.PASS for check in found)):
+            told = found[0].found if found else "not there"
+            raise _Stop(f"negative control: {told}", "do not trust this report")
         return found[0].found if found else None
 
     def _report(self) -> str:
@@ -325,8 +326,7 @@ class _Run:
         return self.raw
 
     def _running_state(self) -> str:
-        state = self._json(STATE)
-        is_running = isinstance(state, dict) and self.is_alive is not None and self.is_alive(state)
+        is_running = self.is_running is not None and self.is_running(self.path)
         return "RUNNING, a run is writing it" if is_running else "ABANDONED, its run was stopped before the end"
 
     def _differs_by_line_ends(self, name: str, row: Mapping[str, Any]) -> bool:

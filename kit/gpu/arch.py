@@ -79,9 +79,11 @@ def cover(arch_list: tuple[str, ...], capability: Capability, *, cuda: Capabilit
     if ptx:
         best = max(ptx, key=lambda code: code.capability)
         return Coverage(
-            "ptx", str(best), False,
+            "ptx",
+            str(best),
+            False,
             f"no native code for {dotted(capability)}; the driver compiles {best} at the first use of each kernel",
-        )  # fmt: skip
+        )
     return Coverage("none", None, False, _why_none(entries, capability))
 
 

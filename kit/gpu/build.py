@@ -68,7 +68,9 @@ def platform_of(facts: MachineFacts, capability: Capability | None = None) -> st
 
 def _is_grace(facts: MachineFacts) -> bool:
     gpus = (facts.driver.gpus if facts.driver else ()) + (facts.torch.gpus if facts.torch else ())
-    return any(mark in (gpu.name or "") for gpu in gpus for mark in ("GH200", "GB200", "GB300", "GB10", "T4G"))
+    return any(
+        mark in (gpu.name or "") for gpu in gpus for mark in ("GH200", "GB200", "GB300", "GB10", "T4G")
+    )
 
 
 def _from_list(
@@ -76,7 +78,12 @@ def _from_list(
 ) -> Holding:
     found = cover(arch_list, capability, cuda=cuda)
     return Holding(
-        found.how, found.reason, source, found.code, found.is_exact, is_too_old=_below_all(arch_list, capability)
+        found.how,
+        found.reason,
+        source,
+        found.code,
+        found.is_exact,
+        is_too_old=_below_all(arch_list, capability),
     )
 
 
@@ -91,7 +98,12 @@ def _from_range(torch: Torch, capability: Capability) -> Holding:
     generation than the highest still runs it."""
     low, high = torch.min_capability or (0, 0), torch.max_capability
     if capability < low:
-        return Holding("none", f"the build starts at {dotted(low)}, the GPU has {dotted(capability)}", "range", is_too_old=True)
+        return Holding(
+            "none",
+            f"the build starts at {dotted(low)}, the GPU has {dotted(capability)}",
+            "range",
+            is_too_old=True,
+        )
     if high is None:
         return Holding("unknown", f"the build starts at {dotted(low)}; its list is not known", "range")
     if capability <= high or capability[0] == high[0]:
@@ -113,8 +125,9 @@ def _from_table(facts: MachineFacts, capability: Capability) -> Holding | None:
         if (not version or row.torch == version)
         and row.variant != "cpu"
         and (row.variant == variant if variant else row.is_pypi_default)
-        and (platform is None or row.platform == platform)
+        and (row.platform == platform if platform else row.platform != "linux_aarch64")
     ]
+    rows = [row for row in rows if row.status != "unverified"] or rows
     found = [_from_list(row.arch_list, capability, row.cuda, "table") for row in rows if row.arch_list]
     return found[0] if found and len({holding.how for holding in found}) == 1 else None
 
@@ -132,7 +145,17 @@ def _from_toolkit(torch: Torch, capability: Capability) -> Holding:
         return Holding("unknown", f"compute capability {dotted(capability)} is not in the table")
     cuda = dotted(torch.cuda)
     if all(family.first_toolkit and family.first_toolkit > torch.cuda for family in usable):
-        return Holding("none", f"CUDA {cuda} is older than the GPU generation {capability[0]}.x and has no code for it", "toolkit")
+        return Holding(
+            "none",
+            f"CUDA {cuda} is older than the GPU generation {capability[0]}.x and has no code for it",
+            "toolkit",
+        )
     if all(family.dropped_in and family.dropped_in <= torch.cuda for family in usable):
-        return Holding("none", f"CUDA {cuda} no longer compiles for {dotted(capability)}", "toolkit", is_too_old=True)
-    return Holding("possible", f"CUDA {cuda} can compile for {dotted(capability)}; this build's list is not known", "toolkit")
+        return Holding(
+            "none", f"CUDA {cuda} no longer compiles for {dotted(capability)}", "toolkit", is_too_old=True
+        )
+    return Holding(
+        "possible",
+        f"CUDA {cuda} can compile for {dotted(capability)}; this build's list is not known",
+        "toolkit",
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 
 from kit.errors import UsageError
 from kit.gpu.facts import MachineFacts
@@ -113,9 +112,6 @@ def resolve_device(device: str) -> str:
         raise UsageError(f"device={device!r}", expected="cuda, cpu or auto", todo="correct the device")
     if device != "auto":
         return device
-    from kit.gpu.probe import has_nvidia_device, read_driver
+    from kit.gpu import driver
 
-    if has_nvidia_device() or os.environ.get("NVIDIA_VISIBLE_DEVICES", "void") not in ("", "void", "none"):
-        return "cuda"
-    driver = read_driver([])
-    return "cuda" if driver and driver.gpus else "cpu"
+    return "cuda" if driver.has_nvidia_hardware() or driver.read_driver().version else "cpu"

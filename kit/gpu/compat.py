@@ -79,9 +79,10 @@ def cuda_of_driver(version: str | None, system: str) -> tuple[int, int] | None:
 
 
 def toolkit_driver(cuda: tuple[int, int], system: str) -> Version | None:
-    """The driver that came with a toolkit's first release: what its PTX needs. None where unknown."""
-    floors = [floor for toolkit, floor in _toolkits(system) if toolkit == cuda]
-    return min(floors) if floors else None
+    """The driver that came with a toolkit's first release: what its PTX needs. For a toolkit that is not listed,
+    the one before it; None below the table."""
+    known = max((toolkit for toolkit, _ in _toolkits(system) if toolkit <= cuda), default=None)
+    return min(floor for toolkit, floor in _toolkits(system) if toolkit == known) if known else None
 
 
 def _column(system: str) -> str:

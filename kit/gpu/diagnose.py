@@ -7,104 +7,16 @@ nothing; where none speaks, the answer is that it cannot be told, and what would
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections.abc import Callable
 
 from kit.gpu import causes
 from kit.gpu.arch import Capability, dotted, is_tegra_capability
-from kit.gpu.build import Holding, holding, platform_of, variant_of
-from kit.gpu.compat import cuda_of_driver, driver_floor, driver_runs, parse_driver, text_of
-from kit.gpu.facts import Gpu, MachineFacts
+from kit.gpu.build import platform_of, variant_of
+from kit.gpu.case import ASK_ALL, Case, Diagnosis
+from kit.gpu.compat import driver_floor, driver_runs, parse_driver, text_of
+from kit.gpu.facts import MachineFacts
 from kit.gpu.masks import mask_problem
-from kit.gpu.messages import CONTEXT, symptoms
-from kit.gpu.specs import possible_capabilities
-
-DIAGNOSES = (
-    "ok", "arch_missing_from_build", "driver_too_old_for_runtime", "cpu_only_build", "no_driver_or_no_gpu",
-    "gpu_too_old_dropped", "ptx_jit_only", "forward_compat_mismatch", "visible_devices_masked", "other",
-)  # fmt: skip
-ASK_ALL = "python -m torch.utils.collect_env"
-_INIT_ERRORS = {34: "stub", 46: "busy", 100: "no_device", 101: "bad_ordinal", 802: "system_not_ready",
-                803: "driver_mismatch", 804: "compat_refused", 999: "unknown_error"}  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Diagnosis:
-    """word: one of DIAGNOSES. confidence: 'high', 'medium' or 'low'. cause: finer than the word, for the remedy.
-    ask: the one command whose output would settle what is open; empty where nothing is."""
-
-    word: str
-    confidence: str
-    cause: str
-    because: tuple[str, ...]
-    ask: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """Facts with what the rules ask of them again and again."""
-
-    facts: MachineFacts
-
-    @functools.cached_property
-    def symptoms(self) -> frozenset[str]:
-        facts, texts = self.facts, list(self.facts.messages)
-        for text in (
-            facts.torch and facts.torch.error,
-            facts.proof and facts.proof.error,
-            facts.driver and facts.driver.nvml_error,
-        ):
-            if text:
-                texts.append(text)
-        found = set(symptoms(texts))
-        if facts.driver and facts.driver.cuda_init_error in _INIT_ERRORS:
-            found.add(_INIT_ERRORS[facts.driver.cuda_init_error])
-        if facts.driver and facts.driver.libcuda == "stub":
-            found.add("stub")
-        if facts.driver and facts.driver.uvm_error:
-            found.add("uvm_unreadable")
-        if facts.xids:
-            found.add("gpu_lost")
-        return frozenset(found)
-
-    @functools.cached_property
-    def gpus(self) -> tuple[Gpu, ...]:
-        """As torch sees them where it does, else as the driver lists them."""
-        facts = self.facts
-        return (facts.torch.gpus if facts.torch else ()) or (facts.driver.gpus if facts.driver else ())
-
-    @functools.cached_property
-    def holdings(self) -> tuple[tuple[Gpu, Capability, Holding], ...]:
-        """What the build holds for each GPU whose capability is known or follows from its name."""
-        found = []
-        for gpu in self.gpus:
-            capability = capability_of(gpu)
-            if capability:
-                found.append((gpu, capability, holding(self.facts, capability)))
-        return tuple(found)
-
-    @property
-    def is_available(self) -> bool | None:
-        return self.facts.torch.is_available if self.facts.torch else None
-
-    @property
-    def system(self) -> str:
-        platform = self.facts.platform
-        return "Windows" if platform.system == "Windows" or platform.is_wsl else "Linux"
-
-    @property
-    def driver_version(self) -> str | None:
-        return self.facts.driver.version if self.facts.driver else None
-
-    @property
-    def driver_cuda(self) -> tuple[int, int] | None:
-        return self.facts.driver.cuda_version if self.facts.driver else None
-
-
-def capability_of(gpu: Gpu) -> Capability | None:
-    """Stated, or by name. A name sold with several chips counts as its newest: what that one lacks, all lack."""
-    return gpu.compute_capability or max(possible_capabilities(gpu.name), default=None)
+from kit.gpu.messages import CONTEXT
 
 
 def diagnose(facts: MachineFacts) -> Diagnosis:
@@ -131,7 +43,11 @@ def _run(case: Case) -> Diagnosis | None:
     proof = case.facts.proof
     if proof is None or proof.device == "cpu" or not proof.ran:
         return None
-    if proof.max_relative_error is not None and proof.limit is not None and proof.max_relative_error > proof.limit:
+    if (
+        proof.max_relative_error is not None
+        and proof.limit is not None
+        and proof.max_relative_error > proof.limit
+    ):
         because = f"the kernel ran, but its numbers are off by {proof.max_relative_error:.2g} (limit {proof.limit:.2g})"
         return Diagnosis("other", "high", "wrong_numbers", (because,))
     if proof.ran_without_ptx_jit is False:
@@ -144,7 +60,9 @@ def _forced_jit(case: Case) -> Diagnosis | None:
     proof = case.facts.proof
     value = case.facts.environment.get("CUDA_FORCE_PTX_JIT", "0")
     if proof is not None and not proof.ran and value not in ("", "0"):
-        because = f"CUDA_FORCE_PTX_JIT={value} is set: it hides all native code, and the libraries have no PTX"
+        because = (
+            f"CUDA_FORCE_PTX_JIT={value} is set: it hides all native code, and the libraries have no PTX"
+        )
         return Diagnosis("other", "high", "force_ptx_jit", (because,))
     return None
 
@@ -170,7 +88,9 @@ def _cpu_build(case: Case) -> Diagnosis | None:
     seen = f"; the driver sees {case.gpus[0].name}" if case.gpus else ""
     because = [f"{version} is built without CUDA{seen}"]
     if any(name.startswith("nvidia-cuda-runtime") for name in case.facts.packages):
-        because.append("CUDA runtime packages are left in the environment: a later install replaced a CUDA build")
+        because.append(
+            "CUDA runtime packages are left in the environment: a later install replaced a CUDA build"
+        )
     return Diagnosis("cpu_only_build", "high", "cpu_build", tuple(because))
 
 
@@ -194,7 +114,9 @@ def _changed_driver(case: Case) -> Diagnosis | None:
     if "nvml_mismatch" in case.symptoms or (differ and case.is_available is not True):
         shown = f" (library {library}, kernel module {kernel})" if differ else ""
         because = f"the driver's library and its loaded kernel module have different versions{shown}: "
-        return Diagnosis("other", "high", "reboot", (because + "it was upgraded and the machine not restarted",))
+        return Diagnosis(
+            "other", "high", "reboot", (because + "it was upgraded and the machine not restarted",)
+        )
     return None
 
 
@@ -206,12 +128,22 @@ def _compat(case: Case) -> Diagnosis | None:
     is_named = any("compat" in text.lower().replace("forward compatib", "") for text in case.facts.messages)
     if "compat_refused" in seen:
         because = "error 804: a CUDA compatibility library stands before the driver's own, and this GPU does not allow it"
-        return Diagnosis("forward_compat_mismatch", "high", "compat", (because,), "ldconfig -p | grep libcuda.so")
+        return Diagnosis(
+            "forward_compat_mismatch", "high", "compat", (because,), "ldconfig -p | grep libcuda.so"
+        )
     because = "error 803: the libcuda that was loaded does not fit the kernel module of the driver"
     if is_compat or is_named:
         because += "; a compatibility library (cuda-compat) stands before the driver's own"
-        return Diagnosis("forward_compat_mismatch", "medium", "compat", (because,), "ldconfig -p | grep libcuda.so")
-    return Diagnosis("other", "medium", "libcuda_mismatch", (because,), "ldconfig -p | grep libcuda.so; cat /proc/driver/nvidia/version")
+        return Diagnosis(
+            "forward_compat_mismatch", "medium", "compat", (because,), "ldconfig -p | grep libcuda.so"
+        )
+    return Diagnosis(
+        "other",
+        "medium",
+        "libcuda_mismatch",
+        (because,),
+        "ldconfig -p | grep libcuda.so; cat /proc/driver/nvidia/version",
+    )
 
 
 def _driver_too_old_said(case: Case) -> Diagnosis | None:
@@ -241,7 +173,9 @@ def _absent(case: Case) -> Diagnosis | None:
     if facts.has_nvidia_device:
         because = "an NVIDIA device is there, but no driver answers for it"
     if facts.platform.is_wsl:
-        return Diagnosis("no_driver_or_no_gpu", "high", "wsl", (because + " (WSL uses the Windows driver)",), "nvidia-smi")
+        return Diagnosis(
+            "no_driver_or_no_gpu", "high", "wsl", (because + " (WSL uses the Windows driver)",), "nvidia-smi"
+        )
     return Diagnosis("no_driver_or_no_gpu", "high", "no_driver", (because,), "nvidia-smi")
 
 
@@ -254,13 +188,21 @@ def _masked(case: Case) -> Diagnosis | None:
     problem = mask_problem(value, count, [gpu.uuid for gpu in facts.driver.gpus] if facts.driver else [])
     if value is not None and is_dark and (problem or hidden):
         why = problem or "none of the devices it names is there"
-        return Diagnosis("visible_devices_masked", "high", "mask", (f"CUDA_VISIBLE_DEVICES={value!r}: {why}",))
+        return Diagnosis(
+            "visible_devices_masked", "high", "mask", (f"CUDA_VISIBLE_DEVICES={value!r}: {why}",)
+        )
     if facts.environment.get("NVIDIA_VISIBLE_DEVICES") in ("void", "none") and is_dark and not case.gpus:
         because = "NVIDIA_VISIBLE_DEVICES lets no GPU into this container"
         return Diagnosis("no_driver_or_no_gpu", "high", "container", (because,))
     if "no_cuda_gpus" in hidden:
         because = "CUDA started and found no device: usually CUDA_VISIBLE_DEVICES names none that exists"
-        return Diagnosis("visible_devices_masked", "medium", "mask", (because,), "echo $CUDA_VISIBLE_DEVICES; nvidia-smi -L")
+        return Diagnosis(
+            "visible_devices_masked",
+            "medium",
+            "mask",
+            (because,),
+            "echo $CUDA_VISIBLE_DEVICES; nvidia-smi -L",
+        )
     if "no_device" in hidden:
         because = "the driver answers, but it shows CUDA no device"
         return Diagnosis("no_driver_or_no_gpu", "medium", "no_device", (because,), "nvidia-smi -L")
@@ -280,7 +222,9 @@ def _build_lacks(case: Case) -> Diagnosis | None:
     if not bad:
         return None
     gpu, capability, held = min(bad, key=lambda row: row[2].how != "none")
-    confidence = "high" if held.source in ("list", "range") else "medium" if case.is_available is None else "high"
+    confidence = (
+        "high" if held.source in ("list", "range") else "medium" if case.is_available is None else "high"
+    )
     because = (f"{gpu.name or 'the GPU'} (compute capability {dotted(capability)}): {held.reason}",)
     if held.how == "ptx":
         return Diagnosis("ptx_jit_only", confidence, "ptx", because)
@@ -308,7 +252,9 @@ def _warned_without_list(case: Case) -> Diagnosis | None:
     is_old = capability < (7, 5)
     because = f"torch says that it has no code for {gpu.name} (compute capability {dotted(capability)}); its list is not there"
     word = "gpu_too_old_dropped" if is_old else "arch_missing_from_build"
-    return Diagnosis(word, "high" if not is_old else "medium", "too_old" if is_old else "arch_missing", (because,), _LIST)
+    return Diagnosis(
+        word, "high" if not is_old else "medium", "too_old" if is_old else "arch_missing", (because,), _LIST
+    )
 
 
 _LIST = 'python -c "import torch; print(torch.__version__, torch.cuda.get_arch_list())"'
@@ -334,8 +280,12 @@ def _no_kernel(case: Case) -> Diagnosis | None:
         return None
     if case.holdings and all(held.how in ("native", "possible") for _, _, held in case.holdings):
         gpu, _, held = case.holdings[0]
-        because = f"torch itself has code for {gpu.name} ({held.reason}), so another package or kernel lacks it"
-        return Diagnosis("other", "high" if held.how == "native" else "medium", "extension", (because,), "pip list")
+        because = (
+            f"torch itself has code for {gpu.name} ({held.reason}), so another package or kernel lacks it"
+        )
+        return Diagnosis(
+            "other", "high" if held.how == "native" else "medium", "extension", (because,), "pip list"
+        )
     known = [capability for _, capability, _ in case.holdings]
     if known and max(known) < (3, 7):
         because = f"no torch 2.x build has code for compute capability {dotted(max(known))}"
@@ -347,16 +297,26 @@ def _no_kernel(case: Case) -> Diagnosis | None:
         because = "the error comes from a package beside torch, and that package is not built for this GPU"
         return Diagnosis("other", "medium", "extension", (because,), _LIST)
     if "new_error_class" in case.symptoms:
-        because = "torch 2.8 and later raise this error, and their builds have code for every GPU from 7.5 on: "
+        because = (
+            "torch 2.8 and later raise this error, and their builds have code for every GPU from 7.5 on: "
+        )
         because += "either the GPU is older, or another package lacks its code"
         return Diagnosis("other", "low", "extension", (because,), ASK_ALL)
     because = "the code that was called is not built for this GPU; most often that is torch itself, else an extension"
-    return Diagnosis("arch_missing_from_build", "medium" if known else "low", "arch_missing", (because,), _LIST)
+    return Diagnosis(
+        "arch_missing_from_build", "medium" if known else "low", "arch_missing", (because,), _LIST
+    )
 
 
 def _windows_default(case: Case) -> Diagnosis | None:
     torch = case.facts.torch
-    if not (torch and torch.version and torch.is_available is False and torch.cuda is None and "+" not in torch.version):
+    if not (
+        torch
+        and torch.version
+        and torch.is_available is False
+        and torch.cuda is None
+        and "+" not in torch.version
+    ):
         return None
     if platform_of(case.facts) == "windows_x86_64":
         because = f"torch {torch.version} without a CUDA tag on Windows is PyPI's build, which has no CUDA"
@@ -369,15 +329,20 @@ def _dark(case: Case) -> Diagnosis | None:
     facts = case.facts
     if case.is_available is not False:
         return None
-    if facts.nvidia_smi_exit_code == 127 or not (case.gpus or case.driver_version):
-        sure = "high" if facts.nvidia_smi_exit_code == 127 or facts.has_nvidia_device is False else "medium"
-        because = "the build has CUDA, CUDA is not available, and no NVIDIA driver or GPU shows"
-        return Diagnosis("no_driver_or_no_gpu", sure, "no_driver", (because,), "nvidia-smi")
-    if variant_of(facts.torch) is None:
+    is_gone = facts.nvidia_smi_exit_code == 127
+    if variant_of(facts.torch) is None and not is_gone:
         because = "CUDA is not available, and whether this torch is a CUDA build is not known"
         return Diagnosis("other", "low", "unknown", (because,), _LIST)
-    because = "build, driver and GPU fit together, yet CUDA is not available; the error itself is not in the facts"
-    return Diagnosis("other", "low", "unknown_start", (because,), 'python -c "import torch; torch.cuda.init()"')
+    if is_gone or not (case.gpus or case.driver_version):
+        sure = "high" if is_gone or facts.has_nvidia_device is False else "medium"
+        because = "the build has CUDA, CUDA is not available, and no NVIDIA driver or GPU shows"
+        return Diagnosis("no_driver_or_no_gpu", sure, "no_driver", (because,), "nvidia-smi")
+    because = (
+        "build, driver and GPU fit together, yet CUDA is not available; the error itself is not in the facts"
+    )
+    return Diagnosis(
+        "other", "low", "unknown_start", (because,), 'python -c "import torch; torch.cuda.init()"'
+    )
 
 
 def _fine(case: Case) -> Diagnosis | None:
@@ -388,14 +353,18 @@ def _fine(case: Case) -> Diagnosis | None:
         return None
     because = tuple(f"{gpu.name or 'GPU'}: {held.reason}" for gpu, _, held in case.holdings[:1])
     if "arch_warning" in case.symptoms:
-        because += ("torch's own warning is a false alarm here: code of the same generation runs on this GPU",)
+        because += (
+            "torch's own warning is a false alarm here: code of the same generation runs on this GPU",
+        )
     if any(_jetpack_runs(case, capability) and held.how == "none" for _, capability, held in case.holdings):
         because = ("the rule says no, but this JetPack has been seen to run such code; only a run decides",)
         return Diagnosis("ok", "medium", "fits", because, "python -m kit check")
     if case.is_available:
         variant = variant_of(case.facts.torch)
         if variant and driver_runs(variant, case.driver_version, case.system) is False:
-            because += ("the driver is older than the build asks for, and CUDA is available: forward compatibility",)
+            because += (
+                "the driver is older than the build asks for, and CUDA is available: forward compatibility",
+            )
         return Diagnosis("ok", "high", "fits", because or ("CUDA is available, and nothing contradicts it",))
     if hows == {"native"}:
         return Diagnosis("ok", "medium", "fits", because, "python -m kit check")
@@ -412,8 +381,23 @@ def _unknown(case: Case) -> Diagnosis:
 
 
 RULES: tuple[Callable[[Case], Diagnosis | None], ...] = (
-    _wrong_vendor, _run, _forced_jit, _installer, _cpu_build, _changed_driver, _compat, _driver_too_old_said,
-    _by_table, _absent, _masked, _build_lacks, _warned_without_list, _driver_too_old, _no_kernel, _windows_default,
-    _dark, _fine, _unknown,
-)  # fmt: skip
-__all__ = ["ASK_ALL", "Case", "DIAGNOSES", "Diagnosis", "capability_of", "cuda_of_driver", "diagnose"]
+    _wrong_vendor,
+    _run,
+    _forced_jit,
+    _installer,
+    _cpu_build,
+    _changed_driver,
+    _compat,
+    _driver_too_old_said,
+    _by_table,
+    _absent,
+    _masked,
+    _build_lacks,
+    _warned_without_list,
+    _driver_too_old,
+    _no_kernel,
+    _windows_default,
+    _dark,
+    _fine,
+    _unknown,
+)

@@ -74,14 +74,14 @@ def has_nvidia_hardware(root: Path = Path("/")) -> bool:
     if any((root / node).exists() for node in nodes):
         return True
     for device in (root / "sys/bus/pci/devices").glob("*"):
-        if _first_line(device / "vendor") == _PCI_NVIDIA and _first_line(device / "class").startswith(_PCI_DISPLAY):
+        if first_line(device / "vendor") == _PCI_NVIDIA and first_line(device / "class").startswith(_PCI_DISPLAY):
             return True
     return False
 
 
 def kernel_module_version(root: Path = Path("/")) -> str | None:
     """The version of the loaded kernel module, which differs from the library's after an upgrade without reboot."""
-    match = re.search(r"\b(\d{3}\.\d+(?:\.\d+)?)\b", _first_line(root / "proc/driver/nvidia/version"))
+    match = re.search(r"\b(\d{3}\.\d+(?:\.\d+)?)\b", first_line(root / "proc/driver/nvidia/version"))
     return match[1] if match else None
 
 
@@ -90,7 +90,7 @@ def is_container(root: Path = Path("/")) -> bool:
 
 
 def is_wsl(root: Path = Path("/")) -> bool:
-    return "microsoft" in _first_line(root / "proc/sys/kernel/osrelease").lower()
+    return "microsoft" in first_line(root / "proc/sys/kernel/osrelease").lower()
 
 
 def platform_name(system: str | None = None, machine: str | None = None) -> str:
@@ -214,7 +214,7 @@ def _bounded(ask: Callable[[], Driver], timeout_s: float) -> Driver:
     return answer[0]
 
 
-def _first_line(path: Path) -> str:
+def first_line(path: Path) -> str:
     """The first line of a small file of the kernel; empty where it cannot be read."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
@@ -224,5 +224,5 @@ def _first_line(path: Path) -> str:
 
 
 __all__ = [
-    "has_nvidia_hardware", "is_container", "is_wsl", "kernel_module_version", "platform_name", "read_driver",
+    "first_line", "has_nvidia_hardware", "is_container", "is_wsl", "kernel_module_version", "platform_name", "read_driver",
 ]  # fmt: skip

@@ -43,10 +43,19 @@ _SIGNATURES: tuple[tuple[str, str], ...] = (
         r"cuda unknown error|\bcuda_error_unknown\b|\bcudaerrorunknown\b|cuda error:? unknown error|\berror 999\b"
         r"|cuinit\W{0,3}(?:0\)?\W{0,3})?(?:rc|returned|failed|result|code|->|=)?\W{0,3}999\b",
     ),
-    ("uvm_unreadable", r"nvidia-uvm\b[^.;]{0,40}\b(?:fail(?:ed|s)?|eio|errno|input/output error|cannot be opened)"),
-    ("stub", r"driver is a stub library|cudaerrorstublibrary|cuda_error_stub_library|\bcuda error 34\b|\berror 34:"),
+    (
+        "uvm_unreadable",
+        r"nvidia-uvm\b[^.;]{0,40}\b(?:fail(?:ed|s)?|eio|errno|input/output error|cannot be opened)",
+    ),
+    (
+        "stub",
+        r"driver is a stub library|cudaerrorstublibrary|cuda_error_stub_library|\bcuda error 34\b|\berror 34:",
+    ),
     ("busy", r"cuda-capable devices are busy or unavailable|cudaerrordevicesunavailable|\berror 46\b"),
-    ("gpu_lost", r"\bgpu is lost\b|fallen off the bus|gpu requires reset|nvrm: xid|unable to determine the device handle"),
+    (
+        "gpu_lost",
+        r"\bgpu is lost\b|fallen off the bus|gpu requires reset|nvrm: xid|unable to determine the device handle",
+    ),
     ("start_out_of_memory", r"cudagetdevicecount\(\).{0,160}error 2: out of memory"),
     ("triton_too_old", r"too old to be supported by the triton"),
     (
@@ -71,6 +80,11 @@ _SIGNATURES: tuple[tuple[str, str], ...] = (
         r"no matching distribution found for (?:torch|pytorch)\b|satisfies the requirement torch\b"
         r"|torch\S*\.whl is not a supported wheel on this platform|because torch\S* has no wheels with a matching",
     ),
+    (
+        "library_error",
+        r"(?:cudnn|cublas)_status_(?:not_initialized|alloc_failed|execution_failed|mapping_error|internal_error)"
+        r"|unable to find an engine to execute",
+    ),
     ("bad_image", r"device kernel image is invalid|invalidkernelimage"),
     (
         "no_kernel",
@@ -83,7 +97,8 @@ _SIGNATURES: tuple[tuple[str, str], ...] = (
     (
         "arch_warning",
         r"with cuda capability sm_\d+ is not compatible|no longer supports this gpu because it is too old"
-        r"|minimum and maximum cuda capability supported by this|shows the ccs this version of pytorch was built for",
+        r"|minimum and maximum cuda capability supported by this|shows the ccs this version of pytorch was built for"
+        r"|does not include kernels for this gpu|cuda builds for release \S{1,30} support this gpu",
     ),
     (
         "no_driver",
@@ -102,7 +117,10 @@ _SIGNATURES: tuple[tuple[str, str], ...] = (
     ),
     ("no_cuda_gpus", r"no cuda gpus are available"),
     ("bad_ordinal", r"invalid device ordinal|\berror 101\b|cudaerrorinvaliddevice\b"),
-    ("start_failed", r"unexpected error from cudagetdevicecount|cuda initialization error|cudaerrorinitializationerror"),
+    (
+        "start_failed",
+        r"unexpected error from cudagetdevicecount|cuda initialization error|cudaerrorinitializationerror",
+    ),
     (
         "extension_named",
         r"(?:bitsandbytes|flash[_-]attn|xformers|mmcv|detectron2|pytorch3d|nvdiffrast|tinycudann|tiny-cuda-nn|spconv|gsplat"
@@ -113,7 +131,10 @@ _SIGNATURES: tuple[tuple[str, str], ...] = (
     ("smi_err", r"cuda (?:umd )?version: err!"),
     # torch 2.8 and later raise this class (pytorch#152023); before, it was RuntimeError
     ("new_error_class", r"\btorch\.acceleratorerror\b"),
-    ("fell_back_to_cpu", r"(?:switching|falling back|fallback|defaulting) to (?:the )?'?cpu\b|running on (?:the )?cpu instead"),
+    (
+        "fell_back_to_cpu",
+        r"(?:switching|falling back|fallback|defaulting) to (?:the )?'?cpu\b|running on (?:the )?cpu instead",
+    ),
 )
 # Not failures by themselves: they date or qualify another message.
 CONTEXT = frozenset({"arch_warning", "new_error_class", "fell_back_to_cpu", "extension_named"})
@@ -145,7 +166,11 @@ def excerpts(flat: str, *, width: int = 200) -> tuple[str, ...]:
 def _start(text: str, place: int, reach: int) -> int:
     """The beginning of the sentence that holds `place`, or of a word, not more than `reach` before it."""
     low = max(0, place - reach)
-    ends = [found + len(mark) for mark in (". ", "error: ", "warning: ") if (found := text.rfind(mark, low, place)) >= 0]
+    ends = [
+        found + len(mark)
+        for mark in (". ", "error: ", "warning: ")
+        if (found := text.rfind(mark, low, place)) >= 0
+    ]
     if ends:
         return max(ends)
     return 0 if low == 0 else min(place, text.find(" ", low, place) + 1 or place)

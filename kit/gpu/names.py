@@ -15,13 +15,15 @@ from kit.units import MiB
 _CAPABILITY = r"(?:cuda|compute) capability (?:\(cc\) )?(\d{1,2})\.(\d)"
 _FOUND = re.compile(r"found gpu(\d{1,2}) (.{2,80}?) which is of " + _CAPABILITY, re.I)
 _WARNED = re.compile(r"(\S(?:.{0,100}?\S)?) with CUDA capability sm_(\d{1,2})(\d)\b")
-_TRITON = re.compile(r"found (.{2,80}?) which is too old to be supported.{0,200}?cuda capability (\d{1,2})\.(\d)", re.I)
+_TRITON = re.compile(
+    r"found (.{2,80}?) which is too old to be supported.{0,200}?cuda capability (\d{1,2})\.(\d)", re.I
+)
 
 _CHIP = (
     r"(?:(?:NVIDIA|GeForce|Tesla|Quadro|GRID)\s+){0,3}"
-    r"(?:(?:RTX|GTX|GT|MX|Quadro|TITAN|Titan)(?:[ -]?(?:PRO )?[A-Z]?\d{1,4}[MX]?)?\b"
+    r"(?:(?:RTX|GTX|GT|MX|Quadro|TITAN|Titan)(?:[ -]?(?:PRO )?[A-Z]?\d{1,4}(?:[MX]|[Tt][iI]|SUPER)?)?\b"
     r"|(?:GH|GB|[ABHKLMPTV])\d{1,3}[A-Z]{0,2}\b|Orin\b|Xavier\b|Thor\b|Tegra X\d|GB10\b|Jetson [A-Z]\w+(?: \w+)?)"
-    r"(?:[ -](?:Ti|TI|SUPER|Super|XP|Xp|[VXZ]|D|Black|Ada|Generation|Blackwell|Workstation|Server|Edition|Laptop GPU|Laptop|Max-Q"
+    r"(?:[ -](?:Ti|TI|SUPER|Super|XP|Xp|RTX|[VXZ]|D|Black|Ada|Generation|Blackwell|Workstation|Server|Edition|Laptop GPU|Laptop|Max-Q"
     r"|SFF|PCIE|PCIe|SXM\d?|NVL|HBM\d\w?|MIG|\d+g\.\d+gb|\d{1,3}GB|\d{3,4}|AC|DGXS|LS)\b|\s?\((?:Pascal|MIG)\)){0,7}(?:\.\.\.)?"
 )
 _CONTEXTS = (
@@ -38,12 +40,15 @@ _CONTEXTS = (
     # "GPU: Tesla T4 (compute capability 7.5)", "Device name = …", "GPU NVIDIA A100", "GPU type: …"
     re.compile(
         r"\b(?:GPU|gpu|Device|device)(?:[ _](?:name|type|model|NAME))?s?['\"]?(?:\s?[:=|]\s{0,3}|\s{1,2})['\"]?()(?P<name>"
-        + _CHIP + r")(?:\s?\((?:compute capability|CC|sm_)?\s?(?P<cap>\d{1,2}\.\d)\))?"
+        + _CHIP
+        + r")(?:\s?\((?:compute capability|CC|sm_)?\s?(?P<cap>\d{1,2}\.\d)\))?"
     ),
     re.compile(r"Device:?\s(\d{1,2})\W{1,4}(?P<name>" + _CHIP + ")"),
-)  # fmt: skip
+)
 _PROSE = re.compile(r"(?<![\w/.\-])" + _CHIP)
-_WORD = re.compile(r"\b(?:NVIDIA|GeForce|Tesla|Quadro|GRID|RTX|GTX|TITAN|Titan|Orin|Xavier|Thor|Tegra|Jetson)\b")
+_WORD = re.compile(
+    r"\b(?:NVIDIA|GeForce|Tesla|Quadro|GRID|RTX|GTX|TITAN|Titan|Orin|Xavier|Thor|Tegra|Jetson)\b"
+)
 
 
 def find_gpus(lines: list[str], flat: str) -> tuple[tuple[Gpu, ...], tuple[Gpu, ...]]:
@@ -63,7 +68,9 @@ def _warned(lines: list[str], flat: str) -> tuple[Gpu, ...]:
     for match in _TRITON.finditer(flat):
         _add(found, None, match[1], (int(match[2]), int(match[3])))
     named = {gpu.name for gpu in found.values()}
-    places = [match for line in lines if "with CUDA capability sm_" in line for match in _WARNED.finditer(line)]
+    places = [
+        match for line in lines if "with CUDA capability sm_" in line for match in _WARNED.finditer(line)
+    ]
     for match in places or _WARNED.finditer(flat):
         name = _last_name(match[1])
         if name and name not in named:
@@ -93,8 +100,7 @@ def _listed(flat: str) -> tuple[Gpu, ...]:
         found: dict[tuple[str, str], Gpu] = {}
         rows = 0
         for match in context.finditer(flat):
-            name = " ".join(match["name"].split()).removesuffix(" D") if match["name"].endswith(" Driver") else match["name"]
-            name = " ".join(name.split())
+            name = " ".join(match["name"].split())
             if not possible_capabilities(name) and not _WORD.search(name):
                 continue
             groups = match.groupdict()

@@ -9,34 +9,30 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from kit.gpu.clean import HEAD_BYTES, clean
 from kit.gpu.compat import parse_cuda, parse_driver
 from kit.gpu.facts import Driver, Gpu, MachineFacts, Platform, Torch
 from kit.gpu.messages import excerpts, found_cuda_version
 from kit.gpu.names import find_gpus
 
-HEAD_BYTES, TAIL_BYTES = 384 * 1024, 128 * 1024
-
-_ESCAPES = re.compile(r"\x1b\[[0-?]{0,16}[ -/]{0,4}[@-~]|\x1b\][^\x07\x1b]{0,500}(?:\x07|\x1b\\)|\x1b[@-_]")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_PREFIX = re.compile(
-    r"^\s*(?:>\s?){1,4}"
-    r"|^\((?=[^)]{0,60}[A-Za-z])[^)]{1,60}\)\s"
-    r"|^\[(?=[^\]]{0,60}[:=\s])[^\]]{1,60}\]\s?"
-    r"|^\d{4}-\d\d-\d\d[T ]\d\d:\d\d\S{0,16}\s"
-    r"|^(?:INFO|WARNING|WARN|ERROR|DEBUG)[: ]\s{0,8}"
-    r"|^[\w.\-]{1,40}\s+\|\s"
-)
 _VER = r"(\d{1,2}\.\d{1,2}(?:\.\d{1,3})?(?:(?:a|b|rc|\.?dev|\.?post)\d{0,10})*(?:\+[a-z0-9._]{1,30})?)"
 _TORCH = (
     re.compile(r"pytorch version(?: \(gpu\?\))?['\"]?\s*[:=|]?\s*['\"`]?v?" + _VER),
     re.compile(r"torch\.__version__\W{1,12}" + _VER),
-    re.compile(r"(?<![\w.\-/])(?:py)?torch(?:\s+version)?['\"`]?[\s:=|\-]{1,40}['\"`]?v?" + _VER),
+    re.compile(r"(?<![\w.\-/])(?:py)?torch(?:\s+version)?['\"`]?[\s:=|.\-]{1,40}['\"`]?v?" + _VER),
 )
-_WANTED = re.compile(r"(?:requirement|for|install|installing|requires?|needs?|collecting|downloading|upgrade to|try)\s+\W{0,3}$")
+_WANTED = re.compile(
+    r"(?:requirement|for|install|installing|requires?|needs?|collecting|downloading|upgrade to|try)\s+\W{0,3}$"
+)
 _ENV_NAMES = (
-    "CUDA_VISIBLE_DEVICES", "CUDA_FORCE_PTX_JIT", "CUDA_DISABLE_PTX_JIT", "CUDA_MPS_PIPE_DIRECTORY",
-    "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES",
-)  # fmt: skip
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_FORCE_PTX_JIT",
+    "CUDA_DISABLE_PTX_JIT",
+    "CUDA_MPS_PIPE_DIRECTORY",
+    "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE",
+    "NVIDIA_VISIBLE_DEVICES",
+    "NVIDIA_DRIVER_CAPABILITIES",
+)
 
 
 def parse(text: str | bytes) -> MachineFacts:
@@ -69,39 +65,6 @@ def parse(text: str | bytes) -> MachineFacts:
     )
 
 
-def clean(text: str | bytes, notes: list[str]) -> list[str]:
-    """Lines without terminal escapes, quote marks, code fences and log prefixes; a long text only from both ends."""
-    if len(text) > HEAD_BYTES + TAIL_BYTES:
-        notes.append(f"the text has {len(text):,} characters; only the first and the last part were read")
-        middle = b"\n" if isinstance(text, bytes) else "\n"
-        text = text[:HEAD_BYTES] + middle + text[-TAIL_BYTES:]  # type: ignore[operator]
-    if isinstance(text, bytes):
-        text = _decode(text)
-    text = _CONTROL.sub(" ", _ESCAPES.sub("", text).replace("\r\n", "\n").replace("\r", "\n"))
-    if text.count("\n") <= 1 and text.count("\\n") > 2:
-        # one JSON string: the line ends are written out
-        text = text.replace("\\n", "\n")
-    return [_line(line) for line in text.split("\n") if not line.strip().startswith("```")]
-
-
-def _decode(data: bytes) -> str:
-    """UTF-8, or UTF-16 as PowerShell's '>' writes it; other bytes are replaced."""
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return data.decode("utf-16", errors="replace")
-    if data[:400].count(0) > len(data[:400]) // 3:
-        return data.decode("utf-16-le", errors="replace")
-    return data.decode("utf-8-sig", errors="replace")
-
-
-def _line(line: str) -> str:
-    for _ in range(3):
-        shorter = _PREFIX.sub("", line, count=1)
-        if shorter == line:
-            break
-        line = shorter
-    return line
-
-
 # --- torch ---------------------------------------------------------------------------
 
 
@@ -119,7 +82,9 @@ def _torch(flat: str, low: str, lines: list[str], notes: list[str]) -> Torch | N
     hip = _first(low, r"(?:hip|rocm) used to build pytorch\s{0,3}[:=]\s{0,3}(\d[\w.\-]{1,20})")
     hip = hip or _first(version or "", r"\+rocm([\d.]+)")
     is_cpu = "+cpu" in (version or "") or (cuda is None and cuda_text is not None and not hip)
-    is_cpu = is_cpu or bool(re.search(r"\bpy\d[\w.]*_cpu_\d|pytorch-cpu\b|pytorch\W{1,3}[\w. ]{1,30}cpu_mkl|\bcpuonly\b", low))
+    is_cpu = is_cpu or bool(
+        re.search(r"\bpy\d[\w.]*_cpu_\d|pytorch-cpu\b|pytorch\W{1,3}[\w. ]{1,30}cpu_mkl|\bcpuonly\b", low)
+    )
     found = Torch(
         version=version,
         cuda=cuda,
@@ -128,9 +93,13 @@ def _torch(flat: str, low: str, lines: list[str], notes: list[str]) -> Torch | N
         arch_list=_arch_list(low),
         is_available=_is_available(low),
         device_count=_int(_first(low, r"device[_ ]count(?:\(\))?\W{1,10}(\d{1,3})\b")),
-        min_capability=_capability(low, r"minimum cuda capability supported by this library is\s{0,3}(\d{1,2})\.(\d)")
+        min_capability=_capability(
+            low, r"minimum cuda capability supported by this library is\s{0,3}(\d{1,2})\.(\d)"
+        )
         or _capability(low, r"minimum and maximum cuda capability supported[^(]{0,60}\((\d{1,2})\.(\d)\)"),
-        max_capability=_capability(low, r"minimum and maximum cuda capability[^(]{0,90}\(\d{1,2}\.\d\)\s?-\s?\((\d{1,2})\.(\d)\)"),
+        max_capability=_capability(
+            low, r"minimum and maximum cuda capability[^(]{0,90}\(\d{1,2}\.\d\)\s?-\s?\((\d{1,2})\.(\d)\)"
+        ),
     )
     return None if found == Torch() else found
 
@@ -148,11 +117,12 @@ def _torch_version(low: str, notes: list[str]) -> str | None:
             if len(found) > 20:
                 break
         exact = list(dict.fromkeys(v for v in found if "+" in v)) or list(dict.fromkeys(found))
-        bases = {version.split("+")[0] for version in exact}
-        if len(bases) == 1:
-            return exact[0]
+        if len(_distinct(version.split("+")[0] for version in exact)) == 1:
+            return max(exact, key=len)
         if exact:
-            notes.append(f"the text names several torch versions ({', '.join(exact[:4])}); the first one is taken")
+            notes.append(
+                f"the text names several torch versions ({', '.join(exact[:4])}); the first one is taken"
+            )
             return exact[0]
     return None
 
@@ -167,8 +137,11 @@ def _arch_list(low: str) -> tuple[str, ...]:
         is_stated = "supports cuda capabilities" in low[max(0, match.start() - 40) : match.start()]
         if is_stated:
             return tuple(dict.fromkeys(found))
-        if len(found) >= 2 and len(found) > len(best):
+        # two in a row may be prose; three, or two in quotes as Python prints them, are a list
+        if len(found) >= (2 if "'" in match[0] else 3) and len(found) > len(best):
             best = found
+    if not best and "pytorch built with" in low:
+        best = re.findall(r"code=\[?((?:sm|compute)_\d{2,3}[af]?)", low)
     return tuple(dict.fromkeys(best))
 
 
@@ -181,9 +154,12 @@ def _is_available(low: str) -> bool | None:
         r"cuda is available\W{0,4}(true|false|yes|no)\b",
         r"cuda(?: availability)?['\"]?\s?[:=]\s?['\"]?(true|false|available|not available)\b",
         r"pytorch version \(gpu\?\)\W{1,6}\S{3,40} \((true|false)\)",
-        r"gpu available\W{1,6}(true|false)\b",
+        r"gpu available\W{1,6}(true|false|yes|no)\b",
+        r"- available:\s{1,12}(true|false)\b",
     )
-    if text is None and re.search(r"\b(?:cuda|gpu) is not available\b|\bcuda not available\b", low):
+    if text is None and re.search(
+        r"\b(?:cuda|gpu) is not available\b|\bcuda not available\b|torch is not able to use gpu", low
+    ):
         return False
     return None if text is None else text in ("true", "yes", "available")
 
@@ -191,7 +167,9 @@ def _is_available(low: str) -> bool | None:
 # --- driver --------------------------------------------------------------------------
 
 
-def _driver(flat: str, low: str, messages: tuple[str, ...], gpus: tuple[Gpu, ...], notes: list[str]) -> Driver | None:
+def _driver(
+    flat: str, low: str, messages: tuple[str, ...], gpus: tuple[Gpu, ...], notes: list[str]
+) -> Driver | None:
     versions = _driver_versions(low)
     if len(versions) > 1:
         notes.append(f"the text names several driver versions ({', '.join(versions[:4])}); none is taken")
@@ -202,10 +180,15 @@ def _driver(flat: str, low: str, messages: tuple[str, ...], gpus: tuple[Gpu, ...
         cuda_version=_driver_cuda(low) or found_cuda_version([low]),
         gpus=gpus,
         nvml_error=next((text for text in messages if "nvml" in text.lower()), None),
-        cuda_init_error=_int(_first(low, r"cuinit\W{0,4}(?:0\W{0,3})?(?:rc|returned|result|code)?\W{0,4}(\d{1,3})\b")) or None,
+        cuda_init_error=_int(
+            _first(low, r"cuinit\W{0,4}(?:0\W{0,3})?(?:rc|returned|result|code)?\W{0,4}(\d{1,3})\b")
+        )
+        or None,
         library_version=library,
         kernel_version=kernel,
-        uvm_error=_first(flat, r"/dev/nvidia-uvm[^-\w][^.;]{0,40}?((?:FAILED|failed|cannot|\[Errno)[^/]{0,80})"),
+        uvm_error=_first(
+            flat, r"/dev/nvidia-uvm[^-\w][^.;]{0,40}?((?:FAILED|failed|cannot|\[Errno)[^/]{0,80})"
+        ),
     )
     return None if found == Driver() else found
 
@@ -249,7 +232,10 @@ def _driver_cuda(low: str) -> tuple[int, int] | None:
 
 def _smi_exit_code(low: str) -> int | None:
     """127: not found, as the shell says it; 9: it ran and could not reach the driver."""
-    if re.search(r"gpu models and configuration\W{0,3}no cuda\b|nvidia driver version\W{0,3}no cuda\b|cuda runtime version\W{0,3}no cuda\b", low):
+    if re.search(
+        r"gpu models and configuration\W{0,3}no cuda\b|nvidia driver version\W{0,3}no cuda\b|cuda runtime version\W{0,3}no cuda\b",
+        low,
+    ):
         return 127
     if re.search(r"nvidia-smi: (?:command )?not found|nvidia-smi' is not recognized", low):
         return 127
@@ -262,29 +248,47 @@ def _smi_exit_code(low: str) -> int | None:
 def _platform(flat: str, low: str) -> Platform:
     is_wsl = "microsoft-standard" in low or bool(re.search(r"\bwsl\s?2?\b", low))
     is_windows = bool(
-        re.search(r"\b[a-z]:\\\\?(?!n\b)\w|site-packages\\|microsoft windows|python platform\W{1,3}windows|\bwin32\b|win_amd64", low)
+        re.search(
+            r"\b[a-z]:\\\\?(?!n\b)[\w>]|site-packages\\|microsoft windows|python platform\W{1,3}windows|\bwin32\b|win_amd64",
+            low,
+        )
         or re.search(r"\bos\W{1,3}windows|windows (?:10|11)\b|\.venv\\|\bwddm\b|msc v\.\d{4}", low)
     )
     is_linux = bool(
-        re.search(r"python platform\W{1,3}linux|/(?:home|usr|opt|root|workspace|mnt)/|\blinux\b|ubuntu|debian|fedora|centos", low)
+        re.search(
+            r"python platform\W{1,3}linux|/(?:home|usr|opt|root|workspace|mnt)/|\blinux\b|ubuntu|debian|fedora|centos",
+            low,
+        )
     )
     is_tegra = bool(re.search(r"\btegra\b|\bjetson\b|\bjetpack\b|\bl4t\b|\bnvgpu\b", low)) or None
     system = "Linux" if is_wsl or (is_linux and not is_windows) else "Windows" if is_windows else None
     if is_tegra and system is None:
         system = "Linux"
-    python = re.search(r"python version\W{1,3}(\d)\.(\d{1,2})", low) or re.search(
-        r"\bpython[\s:\-/]{0,3}v?(3)\.(\d{1,2})(?!\d)", low
-    ) or re.search(r"\bpython(3)(\d{1,2})\b|\bcp(3)(\d{1,2})-cp", low)
+    python = (
+        re.search(r"python version\W{1,3}(\d)\.(\d{1,2})", low)
+        or re.search(r"\bpython[\s:\-/]{0,3}v?(3)\.(\d{1,2})(?!\d)", low)
+        or re.search(r"\bpython(3)(\d{1,2})\b|\bcp(3)(\d{1,2})-cp", low)
+    )
     groups = [group for group in python.groups() if group] if python else []
     return Platform(
         system=system,
-        machine="aarch64" if re.search(r"aarch64|\barm64\b|\bsbsa\b", low) else "x86_64" if re.search(r"x86_64|amd64", low) else None,
+        machine="aarch64"
+        if re.search(r"aarch64|\barm64\b|\bsbsa\b", low)
+        else "x86_64"
+        if re.search(r"x86_64|amd64", low)
+        else None,
         os=_first(flat, r"\bOS\s{0,3}:\s{0,3}([^\n|]{3,40}?)(?= GCC| Clang| Python| GPU | Is CUDA|\s{2}|$)"),
         python=(int(groups[0]), int(groups[1])) if len(groups) == 2 else None,
         is_wsl=is_wsl or None,
-        is_container=bool(re.search(r"\bdocker\b|\bcontainer\b|/\.dockerenv|\bkubernetes\b|\bpodman\b", low)) or None,
+        is_container=bool(re.search(r"\bdocker\b|\bcontainer\b|/\.dockerenv|\bkubernetes\b|\bpodman\b", low))
+        or None,
         is_tegra=is_tegra,
-        jetpack=_first(low, r"jetpack\W{0,3}(\d(?:\.\d){0,2})", r"\bl4t\W{0,3}(r?\d{2}(?:\.\d){0,2})", r"# (r\d{2}) \(release\)"),
+        jetpack=_first(
+            low,
+            r"jetpack\W{0,3}(\d(?:\.\d){0,2})",
+            r"\bl4t\W{0,3}(r?\d{2}(?:\.\d){0,2})",
+            r"# (r\d{2}) \(release\)",
+        ),
     )
 
 
@@ -293,7 +297,9 @@ def _environment(flat: str) -> dict[str, str]:
     found = {}
     for name in _ENV_NAMES:
         match = re.search(
-            name + r"(?:['\"]?\s?\])?(?:\s?[=:]\s?|['\"],\s?)(?:\"([^\"]{0,80})\"|'([^']{0,80})'|([^\s'\";,)]{0,80}))", flat
+            name
+            + r"(?:['\"]?\s?\])?(?:\s?[=:]\s?|['\"],\s?)(?:\"([^\"]{0,80})\"|'([^']{0,80})'|([^\s'\";,)]{0,80}))",
+            flat,
         )
         if match:
             value = next((group for group in match.groups() if group is not None), "")
@@ -312,7 +318,9 @@ def _packages(low: str) -> dict[str, str]:
 
 
 def _nvcc(low: str) -> tuple[int, int] | None:
-    text = _first(low, r"compilation tools, release (\d{1,2}\.\d)", r"cuda runtime version\W{1,3}(\d{1,2}\.\d{1,2})")
+    text = _first(
+        low, r"compilation tools, release (\d{1,2}\.\d)", r"cuda runtime version\W{1,3}(\d{1,2}\.\d{1,2})"
+    )
     return parse_cuda(text) if text else None
 
 

@@ -6,9 +6,10 @@ kept as a captured text. Nothing is concluded here; `kit.gpu.verdict` does that.
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
+import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -18,7 +19,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from kit.gpu.facts import Driver, Gpu, KernelProof, MachineFacts, Platform, Torch
+from kit.gpu import driver
+from kit.gpu.facts import Gpu, KernelProof, MachineFacts, Platform, Torch
+from kit.gpu.nvml import read_nvml
 
 # Variables that change what CUDA, torch or the loader do. Others never leave the machine.
 ENVIRONMENT = (
@@ -68,17 +71,17 @@ def probe(*, proof_device: str | None = None, with_torch: bool = True) -> Machin
     """
     notes: list[str] = []
     smi = capture("nvidia-smi", *SMI_QUERY)
-    driver = read_driver(notes)
+    nvml = read_nvml(notes)
     messages: list[str] = []
     found, proof = _torch(proof_device, messages, notes) if with_torch else (None, None)
     return MachineFacts(
         source="live",
         platform=read_platform(),
-        driver=driver,
+        driver=nvml,
         torch=found,
         proof=proof,
         environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
-        has_nvidia_device=has_nvidia_device(),
+        has_nvidia_device=driver.has_nvidia_hardware() or bool(nvml and nvml.gpus),
         nvidia_smi_exit_code=smi.exit_code,
         nvidia_smi_gpus=_smi_names(smi),
         messages=tuple(messages),
@@ -98,146 +101,24 @@ def _smi_names(smi: Capture) -> tuple[str, ...]:
 
 
 def read_platform() -> Platform:
-    release = platform.release().lower()
+    tegra = driver.first_line(Path("/etc/nv_tegra_release")) or None
     return Platform(
         system=platform.system() or None,
-        machine={"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine()) or None,
+        machine=driver.platform_name().partition("_")[2] or None,
         os=_os_name(),
         python=(sys.version_info[0], sys.version_info[1]),
-        is_wsl="microsoft" in release,
-        is_container=_is_container(),
-        is_tegra=Path("/etc/nv_tegra_release").exists() or "tegra" in release,
-        jetpack=_first_line(Path("/etc/nv_tegra_release")),
+        is_wsl=driver.is_wsl(),
+        is_container=driver.is_container(),
+        is_tegra=tegra is not None or "tegra" in platform.release().lower(),
+        jetpack=tegra,
     )
 
 
 def _os_name() -> str | None:
     try:
         return platform.freedesktop_os_release().get("PRETTY_NAME")
-    except (OSError, AttributeError):
+    except OSError:
         return f"{platform.system()} {platform.release()}".strip() or None
-
-
-def _is_container() -> bool:
-    if Path("/.dockerenv").exists() or Path("/run/.containerenv").exists() or "KUBERNETES_SERVICE_HOST" in os.environ:
-        return True
-    return any(word in (_text(Path("/proc/1/cgroup")) or "") for word in ("docker", "kubepods", "containerd", "lxc"))
-
-
-def has_nvidia_device() -> bool | None:
-    """Whether an NVIDIA device is plugged in, driver or not. None where the system does not tell."""
-    if platform.system() == "Linux":
-        if Path("/dev/nvidiactl").exists() or Path("/dev/nvidia0").exists() or Path("/dev/dxg").exists():
-            return True
-        vendors = [_text(path) for path in Path("/sys/bus/pci/devices").glob("*/vendor")]
-        return any((vendor or "").strip() == "0x10de" for vendor in vendors)
-    return None
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-
-
-def _first_line(path: Path) -> str | None:
-    text = _text(path)
-    return text.splitlines()[0] if text else None
-
-
-# --- driver -------------------------------------------------------------------------
-
-
-def read_driver(notes: list[str]) -> Driver | None:
-    """The driver through NVML, or None with a note where nvidia-ml-py is missing."""
-    if importlib.util.find_spec("pynvml") is None:
-        notes.append("nvidia-ml-py is not installed: the driver was not asked through NVML")
-        return None
-    import pynvml as nvml
-
-    library, kernel = _module_versions()
-    shared = {"library_version": library, "kernel_version": kernel, "libcuda": libcuda_kind()}
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError as error:
-        return Driver(nvml_error=str(error), cuda_init_error=_cu_init(), **shared)
-    try:
-        return Driver(
-            version=_decode(nvml.nvmlSystemGetDriverVersion()),
-            cuda_version=_cuda_version(nvml),
-            gpus=tuple(_nvml_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount())),
-            cuda_init_error=_cu_init(),
-            **shared,
-        )
-    except nvml.NVMLError as error:
-        return Driver(nvml_error=str(error), **shared)
-
-
-def _cuda_version(nvml: Any) -> tuple[int, int] | None:
-    try:
-        value = nvml.nvmlSystemGetCudaDriverVersion_v2()
-    except nvml.NVMLError:
-        return None
-    return value // 1000, value % 1000 // 10
-
-
-def _nvml_gpu(nvml: Any, index: int) -> Gpu:
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
-
-    def ask(function: str, *args: Any) -> Any:
-        try:
-            return getattr(nvml, function)(handle, *args)
-        except (nvml.NVMLError, AttributeError):
-            return None
-
-    memory = ask("nvmlDeviceGetMemoryInfo")
-    mig = ask("nvmlDeviceGetMigMode")
-    return Gpu(
-        index=index,
-        name=_decode(ask("nvmlDeviceGetName")),
-        compute_capability=ask("nvmlDeviceGetCudaComputeCapability"),
-        memory_bytes=memory.total if memory else None,
-        uuid=_decode(ask("nvmlDeviceGetUUID")),
-        mig_profile="enabled" if mig and mig[0] == 1 else None,
-    )
-
-
-def _decode(value: Any) -> Any:
-    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
-
-
-def _module_versions() -> tuple[str | None, str | None]:
-    """(user-mode library, kernel module): they differ after an upgrade without a reboot."""
-    words = (_first_line(Path("/proc/driver/nvidia/version")) or "").split()
-    kernel = next((word for word in words if word[:1].isdigit() and "." in word), None)
-    library = None
-    for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/local/nvidia/lib64"):
-        for path in Path(folder).glob("libcuda.so.*.*"):
-            library = path.name.removeprefix("libcuda.so.")
-    return library, kernel
-
-
-def libcuda_kind() -> str | None:
-    """Which libcuda this process would load: 'driver', 'stub', 'compat' or 'none'. None off Linux."""
-    if platform.system() != "Linux":
-        return None
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "none"
-    mapped = [line.split()[-1] for line in (_text(Path("/proc/self/maps")) or "").splitlines() if "libcuda.so" in line]
-    path = mapped[0] if mapped else ""
-    return "stub" if "/stubs/" in path else "compat" if "/compat/" in path else "driver"
-
-
-def _cu_init() -> int | None:
-    """cuInit(0) in this process; None where there is no libcuda. It makes no context."""
-    name = "nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1"
-    try:
-        return int(ctypes.CDLL(name).cuInit(0)) or None
-    except (OSError, AttributeError):
-        return None
 
 
 # --- torch --------------------------------------------------------------------------
@@ -283,7 +164,19 @@ def _read_torch(torch: Any) -> Torch:
         device_count=count,
         gpus=gpus,
         error=error,
+        cudnn=str(torch.backends.cudnn.version() or "") or None if is_available else None,
+        **_installed_from(),
     )
+
+
+def _installed_from() -> dict[str, str | None]:
+    """Version and origin as the installer recorded them, which tell a wheel that was swapped under the code."""
+    try:
+        found = importlib.metadata.distribution("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    origin = found.read_text("direct_url.json")
+    return {"metadata_version": found.version, "direct_url": json.loads(origin).get("url") if origin else None}
 
 
 def _torch_gpu(torch: Any, index: int) -> Gpu:

@@ -23,7 +23,8 @@ _NOT_FULL_CARD = re.compile(r"\b(laptop|notebook|mobile|max q|mig|vgpu)\b|\b\d+[
 @dataclasses.dataclass(frozen=True)
 class Family:
     """All chips of one compute capability. first_toolkit, dropped_in: the first CUDA that compiles for it and
-    the first that no longer does. last_driver_branch: 580 where newer drivers leave it out, else None."""
+    the first that no longer does. last_driver_branch: 580 where newer drivers leave it out, else None.
+    first_driver_branch: where the product came later than its first toolkit, the branch that it came with."""
 
     capability: Capability
     name: str
@@ -31,6 +32,7 @@ class Family:
     first_toolkit: tuple[int, int] | None
     dropped_in: tuple[int, int] | None
     last_driver_branch: int | None
+    first_driver_branch: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Card:
 def normalise(name: str) -> str:
     """'NVIDIA GeForce RTX 5090 Laptop GPU' -> 'rtx 5090 laptop'."""
     text = _NOISE.sub(" ", re.sub(r"[-_/(),]", " ", name.lower().replace("(r)", " ").replace("(tm)", " ")))
-    return " ".join(text.split())
+    return " ".join(re.sub(r"\b(\d{3,4})(ti|super)\b", r"\1 \2", text).split())
 
 
 @functools.lru_cache(maxsize=256)
@@ -90,6 +92,7 @@ def families() -> Mapping[Capability, Family]:
             first_toolkit=_pair(row["first_toolkit"]) if row["first_toolkit"] else None,
             dropped_in=_pair(row["dropped_in"]) if row["dropped_in"] else None,
             last_driver_branch=int(branch) if branch else None,
+            first_driver_branch=row.get("first_driver_branch"),
         )
     return found
 
@@ -99,9 +102,11 @@ def family_of(capability: Capability | None) -> Family | None:
 
 
 def first_driver(capability: Capability, system: str) -> Version | None:
-    """The driver of the first toolkit that compiles for this GPU: an older one is not expected to drive it.
-    None where the table has none. Inferred from the toolkit, not read in a support list."""
+    """The first driver for this GPU: that of the first toolkit that compiles for it, unless the table names a later
+    branch. Inferred from the toolkit, not read in a support list; None where the table has neither."""
     family = family_of(capability)
+    if family and family.first_driver_branch:
+        return (family.first_driver_branch,)
     return toolkit_driver(family.first_toolkit, system) if family and family.first_toolkit else None
 
 
@@ -164,7 +169,9 @@ def _patterns() -> tuple[tuple[re.Pattern[str], tuple[Capability, ...]], ...]:
     return tuple(
         (
             re.compile(row["pattern"]),
-            tuple(map(_pair, [row["capability"]] if isinstance(row["capability"], str) else row["capability"])),
+            tuple(
+                map(_pair, [row["capability"]] if isinstance(row["capability"], str) else row["capability"])
+            ),
         )
         for row in rows
     )

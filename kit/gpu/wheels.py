@@ -13,7 +13,8 @@ from collections.abc import Iterable
 
 from kit.gpu import data
 from kit.gpu.arch import Capability, Coverage, cover, dotted, parse_code
-from kit.gpu.compat import cuda_of, cuda_of_driver, driver_floor, driver_runs, parse_driver, text_of
+from kit.gpu.compat import Version, cuda_of, cuda_of_driver, driver_floor, driver_runs, parse_driver, text_of
+from kit.gpu.specs import first_driver
 
 INDEX = "https://download.pytorch.org/whl"
 _TRUST = {"measured": 2, "read": 2, "reported": 1, "inferred": 1, "unverified": 0}
@@ -41,7 +42,9 @@ class Wheel:
 
     @property
     def native(self) -> tuple[Capability, ...]:
-        return tuple(c.capability for c in map(parse_code, self.arch_list) if c and not c.is_ptx and not c.kind)
+        return tuple(
+            c.capability for c in map(parse_code, self.arch_list) if c and not c.is_ptx and not c.kind
+        )
 
     @property
     def ptx(self) -> tuple[Capability, ...]:
@@ -140,7 +143,9 @@ def choose(
     """
     gpus = tuple(dict.fromkeys(capabilities))
     if not gpus:
-        return Choice(None, None, "The compute capability of the GPU is not known, so no build can be chosen.")
+        return Choice(
+            None, None, "The compute capability of the GPU is not known, so no build can be chosen."
+        )
     system = "Windows" if platform.startswith("windows") or is_wsl else "Linux"
     pool = [
         wheel
@@ -151,7 +156,11 @@ def choose(
     ]
     coded = [w for w in pool if all(serves(w, gpu).how == "native" for gpu in gpus)]
     fitting = [w for w in coded if python is None or w.python_min <= python <= w.python_max]
-    running = [w for w in fitting if driver_runs(w.variant, driver_version, system, driver_cuda=driver_cuda) is not False]
+    running = [
+        w
+        for w in fitting
+        if driver_runs(w.variant, driver_version, system, driver_cuda=driver_cuda) is not False
+    ]
     rejected = _rejected(gpus, pool, coded, fitting, running)
     if not running:
         reason = _why_none(gpus, platform, python, coded, fitting, torch_min, torch_max)
@@ -159,10 +168,14 @@ def choose(
     own = driver_cuda or cuda_of_driver(driver_version, system)
     is_known = parse_driver(driver_version) is not None or driver_cuda is not None
     if not is_known:
-        lowest = min((driver_floor(wheel.variant, system) or (0,) for wheel in running), default=(0,))
-        running = [wheel for wheel in running if (driver_floor(wheel.variant, system) or (0,)) == lowest]
+        lowest = min(needed_driver(wheel.variant, gpus, system) for wheel in running)
+        running = [wheel for wheel in running if needed_driver(wheel.variant, gpus, system) == lowest]
     best = max(running, key=lambda wheel: _rank(wheel, own))
-    advice = None if is_known else _driver_needed([best], system)
+    advice = (
+        None
+        if is_known
+        else f"driver {text_of(needed_driver(best.variant, gpus, system))} or newer ({system})"
+    )
     return Choice(best, best.index_url, _why(best, gpus), rejected, advice)
 
 
@@ -175,12 +188,32 @@ def choose_cpu(
         in_range = version_of(torch_min) <= version_of(row["torch"]) <= version_of(torch_max)
         if in_range and (python is None or low <= python <= high):
             wheel = Wheel(
-                torch=row["torch"], release=row["release"], variant="cpu", platform=platform, arch_list=(),
-                python_min=low, python_max=high, is_pypi_default=platform == "windows_x86_64",
-                status=row["known"], sources=("RELEASE_MD",),
-            )  # fmt: skip
-            return Choice(wheel, wheel.index_url, f"torch {wheel.release} for the CPU; no GPU claim is made with it")
+                torch=row["torch"],
+                release=row["release"],
+                variant="cpu",
+                platform=platform,
+                arch_list=(),
+                python_min=low,
+                python_max=high,
+                is_pypi_default=platform == "windows_x86_64",
+                status=row["known"],
+                sources=("RELEASE_MD",),
+            )
+            return Choice(
+                wheel, wheel.index_url, f"torch {wheel.release} for the CPU; no GPU claim is made with it"
+            )
     return Choice(None, None, f"No torch from {torch_min} to {torch_max} is known for Python {python}.")
+
+
+def needed_driver(variant: str, gpus: Iterable[Capability], system: str) -> Version:
+    """The driver that a build and the GPUs need together, for a machine whose driver is not known: at least the
+    one of CUDA 12.0, since nobody asks about an older one today without saying so."""
+    floors = [
+        driver_floor(variant, system),
+        driver_floor("cu120", system),
+        *(first_driver(gpu, system) for gpu in gpus),
+    ]
+    return max(floor for floor in floors if floor)
 
 
 def _rank(wheel: Wheel, own: tuple[int, int] | None) -> tuple[object, ...]:
@@ -195,7 +228,11 @@ def _why(wheel: Wheel, gpus: tuple[Capability, ...]) -> str:
 
 
 def _rejected(
-    gpus: tuple[Capability, ...], pool: list[Wheel], coded: list[Wheel], fitting: list[Wheel], running: list[Wheel]
+    gpus: tuple[Capability, ...],
+    pool: list[Wheel],
+    coded: list[Wheel],
+    fitting: list[Wheel],
+    running: list[Wheel],
 ) -> tuple[str, ...]:
     lost = (
         ("have no native code for " + " and ".join(map(dotted, gpus)), set(pool) - set(coded)),
@@ -244,6 +281,16 @@ def _driver_needed(fitting: list[Wheel], system: str) -> str | None:
 
 
 __all__ = [
-    "Choice", "Wheel", "choose", "choose_cpu", "driver_floor", "driver_runs", "find", "newest_known",
-    "parse_driver", "serves", "version_of", "wheels",
-]  # fmt: skip
+    "Choice",
+    "Wheel",
+    "choose",
+    "choose_cpu",
+    "driver_floor",
+    "driver_runs",
+    "find",
+    "newest_known",
+    "parse_driver",
+    "serves",
+    "version_of",
+    "wheels",
+]

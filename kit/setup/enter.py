@@ -129,9 +129,9 @@ def _set_up(request: Request, absent: Sequence[str], files: Mapping[str, str], w
         with env.locked(place.folder.with_name(place.folder.name + ".lock"), world.say) as lock:
             if not place.serves(request.needs, kinds=(pick.kind,), files=files, root=world.root):
                 _build(place, request, pick, files, world, lock)
-    except PermissionError as error:
+    except OSError as error:
         raise UsageError(
-            f"{world.root} cannot be written ({error.strerror}: {error.filename}).",
+            f"{world.root} cannot be written ({error}).",
             expected="a folder for the environment.",
             todo=f"use a checkout that you own, or `pip install -r {PINS}` into your own Python.",
         ) from error

@@ -71,7 +71,6 @@ COMMANDS = {
     "check": (_CHECK, "cuda"),
     "train": (_TRAIN, "cuda"),
     "sweep": ((*_TRAIN, *_TABLES), "cuda"),
-    "bench": (_TRAIN, "cuda"),
     "report": (_REPORT, "cuda"),
     "lab": (_LAB, "auto"),
     "test": (_TEST, "auto"),

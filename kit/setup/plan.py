@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 
-from kit.errors import GpuNotUsable
+from kit.errors import GpuNotUsable, UsageError
 from kit.gpu import wheels
 from kit.gpu.facts import Driver
 
 # The diagnosis, as kit.gpu.verdict names it.
 NO_GPU = "no_driver_or_no_gpu"
 CPU_INDEX = f"{wheels.INDEX}/cpu"
+# The release that the other pins were tried with.
+CPU_TORCH = "torch==2.13.0"
+# Checked 2026-11: numpy 2.4.6 and PyYAML 6.0.3 have no wheels for 3.15.
+NEWEST_PYTHON = (3, 14)
 REHEARSE = "`python3 -m kit report --device cpu` rehearses everything but the GPU"
 
 
@@ -53,12 +57,18 @@ class TorchPick:
 
 def pick_torch(device: str, machine: Machine) -> TorchPick:
     """The build for a device. Raises GpuNotUsable where the GPU was asked for and none can be served."""
+    if machine.python > NEWEST_PYTHON:
+        raise UsageError(
+            f"Python {machine.python[0]}.{machine.python[1]} has no wheels of the pinned packages yet.",
+            expected=f"Python 3.11 to {NEWEST_PYTHON[0]}.{NEWEST_PYTHON[1]}.",
+            todo="run it with one of these by name, for example `python3.12 -m kit report`.",
+        )
     if device == "cuda" and not machine.has_driver:
         raise no_gpu(machine)
     if device == "cpu":
-        return _cpu(machine, "the CPU was asked for by name")
+        return _cpu("the CPU was asked for by name")
     if not machine.has_driver:
-        return _cpu(machine, "this machine shows no NVIDIA driver")
+        return _cpu("this machine shows no NVIDIA driver")
     return _gpu(machine)
 
 
@@ -83,11 +93,8 @@ def no_gpu(machine: Machine) -> GpuNotUsable:
     )
 
 
-def _cpu(machine: Machine, why: str) -> TorchPick:
-    # 2.13.0 is what the other pins were tried with; Python 3.15 has wheels from 2.15 on.
-    release = "2.13.0" if machine.python < (3, 15) else "2.15.0"
-    requirement = f"torch=={release}"
-    return TorchPick("cpu", requirement, CPU_INDEX, f"{why}.")
+def _cpu(why: str) -> TorchPick:
+    return TorchPick("cpu", CPU_TORCH, CPU_INDEX, f"{why}.")
 
 
 def _gpu(machine: Machine) -> TorchPick:

@@ -13,7 +13,7 @@ from kit.records import dumps
 from kit.sweep.plan import SweepPlan
 from kit.show import Table
 from kit.stats import spread
-from kit.sweep.table import Ceilings, Row, floor_s, in_grid_order, mfu, row_of, to_csv
+from kit.sweep.table import Ceilings, Row, as_record, floor_s, in_grid_order, mfu, row_of, to_csv
 from kit.train.config import TrainConfig
 from kit.units import memory, number, percent, seconds
 
@@ -32,6 +32,13 @@ class SweepResult:
     plan: SweepPlan
     ceilings: Ceilings
     rows: tuple[Row, ...]
+
+    @property
+    def frame(self):
+        """All rows with their derived figures as a pandas DataFrame, to explore; SI units in the names."""
+        import pandas
+
+        return pandas.DataFrame([as_record(row, self.ceilings) for row in self.rows])
 
     @property
     def table(self) -> Table:

@@ -8,9 +8,11 @@ import io
 from collections.abc import Iterable, Sequence
 
 from kit.errors import UsageError
+from kit.show import Table
 from kit.stats import spread
 from kit.train.config import MODELS, TrainConfig
 from kit.train.flops import adamw_step_bytes, step_flop
+from kit.units import UNKNOWN, quantity, seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +29,17 @@ class Ceilings:
     copy_bytes_per_s: float | None = None
     launch_s: float | None = None
     datasheet_flop_per_s: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def table(self) -> Table:
+        rows = [
+            (f"matrix product, {dtype}", quantity(rate, "FLOP/s"), self.matmul_shape.get(dtype, UNKNOWN),
+             quantity(self.datasheet_flop_per_s.get(dtype), "FLOP/s"))
+            for dtype, rate in self.matmul_flop_per_s.items()
+        ]
+        rows.append(("copy on the device", quantity(self.copy_bytes_per_s, "B/s"), "read and written bytes", "–"))
+        rows.append(("launch of one small kernel", seconds(self.launch_s), "a thousand in a row", "–"))
+        return Table(("ceiling", "measured", "how", "datasheet"), tuple(rows))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,22 +61,21 @@ def build_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.
 
 @contextlib.contextmanager
 def precision(config: TrainConfig) -> Iterator[None]:
-    """Sets what `dtype` means for the code inside and puts back what was there."""
+    """Sets how float32 matrix products are rounded for the code inside, and puts back what was there.
+
+    Autocast is no part of it: it keeps the casts of the weights until the outermost `autocast`
+    ends, so one around several steps would train all of them with the weights of the first.
+    """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if config.dtype == "tf32" else "highest")
     try:
-        with autocast(config):
-            yield
+        yield
     finally:
         torch.set_float32_matmul_precision(before)
 
 
 def autocast(config: TrainConfig) -> contextlib.AbstractContextManager[Any]:
+    """Around one forward pass, never around several steps (see `precision`)."""
     if config.dtype != "bfloat16":
         return contextlib.nullcontext()
     return torch.autocast(config.device, dtype=torch.bfloat16)
-
-
-def repeatable() -> None:
-    """Asks cuBLAS for workspaces that give the same bits each time; has to come before CUDA starts."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

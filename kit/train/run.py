@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -193,10 +194,10 @@ def _recorder(config: TrainConfig):
 
 def require_device(device: str):
     """Imports torch and refuses at once where `device` cannot be used. Returns the torch module."""
-    if device == "cuda":
-        from kit.train.model import repeatable
-
-        repeatable()
+    # cuBLAS workspaces that give the same bits each time; read when CUDA starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # The profiler prints a line for each start and stop below this level; read when torch is imported.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():

@@ -14,7 +14,7 @@ import torch
 from kit.train.config import TrainConfig
 from kit.train.loop import eager_step, synchronize
 from kit.train.metrics import KernelProfile, Learning, PlacementAudit, Precision
-from kit.train.model import precision
+from kit.train.model import autocast, precision
 from kit.train.trace import read_trace
 
 # Relative error (largest difference over largest value) of a 1024-long dot product of normal
@@ -54,7 +54,7 @@ def measure_precision(config: TrainConfig) -> Precision:
     left = torch.randn(_PRODUCT_SIZE, _PRODUCT_SIZE, generator=generator)
     right = torch.randn(_PRODUCT_SIZE, _PRODUCT_SIZE, generator=generator)
     exact = left.double() @ right.double()
-    with precision(config):
+    with precision(config), autocast(config):
         product = left.to(config.device) @ right.to(config.device)
     error = float((product.double().cpu() - exact).abs().max() / exact.abs().max())
     observed = next((name for name, limit in PRECISION_LIMITS if error <= limit), "other")
@@ -65,7 +65,7 @@ def matmul_repeats(config: TrainConfig) -> bool:
     """Whether the same product gives the same bits twice."""
     torch.manual_seed(config.seed)
     left = torch.randn(2048, 2048, device=config.device)
-    with precision(config):
+    with precision(config), autocast(config):
         return bool(torch.equal(left @ left, left @ left))
 
 
@@ -100,7 +100,7 @@ def _on_device(batch, config: TrainConfig) -> tuple[torch.Tensor, torch.Tensor]:
 def canary_loss(model, batch, config: TrainConfig) -> float | None:
     """Loss of one batch without training on it; None where it is not finite."""
     input_ids, labels = _on_device(batch, config)
-    with torch.no_grad(), precision(config):
+    with torch.no_grad(), precision(config), autocast(config):
         loss = model(input_ids=input_ids, labels=labels).loss.item()
     return loss if loss == loss and abs(loss) != float("inf") else None
 

@@ -6,9 +6,11 @@ import zlib
 from pathlib import Path
 
 from kit.evidence.bundle import open_bundle
+from kit.evidence.manifest import MANIFEST, SUMS, Entry, build, sums
 from kit.evidence.model import Evidence, NotebookRun, Number, Promise
 from kit.evidence.notebook import source_sha256
 from kit.evidence.redact import Secrets
+from kit.evidence.standards import ro_crate
 from kit.records import Check, Outcome, Verdict, dumps, from_json, loads
 
 RUN_ID = "20261101T120000Z-cuda-ab12"
@@ -49,7 +51,7 @@ def conclude(files):
     good = {"cuda": Outcome.PASS, "cpu": Outcome.REHEARSAL}[run["device"]]
     checks = [
         Check("native.kernel_ran", good if steps else Outcome.INCONCLUSIVE, f"{len(steps)} steps", "steps"),
-        Check("integrity.negative_control", Outcome.PASS if red == "FAIL" else Outcome.INVALID, f"{red}", "FAIL"),
+        Check("integrity.negative_control", {"FAIL": Outcome.PASS, None: Outcome.INCONCLUSIVE}.get(red, Outcome.INVALID), f"{red}", "FAIL"),
         Check("integrity.notebooks", good if run["state"] == "COMPLETE" else Outcome.FAIL, run["state"], "COMPLETE",
               "" if run["state"] == "COMPLETE" else "repair the cell"),
     ]
@@ -115,11 +117,11 @@ def make(folder, *, run_id=RUN_ID, secrets=NO_SECRETS, **more) -> Path:
 
 
 def rehash(path):
-    """Makes SHA256SUMS and the manifest true again after an edit, as a forger would who leaves evidence.json alone."""
-    from kit.evidence.manifest import MANIFEST, SUMS, Entry, build, sums
-
+    """Makes RO-Crate, SHA256SUMS and manifest true again after an edit, as a forger would who leaves evidence.json alone."""
     evidence = from_json(Evidence, loads((path / "evidence.json").read_bytes()))
+    last = ("ro-crate-metadata.json", SUMS, MANIFEST)
     files = {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
-    files[SUMS] = sums(Entry.of(n, d) for n, d in files.items())
-    (path / SUMS).write_bytes(files[SUMS])
-    (path / MANIFEST).write_bytes(build((Entry.of(n, d) for n, d in files.items()), evidence))
+    entries = [Entry.of(name, data) for name, data in files.items() if name not in last]
+    for name, make in zip(last, (lambda: ro_crate(evidence, entries), lambda: sums(entries), lambda: build(entries, evidence))):
+        (path / name).write_bytes(make())
+        entries.append(Entry.of(name, (path / name).read_bytes()))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kit.errors import GpuNotUsable
+from kit.errors import GpuNotUsable, UsageError
 from kit.gpu.facts import Driver, Gpu
 from kit.setup.plan import Machine, no_gpu, pick_torch
 
@@ -93,3 +93,9 @@ def test_two_equal_gpus_are_named_once():
     gpus = (Gpu(0, "NVIDIA H200", (9, 0)), Gpu(1, "NVIDIA H200", (9, 0)))
     pick = pick_torch("cuda", Machine(Driver("580.159.04", gpus=gpus), True, "linux_x86_64", (3, 12)))
     assert pick.reason.startswith("2 x NVIDIA H200, driver 580.159.04: ")
+
+
+def test_a_python_newer_than_the_pins_is_told_which_to_use():
+    with pytest.raises(UsageError, match="Python 3.15") as caught:
+        pick_torch("cpu", machine(python=(3, 15)))
+    assert "3.11 to 3.14" in caught.value.expected

@@ -1,0 +1,47 @@
+"""A whole small bundle for each test, and the table of counts that these tests print at the end."""
+
+import os
+import shutil
+
+import evidence_sample
+import pytest
+
+# KIT_FULL=1 runs the counts that docs/evidence-tests.md publishes; without it, a tenth of the slow ones.
+IS_FULL = os.environ.get("KIT_FULL") == "1"
+_ROWS = []
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory):
+    return evidence_sample.make(tmp_path_factory.mktemp("original"))
+
+
+@pytest.fixture
+def bundle(original, tmp_path):
+    """A copy of a whole bundle that a test may break."""
+    return shutil.copytree(original, tmp_path / original.name)
+
+
+@pytest.fixture
+def conclude():
+    return evidence_sample.conclude
+
+
+@pytest.fixture(scope="session")
+def tally():
+    """tally(what, trials, result): one row of the table."""
+    return lambda what, trials, result: _ROWS.append((what, trials, result))
+
+
+@pytest.fixture(scope="session")
+def trials():
+    """trials(full): how many to run now."""
+    return lambda full: full if IS_FULL else max(1, full // 10)
+
+
+def pytest_terminal_summary(terminalreporter):
+    if _ROWS:
+        terminalreporter.section("evidence: what was tried")
+        terminalreporter.write_line("| What was tried | Trials | Result |\n| --- | --- | --- |")
+        for what, count, result in _ROWS:
+            terminalreporter.write_line(f"| {what} | {count:,} | {result} |")

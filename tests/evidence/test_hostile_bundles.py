@@ -1,0 +1,246 @@
+"""Bundles made to harm whoever looks at them: refused within 5 s and 200 MB, and nothing outside is read."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import evidence_sample as sample
+import pytest
+
+from kit.evidence.limits import MAX_FILES
+from kit.evidence.manifest import MANIFEST
+from kit.evidence.verify import text, verify
+from kit.records import loads
+
+ROOT = Path(__file__).resolve().parents[2]
+posix = pytest.mark.skipif(os.name == "nt", reason="links and devices of POSIX")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+
+
+def refused(path, words):
+    found = verify(path, conclude=sample.conclude)
+    assert found.exit_code == 4, text(found)
+    assert words in text(found)
+
+
+@posix
+@pytest.mark.parametrize("name", ["raw/steps.jsonl", "raw", MANIFEST])
+def test_symbolic_link_is_refused(bundle, tmp_path, name):
+    outside = tmp_path / "outside"
+    (bundle / name).rename(outside)
+    (bundle / name).symlink_to(outside)
+    refused(bundle, "is a link or a device")
+
+
+@posix
+def test_link_in_place_of_the_bundle_is_refused(bundle, tmp_path):
+    (tmp_path / "link").symlink_to(bundle)
+    refused(tmp_path / "link", "a link or a device")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    refused(tmp_path / "dangling", "a link or a device")
+
+
+@posix
+def test_hard_link_is_refused(bundle, tmp_path):
+    os.link(bundle / "README.md", tmp_path / "other")
+    refused(bundle, "second hard link")
+
+
+@posix
+def test_fifo_and_socket_are_refused_without_opening(bundle, tmp_path):
+    import socket
+
+    os.mkfifo(bundle / "raw/pipe.jsonl")
+    refused(bundle, "'raw/pipe.jsonl' is a link or a device")
+    (bundle / "raw/pipe.jsonl").unlink()
+    with socket.socket(socket.AF_UNIX) as server:
+        # A socket's whole path has to be short.
+        here = os.getcwd()
+        os.chdir(bundle)
+        try:
+            server.bind("s.json")
+        finally:
+            os.chdir(here)
+    refused(bundle, "'s.json' is a link or a device")
+    refused(Path("/dev/null"), "a link or a device")
+
+
+@pytest.mark.parametrize("name", ["../outside.json", "/etc/passwd", "C:\\x.json", "\\\\server\\x", "raw/../../x", "raw//x", "./x",
+                                  "x" * 300, "raw/a/b/c/d/e/f.json", "a\nb", "trailing.", "aux:stream", "raw/\u202ecod.json"])
+def test_unsafe_name_in_a_zip_or_manifest_is_refused(bundle, tmp_path, name):
+    secret = tmp_path / "outside.json"
+    secret.write_text("secret", encoding="utf-8")
+    packed = zipped(bundle, tmp_path / "a.zip", extra={name: b"x"})
+    found = verify(packed, conclude=sample.conclude)
+    assert found.exit_code == 4 and "secret" not in text(found) and "\u202e" not in text(found)
+    manifest = loads((bundle / MANIFEST).read_bytes())
+    manifest["files"].append({"path": name, "size": 6, "sha256": "0" * 64})
+    (bundle / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    refused(bundle, "missing: ")
+
+
+def zipped(bundle, path, extra=(), method=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for file in sorted(bundle.rglob("*")):
+            if file.is_file():
+                archive.write(file, file.relative_to(bundle))
+        for name, data in dict(extra).items():
+            archive.writestr(zipfile.ZipInfo(name), data, method)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_duplicate_and_case_clash_are_refused(bundle, tmp_path):
+    refused(zipped(bundle, tmp_path / "a.zip", {"README.md": b"x"}), "stands twice")
+    refused(zipped(bundle, tmp_path / "b.zip", {"readme.MD": b"x"}), "differ only in case")
+
+
+def test_name_with_a_nul_is_refused(bundle, tmp_path):
+    path = zipped(bundle, tmp_path / "a.zip", {"raw/aXb.json": b"x"})
+    path.write_bytes(path.read_bytes().replace(b"raw/aXb.json", b"raw/a\0b.json"))
+    refused(path, "unsafe")
+
+
+def test_links_encryption_and_odd_packing_in_a_zip_are_refused(bundle, tmp_path):
+    path = tmp_path / "link.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        link = zipfile.ZipInfo(MANIFEST)
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
+    refused(path, "is a link or a device")
+    data = bytearray(zipped(bundle, tmp_path / "e.zip").read_bytes())
+    data[data.rfind(b"PK\1\2") + 8] |= 1
+    (tmp_path / "e.zip").write_bytes(data)
+    refused(tmp_path / "e.zip", "encrypted")
+    refused(zipped(bundle, tmp_path / "l.zip", method=zipfile.ZIP_LZMA), "unusual way")
+
+
+def test_bombs_are_refused(bundle, tmp_path):
+    refused(zipped(bundle, tmp_path / "ratio.zip", {"raw/big.json": b"0" * (40 << 20)}), "times its size")
+    many = tmp_path / "many.zip"
+    with zipfile.ZipFile(many, "w") as archive:
+        for index in range(MAX_FILES + 1):
+            archive.writestr(f"raw/{index}.json", b"")
+    refused(many, "too long")
+    deep = tmp_path / "deep"
+    (deep / "/".join("abcdefgh")).mkdir(parents=True)
+    refused(deep, "nested too deeply")
+
+
+def test_overlapping_entries_are_refused(tmp_path):
+    """A kernel of data that several entries of the list point to (Fifield, WOOT 2019)."""
+    path = tmp_path / "overlap.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("raw/a.json", os.urandom(1000))
+        archive.writestr("raw/b.json", os.urandom(1000))
+    data = bytearray(path.read_bytes())
+    second = data.rfind(b"PK\1\2")
+    data[second + 42 : second + 46] = struct.pack("<I", 0)
+    path.write_bytes(data)
+    refused(path, "overlap")
+
+
+def test_size_that_lies_is_refused(bundle, tmp_path):
+    path = zipped(bundle, tmp_path / "a.zip")
+    data = bytearray(path.read_bytes())
+    entry = data.find(b"PK\1\2", 0)
+    size = struct.unpack("<I", data[entry + 24 : entry + 28])[0]
+    data[entry + 24 : entry + 28] = struct.pack("<I", size - 1)
+    path.write_bytes(data)
+    refused(path, "")
+
+
+@pytest.mark.parametrize("data,words", [
+    (b'{"a": NaN}', "NaN"),
+    (b'{"a": Infinity}', "Infinity"),
+    (b'{"a": 1e999}', "too large"),
+    (b'{"a": 1, "a": 2}', "twice"),
+    (b"[" * 200_000, "nested too deeply"),
+    (b"[" + b"9" * 100_000 + b"]", "not strict JSON"),
+    (b"\xff\xfe{}", "not strict JSON"),
+    (b"[" + b"0," * 1_200_000 + b"0]", "JSON values"),
+    (b'"' + b"x" * (17 << 20) + b'"', "over 16.0 MiB"),
+])
+@pytest.mark.parametrize("name", [MANIFEST, "evidence.json", "raw/training.json", "notebooks/01_smoke.ipynb"])
+def test_json_that_is_not_strict_is_refused(bundle, name, data, words):
+    (bundle / name).write_bytes(data)
+    if name not in (MANIFEST, "evidence.json"):
+        sample.rehash(bundle)
+    refused(bundle, words)
+
+
+@pytest.mark.parametrize("data,words", [
+    (b'{"step": 1, "step_time_s": 0.1', "the last line was cut"),
+    (b'"' + b"x" * (2 << 20) + b'"\n', "a line of"),
+    ((b"[]," * 1000 + b"0\n") * 600, "JSON values"),
+    (b'{"step_time_s": 0.1}\n[]\n', "derived from raw/"),
+])
+def test_lines_that_are_huge_cut_or_mixed_are_refused(bundle, data, words):
+    (bundle / "raw/steps.jsonl").write_bytes(data)
+    sample.rehash(bundle)
+    refused(bundle, words)
+
+
+def test_boolean_is_no_number(bundle):
+    data = (bundle / "evidence.json").read_bytes()
+    (bundle / "evidence.json").write_bytes(data.replace(b'"value": 124439808', b'"value": true'))
+    refused(bundle, "value")
+
+
+@linux
+@pytest.mark.parametrize("kind", ["json", "lines", "zeros", "big", "markdown"])
+def test_worst_cases_stay_within_5_seconds_and_200_megabytes(bundle, tmp_path, kind, tally):
+    """Largest inputs that the limits let through, hashed as they should be; measured in a process of its own."""
+    if kind == "json":
+        (bundle / "raw/training.json").write_bytes(b"[" + b"[]," * 330_000 + b"0]")
+    if kind == "lines":
+        (bundle / "raw/steps.jsonl").write_bytes((b'{"step_time_s":0.1,"samples":4,"loss":4.0}\n') * 160_000)
+    if kind == "big":
+        for index in range(7):
+            (bundle / f"raw/blob{index}.csv").write_bytes((b"0" * (1 << 19) + b"\n") * 8)
+        for index in range(12):
+            (bundle / f"figures/big{index}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"0" * (15 << 20))
+    if kind == "markdown":
+        nasty = "[" * 300_000 + "`" * 300_000 + "*_" * 300_000 + "|" * 300_000 + "](http:" * 100_000 + "\n- " * 100_000
+        value = json.loads((bundle / "notebooks/01_smoke.ipynb").read_text(encoding="utf-8"))
+        value["cells"][0]["source"] = nasty
+        (bundle / "notebooks/01_smoke.ipynb").write_text(json.dumps(value), encoding="utf-8")
+    sample.rehash(bundle)
+    path = bundle
+    if kind == "zeros":
+        # Just under the ratio that is refused: 225 MB behind 3 MB.
+        for index in range(15):
+            (bundle / f"figures/f{index}.png").write_bytes((os.urandom(10_700) + b"\0" * ((1 << 20) - 10_700)) * 15)
+        sample.rehash(bundle)
+        path = zipped(bundle, tmp_path / "zeros.zip")
+    code = (
+        f"import sys, time; sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]\n"
+        "import evidence_sample as sample\nfrom kit.evidence.verify import verify\n"
+        "began = time.perf_counter()\nfound = verify(sys.argv[1], conclude=sample.conclude)\n"
+        "memory = int(next(line for line in open('/proc/self/status', encoding='ascii') if 'VmHWM' in line).split()[1])\n"
+        "print(found.exit_code, time.perf_counter() - began, memory / 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    exit_code, seconds, megabytes = (float(part) for part in done.stdout.split())
+    tally(f"largest hostile bundle of kind {kind!r}", 1, f"exit {exit_code:.0f}, {seconds:.1f} s, {megabytes:.0f} MiB")
+    # 'json' stands in a file that this small arithmetic does not use.
+    assert exit_code == (0 if kind == "json" else 4) and seconds < 5 * 2 and megabytes < 200
+
+
+def test_compressed_noise_in_place_of_a_zip_gives_no_traceback(tmp_path):
+    import random
+
+    draw = random.Random(5)
+    whole = zipped(sample.make(tmp_path / "b"), tmp_path / "a.zip").read_bytes()
+    for _ in range(150):
+        data = bytearray(whole)
+        for _ in range(draw.randrange(1, 6)):
+            data[draw.choice([draw.randrange(len(data)), draw.randrange(len(data) - 1500, len(data))])] = draw.randrange(256)
+        path = tmp_path / "fuzzed.zip"
+        path.write_bytes(data[: draw.choice([len(data), draw.randrange(len(data))])])
+        # A byte that says nothing, as a date in the list, may change.
+        assert verify(path, conclude=sample.conclude).exit_code in (0, 1, 3, 4)

@@ -1,0 +1,82 @@
+"""The notebooks as files: thin, without outputs, with parameters that papermill sees."""
+
+import ast
+import json
+from pathlib import Path
+
+import papermill
+import pytest
+
+from kit.evidence.execute import read_parameters
+from kit.report import NOTEBOOKS, PROJECT, load_params, split_parameters
+
+PATHS = [PROJECT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
+
+
+def cells(path, kind):
+    return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind]
+
+
+def test_every_notebook_is_in_the_report():
+    assert sorted((PROJECT / "notebooks").glob("*.ipynb")) == PATHS
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_papermill_shows_every_parameter_with_its_help(path):
+    ours, theirs = read_parameters(path), papermill.inspect_notebook(str(path))
+    assert set(theirs) == set(ours)
+    assert all(theirs[name]["help"] and theirs[name]["inferred_type_name"] for name in ours)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_code_cells_are_short_and_define_nothing(path):
+    for cell in cells(path, "code"):
+        source = "".join(cell["source"])
+        if "parameters" not in cell["metadata"].get("tags", ()):
+            assert len(source.splitlines()) <= 12, source
+        assert not [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_no_cell_uses_the_shell_or_a_magic(path):
+    for cell in cells(path, "code"):
+        assert not any(line.lstrip().startswith(("!", "%")) for line in "".join(cell["source"]).splitlines())
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_never_more_than_two_code_cells_in_a_row(path):
+    kinds = [cell["cell_type"][0] for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+    assert "ccc" not in "".join(kinds)
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "params").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_parameter_file_fits_the_notebooks(path):
+    given = load_params(path)
+    device = given.pop("device")
+    assert device in ("cuda", "cpu")
+    split = split_parameters(given)
+    assert set().union(*split.values()) == set(given)
+
+
+def test_the_smoke_is_the_milestone_run():
+    given = load_params(PROJECT / "params" / "gpu_smoke.yaml")
+    expected = {"device": "cuda", "model": "gpt2", "dtype": "float32", "batch_size": 4, "seq_len": 64, "steps": 14,
+                "lr": 2e-5, "weight_decay": 0.01, "dataset": "dev-reasoning-v2"}
+    assert {name: given[name] for name in expected} == expected
+
+
+def test_the_defaults_of_the_training_notebook_are_those_of_the_config():
+    import dataclasses
+
+    from kit.train.config import TrainConfig
+
+    notebook = read_parameters(PATHS[1])
+    for field in dataclasses.fields(TrainConfig):
+        if field.name not in ("device", "model"):
+            assert notebook[field.name].default == field.default, field.name
+
+
+def test_notebooks_are_stored_with_unix_line_ends_and_stable_ids():
+    for path in PATHS:
+        assert b"\r\n" not in Path(path).read_bytes()
+        assert all(cell.get("id") for cell in json.loads(path.read_text(encoding="utf-8"))["cells"])

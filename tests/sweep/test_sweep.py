@@ -1,0 +1,113 @@
+"""A sweep: its plan, its rows, and the figures that follow."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from kit.errors import UsageError
+from kit.sweep.plan import SweepPlan, shuffled
+from kit.sweep.run import SweepResult, rows_of, sweep
+from kit.sweep.table import Ceilings, Row, floor_s, from_csv, mfu, row_of, to_csv
+from kit.train.config import MODELS
+from kit.train.flops import adamw_step_bytes, step_flop
+
+GOOD = Row(4, 64, "float32", "gpt2", "ok", block_step_s=(0.05, 0.04, 0.06), steps=30, peak_memory_bytes=2 * 1024**3)
+OOM = Row(4096, 1024, "float32", "gpt2", "oom", reason="tried to allocate, 1,000 GiB")
+H100 = Ceilings("NVIDIA H100", {"float32": 50.9e12}, {"float32": "8192"}, 2.96e12, 1.3e-5, {"float32": 66.9e12})
+
+
+def plan(**changes):
+    defaults = {"batch_sizes": (1, 2), "seq_lens": (16, 32), "model": "tiny", "device": "cpu", "blocks": 2, "block_s": 0.01}
+    return SweepPlan(**{**defaults, **changes})
+
+
+def test_every_point_of_the_grid_is_measured_once_in_an_order_of_the_seed():
+    shapes = [(c.batch_size, c.seq_len) for c in plan().configs()]
+    assert sorted(shapes) == [(1, 16), (1, 32), (2, 16), (2, 32)]
+    assert shapes == [(c.batch_size, c.seq_len) for c in plan().configs()]
+
+
+def test_the_shuffle_is_frozen():
+    assert shuffled(range(8), 42) == [6, 4, 3, 2, 7, 1, 0, 5]
+    assert shuffled(range(8), 43) != shuffled(range(8), 42)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"batch_sizes": ()}, {"batch_sizes": (4, 4)}, {"seq_lens": (512,)}, {"dtypes": ("fp7",)}, {"blocks": 0}]
+)
+def test_an_impossible_plan_is_refused_before_anything_runs(changes):
+    with pytest.raises(UsageError):
+        plan(**changes)
+
+
+def test_out_of_memory_is_a_row_and_the_sweep_goes_on():
+    def measure(config):
+        if config.batch_size == 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB\nmore")
+        return row_of(config, "ok", block_step_s=(0.1,), steps=1)
+
+    rows = list(rows_of(plan(), measure))
+    assert sorted(row.outcome for row in rows) == ["ok", "ok", "oom", "oom"]
+    assert {row.reason for row in rows if row.outcome == "oom"} == {"CUDA out of memory. Tried to allocate 20.00 GiB"}
+
+
+def test_a_failed_kernel_is_a_row_with_its_reason():
+    def measure(config):
+        raise RuntimeError("CUDA error: no kernel image is available")
+
+    assert {row.outcome for row in rows_of(plan(), measure)} == {"error"}
+
+
+def test_rows_survive_csv_with_their_raw_values():
+    assert from_csv(to_csv([GOOD, OOM], H100)) == (GOOD, OOM)
+
+
+def test_a_broken_csv_is_a_usage_error():
+    with pytest.raises(UsageError, match=r"sweep\.csv"):
+        from_csv("batch_size,seq_len\nfour,64\n")
+
+
+def test_an_unknown_card_has_no_mfu_and_no_floor():
+    unknown = Ceilings("Some GPU")
+    assert mfu(GOOD, unknown) is None
+    assert mfu(GOOD, unknown, of="datasheet") is None
+    assert floor_s(GOOD, unknown) is None
+
+
+def test_the_floor_is_arithmetic_or_bytes_whichever_takes_longer():
+    shape = MODELS["gpt2"]
+    compute_s = step_flop(shape, batch_size=4, seq_len=64) / 50.9e12
+    bytes_s = adamw_step_bytes(shape) / 2.96e12
+    assert floor_s(GOOD, H100) == max(compute_s, bytes_s) == compute_s
+    small = dataclasses.replace(GOOD, batch_size=1)
+    assert floor_s(small, H100) == bytes_s
+
+
+def test_no_row_is_faster_than_its_floor():
+    assert GOOD.step_time_s > floor_s(GOOD, H100)
+
+
+def test_a_row_that_was_not_measured_has_no_figures():
+    assert (OOM.step_time_s, OOM.samples_per_s, OOM.tokens_per_s, OOM.flop_per_s) == (None, None, None, None)
+
+
+def test_the_table_keeps_points_that_did_not_fit():
+    result = SweepResult(plan(), H100, (GOOD, OOM))
+    text = str(result.table)
+    assert "out of memory" in text
+    assert "1 of 2 points" in result.sentence
+
+
+def test_a_sweep_without_a_good_point_says_so():
+    assert "None of 1" in SweepResult(plan(), H100, (OOM,)).sentence
+
+
+def test_a_real_sweep_on_the_cpu_measures_each_point_and_keeps_it(tmp_path):
+    seen = []
+    result = sweep(plan(seq_lens=(16,)), out=tmp_path, on_row=seen.append)
+    assert [row.outcome for row in result.rows] == ["ok", "ok"] == [row.outcome for row in seen]
+    assert all(len(row.block_step_s) == 2 and row.steps >= 4 for row in result.rows)
+    assert from_csv((tmp_path / "sweep.csv").read_text(encoding="utf-8")) == result.rows
+    assert result.ceilings.matmul_flop_per_s["float32"] > 1e9
+    assert list(result.frame["tokens_per_s"]) == [row.tokens_per_s for row in result.rows]
