@@ -30,6 +30,10 @@ EXIT_CODES = """exit codes:
   130, 143         interrupted"""
 
 
+# Commands that hand the arguments they do not know to another program.
+PASS_ON = ("lab", "test")
+
+
 @dataclasses.dataclass(frozen=True)
 class Answer:
     """What a command says: as text for a person, as one JSON object, as an exit code."""
@@ -45,7 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A terminal that cannot show a character gets a replacement, not a crash.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    args = parser().parse_args(argv)
+    top = parser()
+    args, rest = top.parse_known_args(argv)
+    if rest and args.command not in PASS_ON:
+        top.error(f"unknown arguments: {' '.join(rest)}; python -m kit {args.command} --help lists what there is")
+    args.rest = rest
     try:
         answer = args.run(args)
     except KitError as error:
@@ -212,7 +220,7 @@ def run_lab(args: argparse.Namespace) -> Answer:
 
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={PROJECT}",
-               "--LabApp.default_url=/lab/tree/notebooks/01_env_check.ipynb", *args.jupyter]
+               "--LabApp.default_url=/lab/tree/notebooks/01_env_check.ipynb", *args.rest]
     import subprocess
 
     return Answer("", None, subprocess.run(command, check=False).returncode)
@@ -221,7 +229,7 @@ def run_lab(args: argparse.Namespace) -> Answer:
 def run_test(args: argparse.Namespace) -> Answer:
     from kit.testing import run_tests
 
-    run = run_tests(args.pytest, as_json=args.json)
+    run = run_tests(args.rest, as_json=args.json)
     return Answer("", run.record, run.exit_code)
 
 
@@ -250,13 +258,13 @@ def _write(path: Path, text: str) -> None:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="kit", description="Proves that PyTorch trains natively on this machine's NVIDIA GPU.", epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"kit {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], Answer], help: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=help, description=help, epilog=EXIT_CODES,
+        added = commands.add_parser(name, help=help, description=help, epilog=EXIT_CODES, allow_abbrev=False,
                                     formatter_class=argparse.RawDescriptionHelpFormatter)
         added.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
         added.set_defaults(run=run)
@@ -293,10 +301,8 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("a", type=Path, metavar="A", help="a bundle, or a folder of bundles of one setup")
     compare.add_argument("b", type=Path, metavar="B", help="the other side")
 
-    lab = command("lab", run_lab, "open the notebooks in JupyterLab, in the checked environment")
-    lab.add_argument("jupyter", nargs=argparse.REMAINDER, help="more arguments for jupyter lab")
-    test = command("test", run_test, "run the tests: pytest and nbval")
-    test.add_argument("pytest", nargs=argparse.REMAINDER, help="more arguments for pytest")
+    command("lab", run_lab, "open the notebooks in JupyterLab, in the checked environment; more arguments go to it")
+    command("test", run_test, "run the tests: pytest and nbval; more arguments go to pytest")
     return top
 
 

@@ -89,8 +89,9 @@ class Verdict:
         return cls(worst(check.outcome for check in checks if check.required), checks, diagnosis)
 
     def claim(self, name: str) -> Outcome:
-        """The worst outcome of one sub-claim, required or not."""
-        return worst(check.outcome for check in self.checks if check.claim == name)
+        """The worst required outcome of one sub-claim; of all its checks where it has no required one."""
+        checks = [check for check in self.checks if check.claim == name]
+        return worst(check.outcome for check in [c for c in checks if c.required] or checks)
 
     def __str__(self) -> str:
         from kit.show import verdict_text

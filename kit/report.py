@@ -28,8 +28,11 @@ from kit.evidence.conclude import RunRecord, conclude
 from kit.evidence.execute import check_parameters, execute, read_parameters
 from kit.evidence.model import COMPLETE, FAILED, INTERRUPTED, Evidence, NotebookRun
 from kit.gpu.check import expect, resolve_device
+from kit.gpu.facts import MachineFacts
 from kit.gpu.probe import SMI_QUERY, Capture, capture, probe
-from kit.records import Outcome, Verdict
+from kit.gpu.remedy import remedy
+from kit.gpu.verdict import judge
+from kit.records import Outcome, Verdict, from_json, loads
 
 PROJECT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ("01_env_check", "02_smoke_training", "03_throughput")
@@ -82,6 +85,7 @@ def report(
         if value:
             given[name] = value
     parameters = split_parameters(given)
+    _check_values(parameters, device)
     expectation = expect(device=device, expect_gpu=given.get("expect_gpu"), min_cuda=given.get("min_cuda"))
     run_id = _run_id(device)
     with open_bundle(out, run_id) as bundle:
@@ -118,6 +122,25 @@ def split_parameters(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     everything = {key: value for parameters in known.values() for key, value in parameters.items() if key not in _OWN}
     checked = check_parameters(given, everything, where="parameters")
     return {name: {key: value for key, value in checked.items() if key in known[name]} for name in NOTEBOOKS}
+
+
+def _check_values(parameters: Mapping[str, Mapping[str, Any]], device: str) -> None:
+    """Raises UsageError for values that the notebooks would refuse, and for data that cannot be read."""
+    from kit.session import DEFAULT_MODELS
+    from kit.sweep.plan import SweepPlan
+    from kit.train.config import TrainConfig
+    from kit.train.texts import load_texts
+
+    def values(name: str, kind: type) -> dict[str, Any]:
+        fields = {field.name for field in dataclasses.fields(kind)}
+        found = {key: value for key, value in parameters[name].items() if key in fields}
+        if found.get("model", "auto") == "auto":
+            found["model"] = DEFAULT_MODELS[device]
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+
+    config = TrainConfig(**values("02_smoke_training", TrainConfig), device=device)
+    SweepPlan(**values("03_throughput", SweepPlan), device=device)
+    load_texts(config.dataset)
 
 
 # --- running ------------------------------------------------------------------------
@@ -241,10 +264,25 @@ def _finish(bundle: Bundle, record: RunRecord) -> Report:
     for run in record.notebooks:
         executed = bundle.path / "notebooks" / f"{run.name}.ipynb"
         if executed.exists():
+            # Redacted first: a page is made from what may be read.
+            bundle.write(f"notebooks/{run.name}.ipynb", executed.read_bytes())
             notebook = json.loads(executed.read_text(encoding="utf-8"))
             bundle.write(f"notebooks/{run.name}.html", notebook_html(notebook))
-    evidence = conclude(bundle.settle())
-    return Report(bundle.finish(evidence), evidence, bundle.notes)
+    files = bundle.settle()
+    evidence = conclude(files)
+    return Report(bundle.finish(evidence), evidence, (*_remedy(files, record), *bundle.notes))
+
+
+def _remedy(files: Mapping[str, bytes], record: RunRecord) -> tuple[str, ...]:
+    """What to do about a machine that cannot train, in lines."""
+    if "facts/begin.json" not in files or record.device == "cpu":
+        return ()
+    facts = from_json(MachineFacts, loads(files["facts/begin.json"]))
+    found = judge(facts, record.expectation)
+    if found.outcome is Outcome.PASS:
+        return ()
+    cure = remedy(found, facts)
+    return (cure.summary, *(f"    {command}" for command in cure.commands))
 
 
 def training_log(steps: Path) -> str:

@@ -10,6 +10,8 @@ import base64
 import io
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,11 @@ class Session:
             write_atomic(self.out / "figures" / f"{name}.svg", svg.getvalue())
         return Picture(png.getvalue(), alt)
 
+    def live(self, steps: int) -> LivePlot | None:
+        """What `train(on_step=...)` calls to draw the run while it runs; None where records are kept, since a
+        headless run has nobody who watches and its device should not wait for pictures."""
+        return None if self.out else LivePlot(steps)
+
     def finish(self, outcome: Outcome) -> str:
         """Writes the final record; a notebook without one has not ended. Returns the closing sentence."""
         self.keep_json(
@@ -109,3 +116,66 @@ class Picture:
     def _repr_mimebundle_(self, include=None, exclude=None):
         data = {"image/png": base64.b64encode(self.png).decode(), "text/plain": repr(self)}
         return data, {"image/png": {"alt": self.alt}}
+
+
+class LivePlot:
+    """Loss and memory of a run while it runs: called with each step's record, it redraws one picture in place.
+
+    Drawing happens between the timed steps. It is at most four times a second and a fifth of the time, whatever a
+    picture costs here. With the last step the picture gives way to one line, since the whole figure follows. Outside a
+    kernel nothing is shown. show, clock: for tests.
+    """
+
+    LEAST_GAP_S = 0.25
+    LARGEST_SHARE = 0.2
+
+    def __init__(
+        self, steps: int, *, show: Callable[[Any], None] | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._steps, self._clock = steps, clock
+        self._show = show or _one_place()
+        self._records: list[Any] = []
+        self._drawn, self._next_s = 0, clock()
+
+    def __call__(self, record: Any) -> None:
+        self._records.append(record)
+        if record.step >= self._steps:
+            self._show(Line(f"{len(self._records)} steps, drawn {self._drawn} times while they ran."))
+        elif self._clock() >= self._next_s:
+            self._draw()
+
+    def _draw(self) -> None:
+        from kit import plots
+
+        began = self._clock()
+        png = io.BytesIO()
+        caption = f"step {self._records[-1].step} of {self._steps}"
+        plots.training(self._records, (), caption=caption).savefig(png, format="png", dpi=80)
+        self._show(Picture(png.getvalue(), f"Loss and memory up to {caption}."))
+        self._drawn += 1
+        now = self._clock()
+        self._next_s = max(began + self.LEAST_GAP_S, now + (now - began) * (1 / self.LARGEST_SHARE - 1))
+
+
+def _one_place() -> Callable[[Any], None]:
+    """Shows one value after another in the same place of a notebook; outside a kernel, nowhere."""
+    ipython = sys.modules.get("IPython")
+    if ipython is None or not hasattr(ipython.get_ipython(), "kernel"):
+        return lambda value: None
+    from IPython.display import display
+
+    place = display(Line("The first step is being trained."), display_id=True)
+    return place.update
+
+
+class Line:
+    """A line of text that shows itself."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(self.text)}</p>"

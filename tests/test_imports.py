@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = {"torch", "numpy", "pandas", "matplotlib", "transformers", "papermill", "subprocess", "ctypes", "logging"}
+HEAVY = {
+    "torch",
+    "numpy",
+    "pandas",
+    "matplotlib",
+    "transformers",
+    "papermill",
+    "subprocess",
+    "ctypes",
+    "logging",
+}
 
 
 def contracts():
@@ -33,7 +43,9 @@ def logic():
 
 def lint(folder):
     program = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, encoding="utf-8"
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -41,7 +53,10 @@ def run_bare(program):
     """In a Python that sees the standard library and the kit, and no installed package."""
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{program}"
     return subprocess.run(
-        [sys.executable, "-I", "-S", "-W", "error", "-c", program], capture_output=True, text=True, encoding="utf-8"
+        [sys.executable, "-I", "-S", "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
 
 
@@ -63,7 +78,9 @@ def test_every_module_is_either_logic_or_edge():
     """A new module is added to `source_modules` (logic) or `forbidden_modules` (edge) in pyproject.toml."""
     edges = [name for name in contracts()["logic"]["forbidden_modules"] if name.startswith("kit.")]
     listed, found = [*logic(), *edges], set(modules()) - {"kit"}
-    assert (sorted(found - set(listed)), sorted(set(listed) - found)) == ([], []), "not listed; listed but gone"
+    assert (sorted(found - set(listed)), sorted(set(listed) - found)) == ([], []), (
+        "not listed; listed but gone"
+    )
     assert len(listed) == len(set(listed))
 
 
@@ -80,7 +97,14 @@ def test_all_logic_runs_on_a_bare_python():
 
 
 @pytest.mark.parametrize(
-    "line", ["--version", "--help", "verify no-such-bundle", "compare no-such-a no-such-b", "check --facts no-such-file"]
+    "line",
+    [
+        "--version",
+        "--help",
+        "verify no-such-bundle",
+        "compare no-such-a no-such-b",
+        "check --facts no-such-file",
+    ],
 )
 def test_commands_without_packages_run_on_a_bare_python(line):
     """Their answer here is a message or a usage error, never a missing module."""
@@ -91,7 +115,9 @@ def test_commands_without_packages_run_on_a_bare_python(line):
 
 def test_explain_runs_on_a_bare_python(tmp_path):
     (tmp_path / "paste.txt").write_text("AssertionError: Torch not compiled with CUDA enabled\n")
-    done = run_bare(f"from kit.__main__ import main; sys.exit(main(['explain', {str(tmp_path / 'paste.txt')!r}]))")
+    done = run_bare(
+        f"from kit.__main__ import main; sys.exit(main(['explain', {str(tmp_path / 'paste.txt')!r}]))"
+    )
     assert "Traceback" not in done.stderr and done.returncode in (0, 1, 3), done.stderr
 
 
@@ -105,7 +131,9 @@ def test_an_old_python_can_read_the_first_two_files(name):
     """Python 3.4's grammar: no f-string, no annotation of variables, no walrus, no match."""
     source = (ROOT / "kit" / f"{name}.py").read_text(encoding="utf-8")
     tree = ast.parse(source, feature_version=(3, 4))
-    assert not [node for node in ast.walk(tree) if isinstance(node, (ast.JoinedStr, ast.AnnAssign, ast.NamedExpr))]
+    assert not [
+        node for node in ast.walk(tree) if isinstance(node, (ast.JoinedStr, ast.AnnAssign, ast.NamedExpr))
+    ]
 
 
 def test_an_old_python_is_told_so_with_exit_code_2():

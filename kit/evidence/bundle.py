@@ -22,14 +22,14 @@ from kit.errors import BundleInvalid, KitError, UsageError
 from kit.evidence import lock, notebook, redact
 from kit.evidence.identity import gather
 from kit.evidence.manifest import EVIDENCE, MANIFEST, STATE, is_allowed, is_derived, is_text, missing
-from kit.evidence.model import COMPLETE, Evidence
+from kit.evidence.model import COMPLETE, FAILED, Evidence
 from kit.evidence.redact import Secrets
 from kit.evidence.render import derived
 from kit.evidence.write import WriteFailed, append, failed, sync_folder, write_atomic
 from kit.records import dumps, loads, to_json
 from kit.units import MiB, memory
 
-__all__ = ["Bundle", "is_running", "open_bundle", "reissue", "write_atomic"]
+__all__ = ["Bundle", "open_bundle", "reissue", "running_state", "write_atomic"]
 
 # Three times what a full report takes.
 NEEDED_BYTES = 60 * MiB
@@ -75,7 +75,8 @@ class Bundle:
         """Redacts what other processes wrote, moves out what may not enter, and scans everything.
 
         Returns facts/* and raw/*, from which `conclude` derives the evidence. A file in which
-        the scan still finds something is taken out; raw/privacy.json says which and why.
+        the scan still finds something is taken out; raw/privacy.json says which and why, and the
+        run's record becomes FAILED.
         """
         for name in self._names():
             path = self.path / PurePosixPath(name)
@@ -91,6 +92,7 @@ class Bundle:
             for name in sorted({hit.file for hit in hits}):
                 (self.path / PurePosixPath(name)).unlink()
             self.write_json(PRIVACY, {"hits": hits})
+            self._mark_failed(_hits_text(hits))
         self._is_settled = True
         return {name: data for name, data in self._read().items() if name.startswith(("facts/", "raw/"))}
 
@@ -103,7 +105,9 @@ class Bundle:
         if not self._is_settled:
             self.settle()
         if evidence.run_id != self.run_id:
-            raise BundleInvalid(f"the evidence is of run {evidence.run_id!r}", expected=f"run {self.run_id!r}")
+            raise BundleInvalid(
+                f"the evidence is of run {evidence.run_id!r}", expected=f"run {self.run_id!r}"
+            )
         self._refuse_private(evidence)
         files = self._read()
         made = {EVIDENCE: (dumps(evidence) + "\n").encode()}
@@ -111,7 +115,9 @@ class Bundle:
         lacking = missing({**files, **made}, evidence)
         if lacking:
             raise BundleInvalid(
-                f"a {evidence.state} report lacks {', '.join(lacking)}", expected="every required file", todo="run it again"
+                f"a {evidence.state} report lacks {', '.join(lacking)}",
+                expected="every required file",
+                todo="run it again",
             )
         hits = redact.scan({name: data for name, data in made.items() if name != MANIFEST}, self.secrets)
         if hits:
@@ -134,13 +140,20 @@ class Bundle:
                 except PermissionError:
                     # On Windows a virus scanner or an open viewer holds files for a moment.
                     if attempt == 9:
-                        self.notes += (f"the folder could not be renamed; the report is whole in {self.path.name}",)
+                        self.notes += (
+                            f"the folder could not be renamed; the report is whole in {self.path.name}",
+                        )
                         return self.path
                     time.sleep(0.2)
             sync_folder(self.folder)
         except OSError as error:
             raise failed(final, 0, error) from error
         return final
+
+    def _mark_failed(self, reason: str) -> None:
+        record = self.path / "raw" / "run.json"
+        if record.exists():
+            self.write_json("raw/run.json", {**loads(record.read_bytes()), "state": FAILED, "reason": reason})
 
     def _refuse_private(self, evidence: Evidence) -> None:
         path = self.path / PRIVACY
@@ -150,7 +163,9 @@ class Bundle:
 
     def _place(self, name: str) -> Path:
         if not is_allowed(name):
-            raise KitError(f"{name!r} may not enter a bundle", expected="a name that kit.evidence.manifest allows")
+            raise KitError(
+                f"{name!r} may not enter a bundle", expected="a name that kit.evidence.manifest allows"
+            )
         return self.path / PurePosixPath(name)
 
     def _names(self) -> list[str]:
@@ -185,13 +200,19 @@ def open_bundle(folder: Path, run_id: str, *, secrets: Secrets | None = None) ->
     except OSError as error:
         raise failed(folder, 0, error) from error
     if free < NEEDED_BYTES:
-        raise KitError(f"{memory(free)} free where the report goes", expected=memory(NEEDED_BYTES), todo="free some space")
+        raise KitError(
+            f"{memory(free)} free where the report goes",
+            expected=memory(NEEDED_BYTES),
+            todo="free some space",
+        )
     secrets = secrets or gather()
     secrets = dataclasses.replace(secrets, paths=(*secrets.paths, (str(folder.resolve()), "<out>")))
     bundle = Bundle(folder, run_id, secrets, _locked(folder, run_id))
     try:
         if (folder / run_id).exists():
-            raise UsageError(f"{folder / run_id} exists", expected="a new run id", todo="delete it or choose another")
+            raise UsageError(
+                f"{folder / run_id} exists", expected="a new run id", todo="delete it or choose another"
+            )
         if bundle.path.exists():
             aside = folder / f".{run_id}.abandoned-{time.time_ns()}"
             os.rename(bundle.path, aside)
@@ -204,9 +225,12 @@ def open_bundle(folder: Path, run_id: str, *, secrets: Secrets | None = None) ->
     return bundle
 
 
-def is_running(path: Path) -> bool:
-    """Whether a run is writing the half-written bundle at `path`, or has left it."""
-    return lock.is_held(Path(path).parent)
+def running_state(path: Path) -> str | None:
+    """'RUNNING' or 'ABANDONED' for a folder that holds no report yet, None where nothing says so."""
+    path = Path(path)
+    if not (path / STATE).is_file():
+        return None
+    return "RUNNING" if lock.is_held(path.parent) else "ABANDONED"
 
 
 def reissue(path: Path, evidence: Evidence) -> None:

@@ -7,74 +7,24 @@ docs/evidence-tests.md. Nothing is decided from fewer than three processes a sid
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kit.errors import BundleInvalid
+from kit.evidence.comparison import PRIMARY, Comparison, Side, figure, text
 from kit.evidence.model import Evidence
-from kit.evidence.text import visible
+from kit.evidence.welch import CONFIDENCE, holm, t_quantile, welch
 from kit.records import Outcome, loads
 
-PRIMARY = "steady_samples_per_s"
+__all__ = ["Comparison", "Side", "compare", "decide", "figure", "read_side", "runs_needed", "text"]
+
 # A change of less than this is not called one, however sure it is: a policy, not a fact.
 LIMIT = 0.05
 MIN_PROCESSES = 3
 WANTED_PROCESSES = 5
-CONFIDENCE = 0.95
 MAX_RUNS = 100
-EXIT_CODES = {"same": 0, "improved": 0, "regression": 1, "inconclusive": 3, "not_comparable": 3}
-
-
-@dataclasses.dataclass(frozen=True)
-class Side:
-    """The processes of one setup. keys: what must agree; notes: what may differ.
-
-    values, run_ids, started: one of each process, in the order they were given.
-    """
-
-    values: tuple[float, ...]
-    run_ids: tuple[str, ...]
-    started: tuple[str, ...]
-    keys: Mapping[str, Any]
-    notes: Mapping[str, Any]
-    unit: str
-    others: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """outcome: 'same', 'regression', 'improved', 'inconclusive' or 'not_comparable'.
-
-    ratio: B over A of the geometric means, low and high its 95 % interval. runs_needed: a
-    side, to decide at the spread seen; None where decided or where no number would. others:
-    (metric, ratio, p after Holm's correction), which decide nothing.
-    """
-
-    outcome: str
-    because: tuple[str, ...]
-    runs_needed: int | None = None
-    ratio: float | None = None
-    low: float | None = None
-    high: float | None = None
-    metric: str = PRIMARY
-    others: tuple[tuple[str, float, float], ...] = ()
-
-    @property
-    def exit_code(self) -> int:
-        return EXIT_CODES[self.outcome]
-
-
-def text(found: Comparison) -> str:
-    """What `kit compare` prints."""
-    lines = [f"{found.outcome.upper()} by {found.metric}", *(f"  {reason}" for reason in found.because)]
-    if found.ratio is not None:
-        lines.append(f"  B over A: {found.ratio:.3f}, 95 % interval {found.low:.3f} to {found.high:.3f}")
-    if found.runs_needed:
-        lines.append(f"  about {found.runs_needed} runs a side would decide at this spread")
-    return visible("\n".join(lines))
 
 
 def read_side(bundles: Sequence[tuple[Evidence, Mapping[str, bytes]]]) -> Side | Comparison:
@@ -93,7 +43,7 @@ def read_side(bundles: Sequence[tuple[Evidence, Mapping[str, bytes]]]) -> Side |
     numbers = [{number.name: number for number in evidence.numbers} for evidence, _, _ in described]
     _refuse_repeats([evidence.run_id for evidence, _, _ in described])
     shared = set.intersection(*({name for name in row if _positive(row[name].value)} for row in numbers))
-    for (evidence, _, _), row in zip(described, numbers):
+    for (evidence, _, _), row in zip(described, numbers, strict=True):
         if PRIMARY not in row or not _positive(row[PRIMARY].value):
             raise BundleInvalid(f"{evidence.run_id} has no positive {PRIMARY}", expected="a rate above 0")
     return Side(
@@ -117,29 +67,43 @@ def compare(a: Side | Comparison, b: Side | Comparison) -> Comparison:
         if isinstance(side, Comparison):
             return side
     _refuse_repeats([*a.run_ids, *b.run_ids])
-    differing = [f"{name}: {a.keys.get(name)!r} against {b.keys.get(name)!r}" for name in _differing(a.keys, b.keys)]
+    differing = [
+        f"{name}: {a.keys.get(name)!r} against {b.keys.get(name)!r}" for name in _differing(a.keys, b.keys)
+    ]
     if a.unit != b.unit:
         differing.append(f"unit {a.unit} against {b.unit}")
     if differing:
         return _not_comparable(differing)
-    notes = [f"{name} differs: {a.notes.get(name)} against {b.notes.get(name)}" for name in _differing(a.notes, b.notes)]
+    notes = [
+        f"{name} differs: {a.notes.get(name)} against {b.notes.get(name)}"
+        for name in _differing(a.notes, b.notes)
+    ]
     return _judge(a, b, [*notes, *_order_notes(a, b), *_outlier_notes(a), *_outlier_notes(b)])
 
 
 def _judge(a: Side, b: Side, notes: list[str]) -> Comparison:
     n = min(len(a.values), len(b.values))
     if n < MIN_PROCESSES:
-        because = f"{len(a.values)} against {len(b.values)} processes; {MIN_PROCESSES} a side are the least, {WANTED_PROCESSES} are wanted"
+        because = (
+            f"{len(a.values)} against {len(b.values)} processes; {MIN_PROCESSES} a side are the least, "
+            f"{WANTED_PROCESSES} are wanted"
+        )
         ratio = math.exp(_mean_log(b.values) - _mean_log(a.values))
         return Comparison("inconclusive", (because, *notes), WANTED_PROCESSES, ratio)
     middle, half, _ = welch([math.log(v) for v in a.values], [math.log(v) for v in b.values])
     ratio, low, high = math.exp(middle), math.exp(middle - half), math.exp(middle + half)
     outcome = decide(ratio, low, high)
-    found = f"B is {ratio:.3f} of A (95 % interval {low:.3f} to {high:.3f}), n = {len(a.values)} and {len(b.values)}"
+    sizes = f"n = {len(a.values)} and {len(b.values)}"
+    found = f"B is {ratio:.3f} of A (95 % interval {low:.3f} to {high:.3f}), {sizes}"
     needed = None
     if outcome == "inconclusive":
         needed = runs_needed(a.values, b.values)
-        notes.insert(0, f"{needed} processes a side would decide at this spread" if needed else "it lies on the limit: no number of runs would decide")
+        notes.insert(
+            0,
+            f"{needed} processes a side would decide at this spread"
+            if needed
+            else "it lies on the limit: no number of runs would decide",
+        )
     if n < WANTED_PROCESSES:
         notes.append(f"fewer than {WANTED_PROCESSES} processes a side")
     return Comparison(outcome, (found, *notes), needed, ratio, low, high, others=tuple(_others(a, b)))
@@ -168,70 +132,6 @@ def runs_needed(a: Sequence[float], b: Sequence[float]) -> int | None:
     return None
 
 
-# --- statistics ---------------------------------------------------------------------
-
-
-def welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
-    """(mean of b - mean of a, half of its 95 % interval, two-sided p) for unequal variances.
-
-    Degrees of freedom after Welch and Satterthwaite: Welch, Biometrika 34 (1947) 28.
-    """
-    shares = statistics.variance(a) / len(a), statistics.variance(b) / len(b)
-    middle, total = statistics.fmean(b) - statistics.fmean(a), sum(shares)
-    if total == 0:
-        return middle, 0.0, 1.0 if middle == 0 else 0.0
-    freedom = total**2 / (shares[0] ** 2 / (len(a) - 1) + shares[1] ** 2 / (len(b) - 1))
-    error = math.sqrt(total)
-    p = 2 * (1 - t_cdf(abs(middle) / error, freedom))
-    return middle, t_quantile((1 + CONFIDENCE) / 2, freedom) * error, p
-
-
-def t_cdf(t: float, freedom: float) -> float:
-    """Student's distribution function, through the incomplete beta function: DLMF 8.17, with 26.7.1 of Abramowitz and Stegun."""
-    tail = 0.5 * _beta(freedom / (freedom + t * t), freedom / 2, 0.5)
-    return 1 - tail if t >= 0 else tail
-
-
-def t_quantile(p: float, freedom: float) -> float:
-    """The t with t_cdf(t) = p for p >= 0.5, by bisection to 1e-10."""
-    low, high = 0.0, 1.0
-    while t_cdf(high, freedom) < p:
-        high *= 2
-    while high - low > 1e-10 * max(1.0, high):
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_cdf(middle, freedom) < p else (low, middle)
-    return (low + high) / 2
-
-
-def _beta(x: float, a: float, b: float) -> float:
-    """The regularised incomplete beta function: continued fraction DLMF 8.17.22, symmetry 8.17.4."""
-    if x <= 0 or x >= 1:
-        return min(1.0, max(0.0, x))
-    if x > (a + 1) / (a + b + 2):
-        return 1 - _beta(1 - x, b, a)
-    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)) / a
-    # Evaluated from the far end; below the symmetry point some sqrt(max(a, b)) terms are enough (DLMF 8.17(v)).
-    fraction = 1.0
-    for m in range(60, 0, -1):
-        k = m // 2
-        if m % 2:
-            term = -(a + k) * (a + b + k) * x / ((a + 2 * k) * (a + 2 * k + 1))
-        else:
-            term = k * (b - k) * x / ((a + 2 * k - 1) * (a + 2 * k))
-        fraction = 1 + term / fraction
-    return front / fraction
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values after Holm's correction, in the given order: Scand. J. Statist. 6 (1979) 65."""
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    made, largest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        made[index] = largest
-    return made
-
-
 # --- parts --------------------------------------------------------------------------
 
 
@@ -241,14 +141,18 @@ def _describe(evidence: Evidence, files: Mapping[str, bytes]) -> tuple[dict[str,
     facts = _object(files, "facts/begin.json")
     torch, driver = facts.get("torch") or {}, facts.get("driver") or {}
     gpus = [
-        tuple(gpu.get(key) if not isinstance(gpu.get(key), list) else tuple(gpu[key]) for key in ("name", "compute_capability", "memory_bytes", "mig_profile"))
+        tuple(
+            gpu.get(key) if not isinstance(gpu.get(key), list) else tuple(gpu[key])
+            for key in ("name", "compute_capability", "memory_bytes", "mig_profile")
+        )
         for gpu in torch.get("gpus") or ()
     ]
     config = {name: value for name, value in (training.get("config") or {}).items() if name != "seed"}
     keys = {
         "device": evidence.device,
         "GPU": tuple(gpus),
-        "power limit": training.get("power_limit_w") or (training.get("telemetry") or {}).get("power_limit_w"),
+        "power limit": training.get("power_limit_w")
+        or (training.get("telemetry") or {}).get("power_limit_w"),
         "dataset": training.get("dataset_sha256"),
         "parameters": training.get("parameters"),
         **{f"config.{name}": value for name, value in config.items()},
@@ -269,7 +173,11 @@ def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 def _refuse_repeats(run_ids: Sequence[str]) -> None:
     repeated = sorted({run_id for run_id in run_ids if run_ids.count(run_id) > 1})
     if repeated:
-        raise BundleInvalid(f"the same run twice: {', '.join(repeated)}", expected="different runs", todo="a copy is no second run")
+        raise BundleInvalid(
+            f"the same run twice: {', '.join(repeated)}",
+            expected="different runs",
+            todo="a copy is no second run",
+        )
 
 
 def _not_comparable(because: Sequence[str]) -> Comparison:
@@ -280,7 +188,7 @@ def _order_notes(a: Side, b: Side) -> Iterator[str]:
     if a.started and b.started and (max(a.started) < min(b.started) or max(b.started) < min(a.started)):
         yield "one side ran wholly before the other: heat and load may differ; run them in turns (ABAB)"
     for name, side in (("A", a), ("B", b)):
-        ordered = [value for _, value in sorted(zip(side.started, side.values))]
+        ordered = [value for _, value in sorted(zip(side.started, side.values, strict=True))]
         half = len(ordered) // 2
         if half >= 2:
             drift = math.exp(_mean_log(ordered[-half:]) - _mean_log(ordered[:half])) - 1
@@ -293,15 +201,18 @@ def _outlier_notes(side: Side) -> Iterator[str]:
     if len(side.values) >= 4:
         middle = statistics.median(side.values)
         spread = statistics.median(abs(value - middle) for value in side.values)
-        for run_id, value in zip(side.run_ids, side.values):
+        for run_id, value in zip(side.run_ids, side.values, strict=True):
             if abs(value - middle) > max(6 * spread, LIMIT * middle):
-                yield f"{run_id} lies {100 * (value / middle - 1):+.0f} % from its side's median; it counts like the others"
+                away = f"{100 * (value / middle - 1):+.0f} %"
+                yield f"{run_id} lies {away} from its side's median; it counts like the others"
 
 
 def _others(a: Side, b: Side) -> Iterator[tuple[str, float, float]]:
     names = sorted(set(a.others) & set(b.others))
-    found = [welch([math.log(v) for v in a.others[name]], [math.log(v) for v in b.others[name]]) for name in names]
-    for name, (middle, _, _), p in zip(names, found, holm([p for _, _, p in found])):
+    found = [
+        welch([math.log(v) for v in a.others[name]], [math.log(v) for v in b.others[name]]) for name in names
+    ]
+    for name, (middle, _, _), p in zip(names, found, holm([p for _, _, p in found]), strict=True):
         yield name, math.exp(middle), p
 
 
@@ -310,4 +221,6 @@ def _mean_log(values: Sequence[float]) -> float:
 
 
 def _positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    )

@@ -227,6 +227,9 @@ def _headline(raw: Raw, verdict: Verdict) -> str:
         if verdict.outcome is Outcome.REHEARSAL:
             return "Everything but the GPU was exercised, on a CPU; nothing is claimed about a GPU."
         return f"A rehearsal on a CPU did not go through: {_first_finding(verdict)}"
+    if verdict.diagnosis not in (None, "ok"):
+        starts = next((check.found for check in verdict.checks if check.id == "environment.cuda_starts"), "")
+        return f"PyTorch cannot train natively on this machine's GPU ({verdict.diagnosis}): {starts}"
     name = raw.training.device_name if raw.training else "this machine's GPU"
     if verdict.outcome is Outcome.PASS:
         figures = throughput(raw.steps)

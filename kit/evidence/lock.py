@@ -40,7 +40,8 @@ def acquire(folder: Path, run_id: str) -> Lock:
         holder = _holder(path)
         file.close()
         raise UsageError(
-            f"another run writes to {folder}: {holder or error}", expected="one run at a place",
+            f"another run writes to {folder}: {holder or error}",
+            expected="one run at a place",
             todo="wait for it to end, or give another folder with --out",
         ) from None
     left = _holder(path)

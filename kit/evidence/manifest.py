@@ -24,11 +24,20 @@ STATE = "state.json"
 CAPTURES = ("env_info.txt", "torch_version.txt", "cuda_check.txt", "nvidia_smi.txt", "training_log.txt")
 TEXT_SUFFIXES = (".txt", ".md", ".json", ".jsonl", ".csv", ".html", ".xml", ".svg", ".ipynb", SUMS)
 
-_DERIVED = ("README.md", "index.html", EVIDENCE, "ro-crate-metadata.json", "junit.xml", SUMS, MANIFEST, SIGNATURE)
+_DERIVED = (
+    "README.md",
+    "index.html",
+    EVIDENCE,
+    "ro-crate-metadata.json",
+    "junit.xml",
+    SUMS,
+    MANIFEST,
+    SIGNATURE,
+)
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _ALLOWED = re.compile(
-    rf"README\.md|index\.html|evidence\.json|ro-crate-metadata\.json|junit\.xml|{'|'.join(map(re.escape, CAPTURES))}"
-    rf"|{SUMS}|manifest\.json|manifest\.json\.sig|facts/(begin|end)\.json"
+    rf"README\.md|index\.html|evidence\.json|ro-crate-metadata\.json|junit\.xml"
+    rf"|{'|'.join(map(re.escape, CAPTURES))}|{SUMS}|manifest\.json|manifest\.json\.sig|facts/(begin|end)\.json"
     rf"|raw/({_NAME}/)?{_NAME}\.(json|jsonl|csv)|figures/{_NAME}\.(png|svg)|notebooks/{_NAME}\.(ipynb|html)"
 )
 
@@ -73,7 +82,11 @@ def _required(evidence: Evidence) -> Iterator[str]:
     if evidence.device != "cpu":
         yield from ("raw/telemetry.jsonl", "raw/negative_control.json")
     for run in evidence.notebooks:
-        yield from (f"notebooks/{run.name}.ipynb", f"notebooks/{run.name}.html", f"raw/records/{run.name}.json")
+        yield from (
+            f"notebooks/{run.name}.ipynb",
+            f"notebooks/{run.name}.html",
+            f"raw/records/{run.name}.json",
+        )
 
 
 def sums(entries: Iterable[Entry]) -> bytes:
@@ -99,6 +112,6 @@ def build(entries: Iterable[Entry], evidence: Evidence) -> bytes:
 
 
 def root(entries: Iterable[Entry]) -> str:
-    """One SHA-256 over the lines 'sha256  size  path', sorted by path: 64 digits that stand for the bundle."""
+    """One SHA-256 over the lines 'sha256  size  path', sorted by path: it stands for the bundle."""
     lines = sorted(f"{entry.path}\0{entry.sha256}  {entry.size}  {entry.path}\n" for entry in entries)
     return hashlib.sha256("".join(line.partition("\0")[2] for line in lines).encode()).hexdigest()

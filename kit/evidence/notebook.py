@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kit.evidence.redact import strip_png
+from kit.evidence.text import without_ansi
 
 # Cells that an execution adds to the template, by papermill's tags.
 _ADDED_TAGS = {"injected-parameters", "papermill-error-cell-tag"}
@@ -28,7 +29,7 @@ def source_sha256(notebook: Mapping[str, Any]) -> str:
 
 
 def problems(notebook: Mapping[str, Any]) -> tuple[str, ...]:
-    """Why an executed notebook does not count; empty where every code cell ran once, in order, without an error."""
+    """Why an executed notebook does not count; empty where every code cell ran once, in order, unharmed."""
     return tuple(_problems(notebook))
 
 
@@ -76,12 +77,22 @@ def _stripped_cell(cell: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stripped_output(output: Mapping[str, Any]) -> dict[str, Any]:
+    output = _plain(output)
     data = output.get("data")
     if not isinstance(data, Mapping) or "image/png" not in data:
-        return dict(output)
+        return output
     try:
         picture = strip_png(base64.b64decode(text(data["image/png"])))
     except (ValueError, binascii.Error):
         # Not a picture: nothing to show.
         return {**output, "data": {key: value for key, value in data.items() if key != "image/png"}}
     return {**output, "data": {**data, "image/png": base64.b64encode(picture).decode() + "\n"}}
+
+
+def _plain(value: Any) -> Any:
+    """Without a terminal's colours: they stand inside paths and names, where redaction would not see those."""
+    if isinstance(value, str):
+        return without_ansi(value)
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return {key: _plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value

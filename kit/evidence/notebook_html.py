@@ -17,6 +17,7 @@ from kit.evidence.notebook import text
 from kit.evidence.page import document
 from kit.evidence.text import in_html, without_ansi
 
+
 def notebook_html(notebook: Mapping[str, Any], title: str = "notebook") -> str:
     """The notebook as a page: markdown, code with its count, and outputs as text, tables and pictures."""
     cells = [_cell(cell) for cell in notebook.get("cells", ())]
@@ -31,7 +32,8 @@ def _cell(cell: Mapping[str, Any]) -> str:
     count = cell.get("execution_count")
     outputs = "".join(_output(output) for output in cell.get("outputs", ()))
     label = in_html(f"[{count if count is not None else ' '}]")
-    return f"<div class='cell'><small>{label}</small><pre class='code'>{in_html(text(cell.get('source')))}</pre>{outputs}</div>\n"
+    source = in_html(text(cell.get("source")))
+    return f"<div class='cell'><small>{label}</small><pre class='code'>{source}</pre>{outputs}</div>\n"
 
 
 def _output(output: Mapping[str, Any]) -> str:
@@ -122,13 +124,17 @@ def _list(lines: list[str]) -> str:
 def _inline(source: str) -> str:
     """Code, bold, italic and http links; what is inside a code span stays as it is."""
     parts = re.split(r"(`[^`]+`)", source)
-    return "".join(f"<code>{in_html(p[1:-1])}</code>" if p[:1] == "`" and len(p) > 2 else _marked(p) for p in parts)
+    return "".join(
+        f"<code>{in_html(p[1:-1])}</code>" if p[:1] == "`" and len(p) > 2 else _marked(p) for p in parts
+    )
 
 
 def _marked(source: str) -> str:
     # No class here runs past the next opening mark, so a page of brackets costs no more than any other.
     made = in_html(source)
     made = re.sub(r"!\[([^\[\]]*)\]\([^)\[\s]*\)", r"\1", made)
-    made = re.sub(r"\[([^\[\]]+)\]\((https?://[^)\[\s&]+)\)", r"<a href='\2' rel='noopener noreferrer'>\1</a>", made)
+    made = re.sub(
+        r"\[([^\[\]]+)\]\((https?://[^)\[\s&]+)\)", r"<a href='\2' rel='noopener noreferrer'>\1</a>", made
+    )
     made = re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", made)
     return re.sub(r"(?<![\w*])[*_]([^*_<>]+)[*_](?![\w*])", r"<i>\1</i>", made)

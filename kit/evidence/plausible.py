@@ -19,7 +19,7 @@ def differences(told: Any, derived_again: Any, where: str = "") -> Iterator[str]
         for key in sorted({*told, *derived_again}):
             yield from differences(told.get(key), derived_again.get(key), f"{where}.{key}" if where else key)
     elif isinstance(told, list) and isinstance(derived_again, list) and len(told) == len(derived_again):
-        for index, (one, other) in enumerate(zip(told, derived_again)):
+        for index, (one, other) in enumerate(zip(told, derived_again, strict=True)):
             name = one.get("id") or one.get("name") if isinstance(one, dict) else None
             yield from differences(one, other, f"{where}[{name or index}]")
     elif _is_number(told) and _is_number(derived_again):
@@ -30,7 +30,7 @@ def differences(told: Any, derived_again: Any, where: str = "") -> Iterator[str]
 
 
 def implausible(evidence: Evidence) -> Iterator[str]:
-    """Numbers by name: nothing negative, no share over 1, no rate over the peak of its precision, rates that agree."""
+    """Numbers by name: nothing negative, no share over 1, no rate over its precision's peak, rates that agree."""
     value = {number.name: number.value for number in evidence.numbers if number.value is not None}
     for number in evidence.numbers:
         if number.value is None:

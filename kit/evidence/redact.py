@@ -22,8 +22,9 @@ from urllib.parse import quote
 
 # Ordinary words that are also user or host names: replaced only where they stand as a name (user@, /home/).
 COMMON_NAMES = frozenset(
-    "root user admin administrator guest test dev main local localhost home ubuntu debian runner jovyan jupyter "
-    "vscode docker nobody train data model gpu cuda nvidia torch python kit adam max min server node worker".split()
+    "root user admin administrator guest test dev main local localhost home ubuntu debian runner jovyan "
+    "jupyter vscode docker nobody train data model gpu cuda nvidia torch python kit adam max min server node "
+    "worker".split()
 )
 SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|COOKIE|CREDENTIALS?|PAT)S?(_|$)", re.I)
 
@@ -40,12 +41,15 @@ ENVIRONMENT_ALLOWED = re.compile(
 
 _TOKENS = (
     r"hf_[A-Za-z0-9]{16,}|gh[opsur]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|sk-[\w-]{16,}"
-    r"|AKIA[0-9A-Z]{16}|xox[abeprs]-[\w-]{10,}|pypi-AgE[\w-]{16,}|AIza[\w-]{30,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"
+    r"|AKIA[0-9A-Z]{16}|xox[abeprs]-[\w-]{10,}|pypi-AgE[\w-]{16,}|AIza[\w-]{30,}"
+    r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"
 )
 _SECRET_WORD = r"token|secret|password|passwd|(?:api|access|secret|private)[_-]?key|cookie|credentials?"
 _EDGE, _END = r"(?<![A-Za-z0-9])", r"(?![A-Za-z0-9])"
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-_VERSION_BEFORE = re.compile(r"(?i)(nvidia|cuda|cudnn|cublas|cu[a-z]+|nccl|nvjitlink|version|driver|==)[\w.-]*[\W_]*$")
+_VERSION_BEFORE = re.compile(
+    r"(?i)(nvidia|cuda|cudnn|cublas|cu[a-z]+|nccl|nvjitlink|version|driver|==)[\w.-]*[\W_]*$"
+)
 _HARMLESS_IP = ("127.0.0.1", "0.0.0.0", "255.255.255.255")
 
 
@@ -105,14 +109,19 @@ def redact_text(text: str, secrets: Secrets) -> str:
 
 
 def redact_value(value: Any, secrets: Secrets) -> Any:
-    """`value` (plain JSON data) with every string redacted, keys too; a value under a secret name goes whole."""
+    """`value` (plain JSON) with every string redacted, keys too; a value under a secret name goes whole."""
     if isinstance(value, str):
         return redact_text(value, secrets)
     if isinstance(value, Mapping):
-        return {redact_text(str(key), secrets): _redact_item(str(key), item, secrets) for key, item in value.items()}
+        return {
+            redact_text(str(key), secrets): _redact_item(str(key), item, secrets)
+            for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
         parts = [
-            "<secret>" if isinstance(item, str) and at and _is_secret_name(value[at - 1], "--") else redact_value(item, secrets)
+            "<secret>"
+            if isinstance(item, str) and at and _is_secret_name(value[at - 1], "--")
+            else redact_value(item, secrets)
             for at, item in enumerate(value)
         ]
         if parts and all(isinstance(item, str) for item in value):
@@ -162,7 +171,9 @@ def _unescaped(name: str, text: str) -> str:
 
 def _encoded_kinds(text: str, secrets: Secrets) -> Iterator[str]:
     """Kinds of secrets inside printable text that stands encoded in `text`."""
-    for match in re.finditer(r"(?<![\w+/])(?:(?:[0-9a-fA-F]{2}){12,}|[\w+/-]{20,4096}={0,2})(?![\w+/=])", text):
+    for match in re.finditer(
+        r"(?<![\w+/])(?:(?:[0-9a-fA-F]{2}){12,}|[\w+/-]{20,4096}={0,2})(?![\w+/=])", text
+    ):
         run = match.group()
         for plain in _decodings(run):
             for rule in _rules(secrets):
@@ -230,7 +241,11 @@ def _pattern_rules(salt: bytes) -> Iterator[_Rule]:
     def rule(kind: str, pattern: str, replacement: str | Callable[[re.Match[str]], str]) -> _Rule:
         return _Rule(kind, re.compile(pattern), replacement)
 
-    yield rule("private key", r"-----BEGIN[A-Z ]*PRIVATE KEY-----[^\"]*?(?:-----END[A-Z ]*-----|(?=\")|\Z)", "<private key>")
+    yield rule(
+        "private key",
+        r"-----BEGIN[A-Z ]*PRIVATE KEY-----[^\"]*?(?:-----END[A-Z ]*-----|(?=\")|\Z)",
+        "<private key>",
+    )
     yield rule("url userinfo", r"(?<=://)(?!<)[^/\s@\"'<>]{1,300}@", "<userinfo>@")
     yield rule("token", f"{_EDGE}(?:{_TOKENS})", "<token>")
     yield rule("token", r"(?i)(\b(?:bearer|basic)\s+)(?!<)[\w.+/~-]{12,}=*", r"\1<secret>")
@@ -239,16 +254,35 @@ def _pattern_rules(salt: bytes) -> Iterator[_Rule]:
     quoted, bare = rf"[\"']{value}[^\"'<>\n]{{4,}}", rf"{value}(?=[^\s\"']*\d)[^\s\"'&,;()<>]{{6,}}"
     yield rule("secret", rf"(?i)((?:{_SECRET_WORD})[\"']?\s*[:=]\s*)(?:{quoted}|{bare})", r"\1<secret>")
     yield rule("secret", rf"(?i)((?<!\S)--?[\w-]*(?:{_SECRET_WORD})\s+)(?![-<])[^\s\"']{{4,}}", r"\1<secret>")
-    yield rule("home path", r"(/home/|/Users/|[A-Za-z]:[\\/]{1,2}Users[\\/]{1,2})(?!<)[^/\\\s\"':<>]+", r"\1<user>")
-    yield rule("gpu uuid", rf"(?i){_EDGE}(?:GPU|MIG)-{_UUID}{_END}", lambda found: pseudonym(found.group(), salt))
-    yield rule("serial", r"(?i)(\bserial(?:[ _]number)?[\"']?\s*[:=]\s*[\"']?)(?!<)(?=[\w-]*\d)[\w-]{6,}", r"\1<serial>")
-    yield rule("pci address", rf"{_EDGE}[0-9a-fA-F]{{4,8}}:[0-9a-fA-F]{{2}}:[0-9a-fA-F]{{2}}\.[0-7]{_END}", "<pci>")
-    yield rule("mac", r"(?<![\w:-])(?:(?:[0-9a-fA-F]{2}:){5}|(?=[\d-]*[a-fA-F])(?:[0-9a-fA-F]{2}-){5})[0-9a-fA-F]{2}(?![\w:-])", "<mac>")
+    yield rule(
+        "home path", r"(/home/|/Users/|[A-Za-z]:[\\/]{1,2}Users[\\/]{1,2})(?!<)[^/\\\s\"':<>]+", r"\1<user>"
+    )
+    yield rule(
+        "gpu uuid", rf"(?i){_EDGE}(?:GPU|MIG)-{_UUID}{_END}", lambda found: pseudonym(found.group(), salt)
+    )
+    yield rule(
+        "serial",
+        r"(?i)(\bserial(?:[ _]number)?[\"']?\s*[:=]\s*[\"']?)(?!<)(?=[\w-]*\d)[\w-]{6,}",
+        r"\1<serial>",
+    )
+    yield rule(
+        "pci address", rf"{_EDGE}[0-9a-fA-F]{{4,8}}:[0-9a-fA-F]{{2}}:[0-9a-fA-F]{{2}}\.[0-7]{_END}", "<pci>"
+    )
+    yield rule(
+        "mac",
+        r"(?i)(?<![\w:-])(?:(?:[0-9a-f]{2}:){5}|(?=[\d-]*[a-f])(?:[0-9a-f]{2}-){5})[0-9a-f]{2}(?![\w:-])",
+        "<mac>",
+    )
     yield rule("email", r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,64}(?:\.[\w-]{1,64})+", "<email>")
     octet = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
     yield rule("ip", rf"(?<![\w.])(?:{octet}\.){{3}}{octet}(?!\w|\.\w)", _ip)
-    yield rule("ip", r"(?i)(?<![\w:])(?=[\w:]*\d)(?:[0-9a-f]{3,4}(?::[0-9a-f]{1,4}){0,6}::(?:[0-9a-f]{1,4}(?::[0-9a-f]{1,4}){0,6})?"
-                     r"|(?:[0-9a-f]{1,4}:){7}[0-9a-f]{1,4})(?![\w:])", "<ip>")
+    yield rule(
+        "ip",
+        r"(?i)(?<![\w:])(?=[\w:]*\d)"
+        r"(?:[0-9a-f]{3,4}(?::[0-9a-f]{1,4}){0,6}::(?:[0-9a-f]{1,4}(?::[0-9a-f]{1,4}){0,6})?"
+        r"|(?:[0-9a-f]{1,4}:){7}[0-9a-f]{1,4})(?![\w:])",
+        "<ip>",
+    )
 
 
 def _ip(match: re.Match[str]) -> str:
@@ -258,7 +292,7 @@ def _ip(match: re.Match[str]) -> str:
 
 
 def _forms(value: str) -> Iterator[str]:
-    """`value` as it is, in base64 (the digits that no neighbour can change, at each of 3 offsets), hex and URL form."""
+    """`value` as it is, in hex and URL form, and in base64: the digits that no neighbour changes, at 3 offsets."""
     data = value.encode()
     yield value
     yield quote(value, safe="")
@@ -277,7 +311,9 @@ def _forms(value: str) -> Iterator[str]:
 
 
 def _any_of(texts: set[str]) -> re.Pattern[str]:
-    return re.compile("(?:" + "|".join(re.escape(text) for text in sorted(texts, key=lambda t: (-len(t), t))) + ")")
+    return re.compile(
+        "(?:" + "|".join(re.escape(text) for text in sorted(texts, key=lambda t: (-len(t), t))) + ")"
+    )
 
 
 # --- bytes --------------------------------------------------------------------------

@@ -78,18 +78,30 @@ def readme(evidence: Evidence) -> str:
     lines = [f"# {evidence.verdict.outcome}: {md(evidence.headline)}", ""]
     failing = _failing(evidence)
     if failing:
-        lines += [f"**Stopped in {md(failing.name)}, {md(_where(failing))}:** {md(failing.error or 'no error text')}", ""]
+        lines += [
+            f"**Stopped in {md(failing.name)}, {md(_where(failing))}:** {md(failing.error or 'no error')}",
+            "",
+        ]
     lines += [md(_made(evidence)), "", "## The six promises", ""]
-    lines += _md_table(("", "Promise", "Seen"), [(p.outcome, f"{p.number}. {p.text}", p.sentence) for p in evidence.promises])
+    lines += _md_table(
+        ("", "Promise", "Seen"), [(p.outcome, f"{p.number}. {p.text}", p.sentence) for p in evidence.promises]
+    )
     lines += ["## Numbers", ""]
-    rows = [(n.name, value(n), value_range(n), n.n if n.n is not None else "", n.definition) for n in evidence.numbers]
+    rows = [
+        (n.name, value(n), value_range(n), n.n if n.n is not None else "", n.definition)
+        for n in evidence.numbers
+    ]
     lines += _md_table(("Name", "Value", "Range", "n", "Definition"), rows)
     findings = evidence.verdict.findings
     if findings:
         lines += ["## What is not green", ""]
-        lines += _md_table(("", "Check", "Found", "To do"), [(c.outcome, c.id, c.found, c.todo) for c in findings])
+        lines += _md_table(
+            ("", "Check", "Found", "To do"), [(c.outcome, c.id, c.found, c.todo) for c in findings]
+        )
     lines += ["## Notebooks", ""]
-    lines += _md_table(("Notebook", "State", "Cells run"), [(r.name, r.state, _cells(r)) for r in evidence.notebooks])
+    lines += _md_table(
+        ("Notebook", "State", "Cells run"), [(r.name, r.state, _cells(r)) for r in evidence.notebooks]
+    )
     lines += ["## What this report does not show", ""]
     lines += [f"- {md(limit)}" for limit in evidence.limits] or ["- Nothing was named."]
     lines += ["", "## What it is worth", "", WORTH, ""]
@@ -101,11 +113,21 @@ def page(evidence: Evidence, files: Mapping[str, bytes]) -> str:
     title = f"{evidence.verdict.outcome}: {evidence.headline}"
     parts = [
         _opening(evidence),
-        _heading("The six promises", table(("", "Promise", "Seen"), [_promise(p) for p in evidence.promises])),
-        _heading("Numbers", table(("Name", "Value", "Range", "n", "Definition"), [_number(n) for n in evidence.numbers])),
+        _heading(
+            "The six promises", table(("", "Promise", "Seen"), [_promise(p) for p in evidence.promises])
+        ),
+        _heading(
+            "Numbers",
+            table(("Name", "Value", "Range", "n", "Definition"), [_number(n) for n in evidence.numbers]),
+        ),
         _figures(files),
-        _heading("Checks", table(("", "Check", "Found", "Expected"), [_check(c) for c in evidence.verdict.checks])),
-        _heading("Notebooks", table(("Notebook", "State", "Cells run"), [_notebook(r, files) for r in evidence.notebooks])),
+        _heading(
+            "Checks", table(("", "Check", "Found", "Expected"), [_check(c) for c in evidence.verdict.checks])
+        ),
+        _heading(
+            "Notebooks",
+            table(("Notebook", "State", "Cells run"), [_notebook(r, files) for r in evidence.notebooks]),
+        ),
         _heading("What this report does not show", _bullets(evidence.limits)),
         _heading("What it is worth", f"<p>{in_html(WORTH).replace('`', '')}</p>\n"),
         _texts("The machine, before and after", ("facts/begin.json", "facts/end.json"), files),
@@ -126,7 +148,10 @@ def overview(bundles: Iterable[tuple[str, Evidence]]) -> str:
         )
         for name, e in sorted(bundles, key=lambda item: (item[1].ended_utc, item[0]), reverse=True)
     ]
-    return document("Reports", "<h1>Reports</h1>\n" + table(("", "Report", "Verdict in words", "Device", "Ended (UTC)"), rows))
+    return document(
+        "Reports",
+        "<h1>Reports</h1>\n" + table(("", "Report", "Verdict in words", "Device", "Ended (UTC)"), rows),
+    )
 
 
 # --- parts --------------------------------------------------------------------------
@@ -138,8 +163,8 @@ def _opening(evidence: Evidence) -> str:
     failing = _failing(evidence)
     if failing:
         html += (
-            f"<div class='first'><p><b>Stopped in {in_html(failing.name)}, {in_html(_where(failing))}.</b></p>"
-            f"<pre>{in_html(failing.error or 'no error text')}</pre></div>\n"
+            f"<div class='first'><p><b>{in_html(f'Stopped in {failing.name}, {_where(failing)}.')}</b></p>"
+            f"<pre>{in_html(failing.error or 'no error')}</pre></div>\n"
         )
     todo = [f"{check.id}: {check.todo}" for check in evidence.verdict.findings if check.todo]
     if todo:
@@ -167,7 +192,11 @@ def _failing(evidence: Evidence) -> NotebookRun | None:
 
 
 def _where(run: NotebookRun) -> str:
-    return f"cell {run.failing_cell}" if run.failing_cell is not None else f"after {run.cells_run} of {run.cells} cells"
+    return (
+        f"cell {run.failing_cell}"
+        if run.failing_cell is not None
+        else f"after {run.cells_run} of {run.cells} cells"
+    )
 
 
 def _cells(run: NotebookRun) -> str:
@@ -181,7 +210,13 @@ def _promise(promise: Any) -> tuple[str, ...]:
 def _number(number: Any) -> tuple[str, ...]:
     n = number.n if number.n is not None else ""
     kind = "n" if number.value is not None else ""
-    return cell(number.name), cell(value(number), kind), cell(value_range(number), "n"), cell(n), cell(number.definition)
+    return (
+        cell(number.name),
+        cell(value(number), kind),
+        cell(value_range(number), "n"),
+        cell(n),
+        cell(number.definition),
+    )
 
 
 def _check(check: Any) -> tuple[str, ...]:
@@ -225,7 +260,8 @@ def _alt(name: str, files: Mapping[str, bytes]) -> str:
 
 def _texts(title: str, names: Iterable[str], files: Mapping[str, bytes]) -> str:
     html = "".join(
-        f"<details><summary>{in_html(name)}</summary><pre>{in_html(files[name].decode('utf-8', 'replace'))}</pre></details>\n"
+        f"<details><summary>{in_html(name)}</summary>"
+        f"<pre>{in_html(files[name].decode('utf-8', 'replace'))}</pre></details>\n"
         for name in names
         if name in files
     )

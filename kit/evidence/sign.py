@@ -31,7 +31,9 @@ def sign(bundle: Path, key: Path) -> Path:
     """
     manifest = Path(bundle) / MANIFEST
     if not manifest.is_file():
-        raise UsageError(f"{bundle} has no {MANIFEST}", expected="the folder of a report", todo="unpack a zip first")
+        raise UsageError(
+            f"{bundle} has no {MANIFEST}", expected="the folder of a report", todo="unpack a zip first"
+        )
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / MANIFEST
         copy.write_bytes(manifest.read_bytes())
@@ -40,7 +42,8 @@ def sign(bundle: Path, key: Path) -> Path:
         if done.returncode != 0 or not made.is_file():
             raise UsageError(
                 f"ssh-keygen could not sign with {key}: {_said(done)}",
-                expected="an SSH key that this user may use", todo="make one with ssh-keygen -t ed25519",
+                expected="an SSH key that this user may use",
+                todo="make one with ssh-keygen -t ed25519",
             )
         return write_atomic(manifest.with_name(SIGNATURE), made.read_bytes())
 
@@ -48,7 +51,7 @@ def sign(bundle: Path, key: Path) -> Path:
 def checker(
     allowed_signers: Path | None = None, identity: str | None = None
 ) -> Callable[[bytes, bytes | None], SignatureCheck | None]:
-    """The `check_signature` of `kit.evidence.verify`: who, of those whom the reader trusts, signed these bytes.
+    """The `check_signature` of `kit.evidence.verify`: who, of those that the reader trusts, signed.
 
     allowed_signers: a file as `man ssh-keygen` describes it; with it an unsigned bundle is not
     enough. identity: who has to have signed; without it, any one of the file.
@@ -75,13 +78,19 @@ def _checked(manifest: bytes, signature: Path, allowed: Path | None, identity: s
         return SignatureCheck("invalid", f"the signature does not hold: {_said(done)}")
     key = (re.findall(r"SHA256:[\w+/=]+", _said(done)) or ["unknown"])[0]
     if allowed is None:
-        return SignatureCheck("unclaimed", f"Signed by key {key}; who owns it was not asked, so nobody vouches")
+        return SignatureCheck(
+            "unclaimed", f"Signed by key {key}; who owns it was not asked, so nobody vouches"
+        )
     names = [identity] if identity else _principals(signature, allowed)
     for name in names:
-        done = _ssh_keygen("verify", "-f", str(allowed), "-I", name, "-n", NAMESPACE, "-s", str(signature), data=manifest)
+        done = _ssh_keygen(
+            "verify", "-f", str(allowed), "-I", name, "-n", NAMESPACE, "-s", str(signature), data=manifest
+        )
         if done.returncode == 0:
             return SignatureCheck("valid", f"Signed by {name} with key {key}: this person vouches")
-    return SignatureCheck("signer_unknown", f"the signature holds, but key {key} is not of {identity or 'an allowed signer'}")
+    return SignatureCheck(
+        "signer_unknown", f"the signature holds, but key {key} is not of {identity or 'an allowed signer'}"
+    )
 
 
 def _principals(signature: Path, allowed: Path) -> list[str]:
@@ -91,7 +100,9 @@ def _principals(signature: Path, allowed: Path) -> list[str]:
 
 def _is_canonical(signature: bytes) -> bool:
     """Whether the armour is as ssh-keygen writes it: 70 columns, no byte to spare (PROTOCOL.sshsig)."""
-    body = signature.removeprefix(b"-----BEGIN SSH SIGNATURE-----\n").removesuffix(b"\n-----END SSH SIGNATURE-----\n")
+    body = signature.removeprefix(b"-----BEGIN SSH SIGNATURE-----\n").removesuffix(
+        b"\n-----END SSH SIGNATURE-----\n"
+    )
     try:
         text = base64.b64encode(base64.b64decode(body.replace(b"\n", b""), validate=True))
     except (ValueError, binascii.Error):
@@ -100,13 +111,21 @@ def _is_canonical(signature: bytes) -> bool:
     return signature == b"-----BEGIN SSH SIGNATURE-----\n" + lines + b"\n-----END SSH SIGNATURE-----\n"
 
 
-def _ssh_keygen(action: str, *args: str, data: bytes = b"", is_terminal: bool = False) -> subprocess.CompletedProcess:
+def _ssh_keygen(
+    action: str, *args: str, data: bytes = b"", is_terminal: bool = False
+) -> subprocess.CompletedProcess:
     program = shutil.which("ssh-keygen")
     if program is None:
-        raise UsageError("ssh-keygen is not installed", expected="OpenSSH 8.2 or newer", todo="install openssh-client")
+        raise UsageError(
+            "ssh-keygen is not installed", expected="OpenSSH 8.2 or newer", todo="install openssh-client"
+        )
     given = {} if is_terminal else {"input": data}
     return subprocess.run(
-        [program, "-Y", action, *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=_TIMEOUT_S, check=False,
+        [program, "-Y", action, *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=_TIMEOUT_S,
+        check=False,
         **given,
     )
 

@@ -74,7 +74,12 @@ class _Folder(Source):
         super().__init__(found.checked(), "folder")
 
     def _blocks(self, name: str) -> Iterator[bytes]:
-        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        flags = (
+            os.O_RDONLY
+            | getattr(os, "O_NOFOLLOW", 0)
+            | getattr(os, "O_NONBLOCK", 0)
+            | getattr(os, "O_BINARY", 0)
+        )
         with open(os.open(self._path / PurePosixPath(name), flags), "rb") as file:
             info = os.fstat(file.fileno())
             if not stat.S_ISREG(info.st_mode) or info.st_size != self.sizes[name]:
@@ -94,7 +99,9 @@ class _Zip(Source):
             self._zip.close()
             raise
         # Zipping a folder puts its name before every path.
-        top = os.path.commonpath(sizes) + "/" if sizes and MANIFEST not in sizes and STATE not in sizes else ""
+        top = (
+            os.path.commonpath(sizes) + "/" if sizes and MANIFEST not in sizes and STATE not in sizes else ""
+        )
         self._prefix = top if f"{top}{MANIFEST}" in sizes or f"{top}{STATE}" in sizes else ""
         super().__init__({name[len(self._prefix) :]: size for name, size in sizes.items()}, "zip")
 
@@ -102,7 +109,14 @@ class _Zip(Source):
         try:
             with self._zip.open(self._prefix + name) as file:
                 yield from _bounded(file, self.sizes[name], name)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError) as error:
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            EOFError,
+            RuntimeError,
+            NotImplementedError,
+            ValueError,
+        ) as error:
             raise _refused([f"{name!r} cannot be unpacked ({error})"]) from None
 
     def close(self) -> None:
@@ -156,7 +170,7 @@ def open_source(path: Path) -> Source:
 
 
 def is_safe(name: str) -> bool:
-    """Whether `name` is a plain relative path on every system; whether it belongs in a bundle is told later."""
+    """Whether `name` is a plain relative path on every system; whether it belongs here is told later."""
     part = r'(?!\.\.?/|\.\.?$)[^/\\:*?"<>|\x00-\x1f\x7f]*[^/\\:*?"<>|\x00-\x1f\x7f. ]'
     return len(name) <= 240 and re.fullmatch(rf"{part}(/{part}){{0,4}}", name) is not None
 
@@ -183,7 +197,7 @@ def _is_link(info: os.stat_result) -> bool:
 
 
 def _check_directory_size(path: Path) -> None:
-    """Reads the zip's end record by hand, since `zipfile` loads a list of any length. Format: PKWARE APPNOTE 4.3.16."""
+    """Reads the end record by hand, since `zipfile` loads a list of any length (PKWARE APPNOTE 4.3.16)."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 65_558))
@@ -211,7 +225,9 @@ def _list_zip(archive: zipfile.ZipFile, found: _Found) -> None:
         if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             found.problems.append(f"{name[:200]!r} is encrypted or packed in an unusual way")
         if info.file_size > MiB and info.file_size > MAX_ZIP_RATIO * max(1, info.compress_size):
-            found.problems.append(f"{name[:200]!r} unpacks to {info.file_size / max(1, info.compress_size):.0f} times its size")
+            found.problems.append(
+                f"{name[:200]!r} unpacks to {info.file_size / max(1, info.compress_size):.0f} times its size"
+            )
         found.add(name, info.file_size)
 
 

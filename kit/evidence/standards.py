@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
-from xml.sax.saxutils import escape, quoteattr
 
 from kit.evidence.manifest import Entry
 from kit.evidence.model import COMPLETE, Evidence
-from kit.evidence.text import visible
+from kit.evidence.text import in_html, visible
 from kit.records import Check, Outcome, dumps
 
-_CONTEXT = ["https://w3id.org/ro/crate/1.1/context", {"sha256": "https://w3id.org/ro/terms/workflow-run#sha256"}]
+_CONTEXT = [
+    "https://w3id.org/ro/crate/1.1/context",
+    {"sha256": "https://w3id.org/ro/terms/workflow-run#sha256"},
+]
 _PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
 _TYPES = {
     "json": "application/json",
@@ -32,7 +34,7 @@ _TYPES = {
 
 
 def ro_crate(evidence: Evidence, entries: Iterable[Entry]) -> bytes:
-    """ro-crate-metadata.json: every file that is there by then, and the run that made them as one CreateAction."""
+    """ro-crate-metadata.json: every file that is there by then, and the run that made them, a CreateAction."""
     files = [_file(entry) for entry in sorted(entries, key=lambda entry: entry.path)]
     parts = [{"@id": file["@id"]} for file in files]
     graph = [
@@ -87,7 +89,9 @@ def _action(evidence: Evidence, parts: list[dict[str, str]]) -> dict[str, Any]:
         "actionStatus": f"http://schema.org/{'Completed' if is_complete else 'Failed'}ActionStatus",
     }
     if not is_complete:
-        action["error"] = visible(next((run.error for run in evidence.notebooks if run.error), evidence.headline))
+        action["error"] = visible(
+            next((run.error for run in evidence.notebooks if run.error), evidence.headline)
+        )
     return action
 
 
@@ -104,22 +108,22 @@ def _file(entry: Entry) -> dict[str, Any]:
 
 
 def junit(evidence: Evidence) -> bytes:
-    """junit.xml: a test case for each check, and one for the verdict so that a report without checks is red."""
+    """junit.xml: a test case for each check, and one for the verdict: a report without checks is red."""
     verdict = Check("kit.verdict", evidence.verdict.outcome, evidence.headline, "PASS, or REHEARSAL on a CPU")
     checks = [verdict, *evidence.verdict.checks]
     failures = sum(check.outcome in (Outcome.FAIL, Outcome.INVALID) for check in checks)
     errors = sum(check.outcome is Outcome.INCONCLUSIVE for check in checks)
     counts = f'tests="{len(checks)}" failures="{failures}" errors="{errors}" skipped="0"'
     cases = "".join(_case(check) for check in checks)
-    suite = f"<testsuite name={quoteattr(evidence.run_id)} {counts}>\n{cases}</testsuite>"
+    suite = f"<testsuite name='{in_html(evidence.run_id)}' {counts}>\n{cases}</testsuite>"
     return f'<?xml version="1.0" encoding="utf-8"?>\n<testsuites>\n{suite}\n</testsuites>\n'.encode()
 
 
 def _case(check: Check) -> str:
-    names = f"classname={quoteattr(visible(check.claim))} name={quoteattr(visible(check.id))}"
+    names = f"classname='{in_html(check.claim)}' name='{in_html(check.id)}'"
     if check.outcome in (Outcome.PASS, Outcome.REHEARSAL):
         return f"<testcase {names}/>\n"
     tag = "error" if check.outcome is Outcome.INCONCLUSIVE else "failure"
-    text = visible(f"{check.found}\nExpected: {check.expected}\nTo do: {check.todo or 'nothing'}")
-    kind = f"type={quoteattr(check.outcome.value)} message={quoteattr(visible(check.found))}"
-    return f"<testcase {names}><{tag} {kind}>{escape(text)}</{tag}></testcase>\n"
+    text = in_html(f"{check.found}\nExpected: {check.expected}\nTo do: {check.todo or 'nothing'}")
+    about = f"type='{check.outcome}' message='{in_html(check.found)}'"
+    return f"<testcase {names}><{tag} {about}>{text}</{tag}></testcase>\n"

@@ -1,4 +1,4 @@
-"""Makes text from a stranger safe to show: on a terminal, in HTML, in Markdown. Nothing is dropped, only made visible."""
+"""Makes a stranger's text safe to show, on a terminal, in HTML and Markdown: made visible, never dropped."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from kit import units
 from kit.evidence.model import Number
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[@-Z\\-_]")
-# Unicode 15 categories Cc, Cf, Cs, Zl, Zp: control, format (bidirectional, zero-width, tags), lone surrogates, separators.
+# Unicode 15 categories Cc, Cf, Cs, Zl, Zp: control, format (bidirectional, zero-width, tags), lone
+# surrogates, separators.
 _HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f\u2028-\u202e"
-    "\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
+    "\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
+    "\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
     "\U0001d173-\U0001d17a\U000e0001-\U000e007f]"
 )
 
@@ -44,7 +46,11 @@ def without_ansi(text: str) -> str:
 
 def value(number: Number) -> str:
     """The number with its unit, or 'unknown' with the reason."""
-    return _quantity(number.value, number.unit) if number.value is not None else f"unknown: {number.reason or 'no reason given'}"
+    return (
+        _quantity(number.value, number.unit)
+        if number.value is not None
+        else f"unknown: {number.reason or 'no reason given'}"
+    )
 
 
 def value_range(number: Number) -> str:

@@ -19,7 +19,17 @@ from kit import __version__
 from kit.errors import BundleInvalid, KitError, UsageError
 from kit.evidence import notebook
 from kit.evidence.limits import MAX_RAW_BYTES, check_json_size, check_line_sizes
-from kit.evidence.manifest import EVIDENCE, MANIFEST, SIGNATURE, STATE, Entry, build, is_allowed, is_text, missing
+from kit.evidence.manifest import (
+    EVIDENCE,
+    MANIFEST,
+    SIGNATURE,
+    STATE,
+    Entry,
+    build,
+    is_allowed,
+    is_text,
+    missing,
+)
 from kit.evidence.model import COMPLETE, FAILED, INTERRUPTED, SCHEMA_VERSION, Evidence
 from kit.evidence.plausible import differences, implausible, utc
 from kit.evidence.render import derived
@@ -64,11 +74,13 @@ def verify(
 ) -> Verification:
     """What a bundle is worth. Raises UsageError where `path` does not exist, and nothing else.
 
-    check_signature: (manifest, signature or None) -> SignatureCheck or None, as `kit.evidence.sign` makes one.
-    is_running: whether a run still writes a half-written bundle. now: today, for
+    check_signature: (manifest, signature or None) -> SignatureCheck or None, as
+    `kit.evidence.sign` makes one. is_running: whether a run still writes a half-written bundle. now: today, for
     the age; without it the age is not told. reviewer_nonce: a text that the report must carry.
     """
-    return _Run(_existing(path), conclude or _conclude, check_signature, is_running, now, reviewer_nonce).verification()
+    return _Run(
+        _existing(path), conclude or _conclude, check_signature, is_running, now, reviewer_nonce
+    ).verification()
 
 
 def load(
@@ -79,7 +91,9 @@ def load(
     verification = run.verification()
     if verification.integrity is not Outcome.PASS:
         first = next(step.check for step in verification.steps if step.check.outcome is not Outcome.PASS)
-        raise BundleInvalid(f"{path}: {first.found}", expected="a bundle that verifies", todo=f"run kit verify {path}")
+        raise BundleInvalid(
+            f"{path}: {first.found}", expected="a bundle that verifies", todo=f"run kit verify {path}"
+        )
     return run.evidence, run.raw
 
 
@@ -117,8 +131,13 @@ class _Run:
         reported = self.evidence.verdict.outcome if self.evidence else None
         outcome = worst((integrity, reported)) if reported else integrity
         return Verification(
-            outcome, integrity, reported, tuple(steps), self._worth(integrity),
-            self.evidence.run_id if self.evidence else None, self.evidence.headline if self.evidence else None,
+            outcome,
+            integrity,
+            reported,
+            tuple(steps),
+            self._worth(integrity),
+            self.evidence.run_id if self.evidence else None,
+            self.evidence.headline if self.evidence else None,
         )
 
     def _step(self, name: str) -> Step:
@@ -129,9 +148,13 @@ class _Run:
         except KitError as error:
             return Step(Check(f"bundle.{name}", Outcome.INVALID, error.found, STEPS[name], error.todo), "run")
         except (OSError, ValueError, ArithmeticError, RecursionError) as error:
-            return Step(Check(f"bundle.{name}", Outcome.INVALID, f"cannot be read: {error}", STEPS[name]), "run")
+            return Step(
+                Check(f"bundle.{name}", Outcome.INVALID, f"cannot be read: {error}", STEPS[name]), "run"
+            )
         if found is None:
-            sentence = self.signature.sentence if name == "signature" and self.signature else "nothing to check"
+            sentence = (
+                self.signature.sentence if name == "signature" and self.signature else "nothing to check"
+            )
             return _skipped(name, sentence, required=False)
         return Step(Check(f"bundle.{name}", Outcome.PASS, found, STEPS[name]), "run")
 
@@ -145,16 +168,22 @@ class _Run:
 
     def _manifest(self) -> str:
         if STATE in self.source:
-            raise _Stop(f"half-written: {self._running_state()}", "let the run end, or run `kit report` again")
+            raise _Stop(
+                f"half-written: {self._running_state()}", "let the run end, or run `kit report` again"
+            )
         if MANIFEST not in self.source:
-            raise _Stop("no manifest.json: this is not a bundle of the kit", "give a folder or zip that `kit report` wrote")
+            raise _Stop(
+                "no manifest.json: this is not a bundle of the kit",
+                "give a folder or zip that `kit report` wrote",
+            )
         manifest = self._json(MANIFEST)
         if not isinstance(manifest, dict) or manifest.get("format") != "kit-evidence":
             raise _Stop("manifest.json is not of the kit", "give a folder or zip that `kit report` wrote")
         if _version(manifest.get("schema_version")) > _version(SCHEMA_VERSION):
             raise _Stop(
                 f"schema {manifest.get('schema_version')}, newer than this verifier's {SCHEMA_VERSION}",
-                "verify it with a newer kit", Outcome.INCONCLUSIVE,
+                "verify it with a newer kit",
+                Outcome.INCONCLUSIVE,
             )
         if manifest.get("schema_version") != SCHEMA_VERSION:
             raise _Stop(f"schema {manifest.get('schema_version')!r}, this verifier knows {SCHEMA_VERSION}")
@@ -175,7 +204,9 @@ class _Run:
         problems = [_listed("missing", lost), _listed("not listed", extra), _listed("foreign", foreign)]
         if any(problems):
             self.evidence = None
-            raise _Stop("; ".join(problem for problem in problems if problem), "ask its author for the whole bundle")
+            raise _Stop(
+                "; ".join(problem for problem in problems if problem), "ask its author for the whole bundle"
+            )
         return f"{len(names)} files, as the {self.evidence.state} state requires"
 
     def _hashes(self) -> str:
@@ -194,16 +225,20 @@ class _Run:
             count = len(converted) + (b"\r\n" in self.source[MANIFEST])
             raise _Stop(
                 f"line ends changed: {count} of {texts} text files",
-                "git or an unpacker turned LF into CRLF; copy it as binary (.gitattributes: reports/** -text)",
+                "git or an unpacker turned LF into CRLF: copy it as binary (.gitattributes: reports/** -text)",
             )
-        raise _Stop(_listed("changed", changed) or "manifest.json was changed", "ask its author for the original")
+        raise _Stop(
+            _listed("changed", changed) or "manifest.json was changed", "ask its author for the original"
+        )
 
     def _one_run(self) -> str:
         evidence, problems = self.evidence, []
         for name, data in self._raw_files().items():
             if name.endswith(".json"):
                 value = self._json(name)
-                must = {"raw/run.json": ("run_id", "nonce")}.get(name, ("nonce",) if name.startswith("raw/records/") else ())
+                must = {"raw/run.json": ("run_id", "nonce")}.get(
+                    name, ("nonce",) if name.startswith("raw/records/") else ()
+                )
                 for key in ("run_id", "nonce"):
                     told = value.get(key) if isinstance(value, dict) else None
                     if (key in must or told is not None) and told != getattr(evidence, key):
@@ -218,7 +253,9 @@ class _Run:
             problems.append(f"the reviewer's nonce is {evidence.reviewer_nonce!r}")
         problems += list(self._time_problems())
         if problems:
-            raise _Stop(_listed("", problems), "parts of several runs, or a clock that was wrong: run it again")
+            raise _Stop(
+                _listed("", problems), "parts of several runs, or a clock that was wrong: run it again"
+            )
         return f"run {evidence.run_id}, {evidence.started_utc} to {evidence.ended_utc}"
 
     def _notebooks(self) -> str:
@@ -249,12 +286,14 @@ class _Run:
             again = self.conclude(self._raw_files())
         except KitError:
             raise
-        # The raw files are a stranger's: whatever arithmetic on them raises is their fault, not a crash of ours.
+        # The raw files are a stranger's: whatever arithmetic on them raises is no crash of ours.
         except Exception as error:  # noqa: BLE001
             raise _Stop(f"nothing can be derived from raw/: {type(error).__name__}: {error}") from error
         differing = list(differences(to_json(self.evidence), to_json(again)))
         if differing:
-            raise _Stop(_listed("not what raw/ gives", differing), "the evidence was edited, or another kit made it")
+            raise self._unless_another_kit(
+                _listed("not what raw/ gives", differing), "the evidence was edited after the run"
+            )
         state, outcome = self.evidence.state, self.evidence.verdict.outcome
         if state not in (COMPLETE, FAILED, INTERRUPTED) or (
             state != COMPLETE and outcome in (Outcome.PASS, Outcome.REHEARSAL)
@@ -285,13 +324,9 @@ class _Run:
         differing = sorted(name for name, data in made.items() if self.source.get(name) != data)
         if not differing:
             return f"{len(made)} files made again, byte for byte"
-        if self.evidence.kit_version != __version__:
-            raise _Stop(
-                f"made by kit {self.evidence.kit_version}, whose pages this kit {__version__} does not make: "
-                f"{', '.join(differing[:5])} could not be compared",
-                f"verify with kit {self.evidence.kit_version}, or read evidence.json only", Outcome.INCONCLUSIVE,
-            )
-        raise _Stop(_listed("does not follow from the evidence", differing), "read evidence.json only")
+        raise self._unless_another_kit(
+            _listed("does not follow from the evidence", differing), "read evidence.json only"
+        )
 
     def _signature(self) -> str | None:
         if not self.source or MANIFEST not in self.source:
@@ -306,10 +341,25 @@ class _Run:
         if self.signature.state == "invalid":
             raise _Stop(self.signature.sentence, "the manifest is not the one that was signed")
         if self.signature.state == "signer_unknown":
-            raise _Stop(self.signature.sentence, "ask the signer for the key, and trust it or not", Outcome.INCONCLUSIVE)
+            raise _Stop(
+                self.signature.sentence,
+                "ask the signer for the key, and trust it or not",
+                Outcome.INCONCLUSIVE,
+            )
         return self.signature.sentence
 
     # --- parts ---
+
+    def _unless_another_kit(self, found: str, todo: str) -> _Stop:
+        """INVALID, but INCONCLUSIVE where a kit of another version made the bundle: words may differ."""
+        version = self.evidence.kit_version
+        if version == __version__:
+            return _Stop(found, todo)
+        return _Stop(
+            f"made by kit {version}, this is {__version__}; {found}",
+            f"verify with kit {version}",
+            Outcome.INCONCLUSIVE,
+        )
 
     def _json(self, name: str) -> Any:
         try:
@@ -327,7 +377,9 @@ class _Run:
 
     def _running_state(self) -> str:
         is_running = self.is_running is not None and self.is_running(self.path)
-        return "RUNNING, a run is writing it" if is_running else "ABANDONED, its run was stopped before the end"
+        return (
+            "RUNNING, a run is writing it" if is_running else "ABANDONED, its run was stopped before the end"
+        )
 
     def _differs_by_line_ends(self, name: str, row: Mapping[str, Any]) -> bool:
         if not is_text(name):
@@ -347,9 +399,15 @@ class _Run:
 
     def _worth(self, integrity: Outcome) -> str:
         if integrity is Outcome.INVALID or not self.evidence:
-            return "It is worth nothing as evidence." if integrity is Outcome.INVALID else "It could not be judged."
-        who = self.signature.sentence if self.signature else (
-            "Unsigned: this detects accidental changes and casual edits; who made it could have made it all up"
+            return (
+                "It is worth nothing as evidence."
+                if integrity is Outcome.INVALID
+                else "It could not be judged."
+            )
+        who = (
+            self.signature.sentence
+            if self.signature
+            else ("Unsigned: this detects accidents and casual edits; who made it could have made it all up")
         )
         end = utc(self.evidence.ended_utc)
         age = f" Made {max(0, (self.now - end).days)} days ago." if self.now and end else ""
@@ -361,7 +419,9 @@ class _Run:
 def _existing(path: Path) -> Path:
     path = Path(path)
     if not path.exists() and not path.is_symlink():
-        raise UsageError(f"{path} does not exist", expected="the folder or zip of a report", todo="check the path")
+        raise UsageError(
+            f"{path} does not exist", expected="the folder or zip of a report", todo="check the path"
+        )
     return path
 
 
@@ -371,13 +431,17 @@ def _conclude(files: Mapping[str, bytes]) -> Evidence:
 
 
 def _skipped(name: str, found: str = "an earlier step failed", required: bool = True) -> Step:
-    """Skipped for want of an earlier step counts as INCONCLUSIVE; skipped for want of a subject does not count."""
-    return Step(Check(f"bundle.{name}", Outcome.INCONCLUSIVE, found, STEPS[name], required=required), "skipped")
+    """Skipped for want of an earlier step is INCONCLUSIVE; for want of a subject it does not count."""
+    return Step(
+        Check(f"bundle.{name}", Outcome.INCONCLUSIVE, found, STEPS[name], required=required), "skipped"
+    )
 
 
 def _rows(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = manifest.get("files")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and isinstance(row.get("path"), str) for row in rows):
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and isinstance(row.get("path"), str) for row in rows
+    ):
         raise _Stop("manifest.json has no list of files")
     return rows
 

@@ -5,6 +5,7 @@ Notebook kernels use it too: it needs nothing but the standard library.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -59,7 +60,7 @@ def append(path: Path, line: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a rename in `folder` last through a power cut; Windows does this by itself and refuses to be asked."""
+    """Makes a rename in `folder` last through a power cut; Windows refuses to be asked and does it by itself."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -79,8 +80,6 @@ def failed(path: Path, size: int, error: OSError) -> WriteFailed:
 
 
 def _forget(path: Path) -> None:
-    try:
+    # The disk that refused the write may refuse this too; the name marks the file as no result.
+    with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
-    except OSError:
-        # The disk that refused the write may refuse this too; the name marks the file as no result.
-        pass

@@ -7,20 +7,24 @@ from kit.gpu.facts import MachineFacts
 
 _ADVICE: dict[str, tuple[str, tuple[str, ...]]] = {
     "reboot": (
-        "Restart the machine, or reload the NVIDIA kernel modules, so that library and module have one version.",
+        "Restart the machine, or reload the NVIDIA kernel modules, so that library and module have one "
+        "version.",
         ("sudo reboot",),
     ),
     "libcuda_mismatch": (
-        "Make the driver's own libcuda come first in the loader path (no compat or conda copy before it), or restart"
+        "Make the driver's own libcuda come first in the loader path (no compat or conda copy before "
+        "it), or restart"
         " after a driver upgrade.",
         ("ldconfig -p | grep libcuda.so", "cat /proc/driver/nvidia/version"),
     ),
     "fabric_manager": (
-        "Start the NVIDIA fabric manager in exactly the driver's version (on a rented node, ask the provider).",
+        "Start the NVIDIA fabric manager in exactly the driver's version (on a rented node, ask the "
+        "provider).",
         ("sudo systemctl enable --now nvidia-fabricmanager", "nvidia-smi"),
     ),
     "uvm": (
-        "Reload the nvidia_uvm module (on your own machine) or restart; in a rented container move to another host.",
+        "Reload the nvidia_uvm module (on your own machine) or restart; in a rented container move to "
+        "another host.",
         ("sudo rmmod nvidia_uvm", "sudo modprobe nvidia_uvm"),
     ),
     "stub": (
@@ -52,7 +56,8 @@ _ADVICE: dict[str, tuple[str, tuple[str, ...]]] = {
         ("export TORCHDYNAMO_DISABLE=1",),
     ),
     "compiler_lacks_arch": (
-        "Give the program a ptxas of a toolkit that knows this GPU (CUDA 12.8 for 12.0, 12.9 for 10.3 and 12.1), or update"
+        "Give the program a ptxas of a toolkit that knows this GPU (CUDA 12.8 for 12.0, 12.9 for 10.3 "
+        "and 12.1), or update"
         " the package that brings its own.",
         ("export TRITON_PTXAS_PATH=/usr/local/cuda/bin/ptxas",),
     ),
@@ -65,7 +70,8 @@ _ADVICE: dict[str, tuple[str, tuple[str, ...]]] = {
         ("nvcc --version",),
     ),
     "broken_libraries": (
-        "Install torch again from one index, in a fresh environment, with the other packages in the same command so that"
+        "Install torch again from one index, in a fresh environment, with the other packages in the same "
+        "command so that"
         " none of them replaces it.",
         ("python -m venv .venv-gpu", "python -m pip list"),
     ),
@@ -75,7 +81,8 @@ _ADVICE: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "bad_image": ("Update the driver and use a newer torch build of the same CUDA.", ("nvidia-smi",)),
     "pip_found_nothing": (
-        "Ask an index that has the build for this Python and platform: https://download.pytorch.org/whl/ lists them, and"
+        "Ask an index that has the build for this Python and platform: https://download.pytorch.org/whl/ "
+        "lists them, and"
         " each torch release has builds for some Python versions only.",
         ("python -V", "python -m pip index versions torch"),
     ),

@@ -94,8 +94,8 @@ def _below_all(arch_list: tuple[str, ...], capability: Capability) -> bool:
 
 
 def _from_range(torch: Torch, capability: Capability) -> Holding:
-    """The warnings of torch 2.7 to 2.10 name the lowest and the highest code; a higher minor of the same major
-    generation than the highest still runs it."""
+    """The warnings of torch 2.7 to 2.10 name the lowest and the highest code; a higher minor of the same
+    major generation than the highest still runs it."""
     low, high = torch.min_capability or (0, 0), torch.max_capability
     if capability < low:
         return Holding(
@@ -107,7 +107,10 @@ def _from_range(torch: Torch, capability: Capability) -> Holding:
     if high is None:
         return Holding("unknown", f"the build starts at {dotted(low)}; its list is not known", "range")
     if capability <= high or capability[0] == high[0]:
-        reason = f"the build's code ends at {dotted(high)}, and {dotted(capability)} runs code of its own generation"
+        reason = (
+            f"the build's code ends at {dotted(high)}, and {dotted(capability)} runs code of its own "
+            f"generation"
+        )
         return Holding("native", reason, "range", f"sm_{high[0]}{high[1]}", capability == high)
     return Holding("none", f"the build ends at {dotted(high)}, the GPU has {dotted(capability)}", "range")
 

@@ -41,14 +41,18 @@ _INIT_ERRORS = {
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """word: one of DIAGNOSES. confidence: 'high', 'medium' or 'low'. cause: finer than the word, for the remedy.
-    ask: the one command whose output would settle what is open; empty where nothing is."""
+    """word: one of DIAGNOSES. confidence: 'high', 'medium' or 'low'. cause: finer than the word, for the
+    remedy. ask: the one command whose output would settle what is open; empty where nothing is."""
 
     word: str
     confidence: str
     cause: str
     because: tuple[str, ...]
     ask: str = ""
+
+
+def say(word: str, cause: str, *because: str, confidence: str = "high", ask: str = "") -> Diagnosis:
+    return Diagnosis(word, confidence, cause, because, ask)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,5 +117,6 @@ class Case:
 
 
 def capability_of(gpu: Gpu) -> Capability | None:
-    """Stated, or by name. A name sold with several chips counts as its newest: what that one lacks, all lack."""
+    """Stated, or by name. A name sold with several chips counts as its newest: what that one lacks, all
+    lack."""
     return gpu.compute_capability or max(possible_capabilities(gpu.name), default=None)

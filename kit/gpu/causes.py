@@ -17,7 +17,6 @@ class Cause:
     name: str
     because: str
     ask: str = ""
-    word: str = "other"
     confidence: str = "high"
     is_certain: bool = True
 
@@ -38,7 +37,8 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "stub",
         "stub",
-        "the toolkit's stub libcuda (error 34) was loaded in place of the driver's: a stubs folder is in the loader path",
+        "the toolkit's stub libcuda (error 34) was loaded in place of the driver's: a stubs folder is in "
+        "the loader path",
         "ldconfig -p | grep libcuda.so; echo $LD_LIBRARY_PATH",
     ),
     Cause(
@@ -50,8 +50,10 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "unknown_error",
         "uvm",
-        "CUDA's start gave error 999 (unknown): most often /dev/nvidia-uvm cannot be used, after suspend or in a faulty host",
-        """python -c "import os,ctypes; os.open('/dev/nvidia-uvm',2); print(ctypes.CDLL('libcuda.so.1').cuInit(0))\"""",
+        "CUDA's start gave error 999 (unknown): most often /dev/nvidia-uvm cannot be used, after suspend "
+        "or in a faulty host",
+        """python -c "import os,ctypes; os.open('/dev/nvidia-uvm',2);
+        print(ctypes.CDLL('libcuda.so.1').cuInit(0))\"""",
     ),
     Cause(
         "start_out_of_memory",
@@ -74,13 +76,15 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "triton_too_old",
         "triton_too_old",
-        "Triton, the compiler behind torch.compile, needs compute capability 7.0; eager torch is another matter",
+        "Triton, the compiler behind torch.compile, needs compute capability 7.0; eager torch is another "
+        "matter",
         is_certain=False,
     ),
     Cause(
         "compiler_lacks_arch",
         "compiler_lacks_arch",
-        "a compiler beside torch (ptxas, nvcc, NVRTC or LLVM) is older than this GPU and does not know its code",
+        "a compiler beside torch (ptxas, nvcc, NVRTC or LLVM) is older than this GPU and does not know "
+        "its code",
         "ptxas --version",
         is_certain=False,
     ),
@@ -93,21 +97,24 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "broken_libraries",
         "broken_libraries",
-        "torch's or an extension's CUDA libraries do not load: a later install replaced one of the packages, or files are missing",
+        "torch's or an extension's CUDA libraries do not load: a later install replaced one of the "
+        "packages, or files are missing",
         "pip list",
         is_certain=False,
     ),
     Cause(
         "toolkit_mismatch",
         "toolkit",
-        "an extension is being compiled with another CUDA toolkit than torch's, or with none; torch itself is not the cause",
+        "an extension is being compiled with another CUDA toolkit than torch's, or with none; torch "
+        "itself is not the cause",
         "nvcc --version",
         is_certain=False,
     ),
     Cause(
         "library_error",
         "library_error",
-        "cuBLAS or cuDNN could not start: mostly memory that is already full, else libraries of two versions in one process",
+        "cuBLAS or cuDNN could not start: mostly memory that is already full, else libraries of two "
+        "versions in one process",
         "nvidia-smi",
         confidence="medium",
         is_certain=False,

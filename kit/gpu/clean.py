@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-HEAD_BYTES, TAIL_BYTES = 384 * 1024, 128 * 1024
+HEAD_BYTES, TAIL_BYTES = 96 * 1024, 48 * 1024
 
 _ESCAPES = re.compile(r"\x1b\[[0-?]{0,16}[ -/]{0,4}[@-~]|\x1b\][^\x07\x1b]{0,500}(?:\x07|\x1b\\)|\x1b[@-_]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -22,7 +22,8 @@ _PREFIX = re.compile(
 
 
 def clean(text: str | bytes, notes: list[str]) -> list[str]:
-    """Lines without terminal escapes, quote marks, code fences and log prefixes; a long text only from both ends."""
+    """Lines without terminal escapes, quote marks, code fences and log prefixes; a long text only from both
+    ends."""
     if len(text) > HEAD_BYTES + TAIL_BYTES:
         notes.append(f"the text has {len(text):,} characters; only the first and the last part were read")
         middle = b"\n" if isinstance(text, bytes) else "\n"

@@ -44,7 +44,8 @@ def text_of(version: Version) -> str:
 
 def driver_floor(variant: str, system: str) -> Version | None:
     """The lowest driver for a build such as 'cu128': the minimum of its CUDA major, or the toolkit's own
-    driver before CUDA 11. None for 'cpu' and for a CUDA that the table does not have. WSL counts as Windows."""
+    driver before CUDA 11. None for 'cpu' and for a CUDA that the table does not have. WSL counts as
+    Windows."""
     cuda = cuda_of(variant)
     if cuda is None:
         return None
@@ -79,7 +80,8 @@ def cuda_of_driver(version: str | None, system: str) -> tuple[int, int] | None:
 
 
 def toolkit_driver(cuda: tuple[int, int], system: str) -> Version | None:
-    """The driver that came with a toolkit's first release: what its PTX needs. For a toolkit that is not listed,
+    """The driver that came with a toolkit's first release: what its PTX needs. For a toolkit that is not
+    listed,
     the one before it; None below the table."""
     known = max((toolkit for toolkit, _ in _toolkits(system) if toolkit <= cuda), default=None)
     return min(floor for toolkit, floor in _toolkits(system) if toolkit == known) if known else None

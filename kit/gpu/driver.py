@@ -74,13 +74,15 @@ def has_nvidia_hardware(root: Path = Path("/")) -> bool:
     if any((root / node).exists() for node in nodes):
         return True
     for device in (root / "sys/bus/pci/devices").glob("*"):
-        if first_line(device / "vendor") == _PCI_NVIDIA and first_line(device / "class").startswith(_PCI_DISPLAY):
+        if first_line(device / "vendor") == _PCI_NVIDIA and first_line(device / "class").startswith(
+            _PCI_DISPLAY
+        ):
             return True
     return False
 
 
 def kernel_module_version(root: Path = Path("/")) -> str | None:
-    """The version of the loaded kernel module, which differs from the library's after an upgrade without reboot."""
+    """The loaded kernel module's version; after an upgrade without reboot the library's differs."""
     match = re.search(r"\b(\d{3}\.\d+(?:\.\d+)?)\b", first_line(root / "proc/driver/nvidia/version"))
     return match[1] if match else None
 
@@ -100,14 +102,18 @@ def platform_name(system: str | None = None, machine: str | None = None) -> str:
 
 
 def _from_smi(program: str, fields: tuple[str, ...], run: Callable[..., object], timeout_s: float) -> Driver:
-    """`nvidia-smi --query-gpu=…`. Raises ValueError where it fails: with an exit code its text is no witness."""
+    """`nvidia-smi --query-gpu=…`. Raises ValueError where it fails: then its text is no witness."""
     argv = [program, "--query-gpu=" + ",".join(fields), "--format=csv,noheader,nounits"]
     done = run(argv, capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=timeout_s)
     text = done.stdout.strip()
     if done.returncode != 0 or not text:
         said = " ".join((text + " " + done.stderr.strip()).split())[:300]
         raise ValueError(f"nvidia-smi ended with exit code {done.returncode}: {said or 'no output'}")
-    rows = [dict(zip(fields, map(_known, row))) for row in csv.reader(text.splitlines(), skipinitialspace=True) if row]
+    rows = [
+        dict(zip(fields, map(_known, row), strict=False))
+        for row in csv.reader(text.splitlines(), skipinitialspace=True)
+        if row
+    ]
     if any(len(row) != len(fields) for row in rows):
         raise ValueError(f"nvidia-smi printed {text.splitlines()[0][:120]!r}, not {len(fields)} fields")
     return Driver(version=rows[0]["driver_version"], gpus=tuple(map(_gpu_of_row, rows)))
@@ -149,14 +155,16 @@ def _load_nvml() -> ctypes.CDLL:
 
 
 def _from_nvml(load: Callable[[], ctypes.CDLL]) -> Driver:
-    """The same facts from nvml.h's functions. Raises OSError (no library) or ValueError (NVML's own message)."""
+    """The same from nvml.h's functions. Raises OSError (no library) or ValueError (NVML's message)."""
     nvml = load()
     nvml.nvmlErrorString.restype = ctypes.c_char_p
 
     def call(name: str, *arguments: object) -> None:
         code = getattr(nvml, name)(*arguments)
         if code != 0:
-            raise ValueError(f"NVML's {name} said: {(nvml.nvmlErrorString(code) or b'?').decode(errors='replace')}")
+            raise ValueError(
+                f"NVML's {name} said: {(nvml.nvmlErrorString(code) or b'?').decode(errors='replace')}"
+            )
 
     def text(name: str, *before: object, size: int = 96) -> str:
         buffer = ctypes.create_string_buffer(size)
@@ -224,5 +232,6 @@ def first_line(path: Path) -> str:
 
 
 __all__ = [
-    "first_line", "has_nvidia_hardware", "is_container", "is_wsl", "kernel_module_version", "platform_name", "read_driver",
+    "first_line", "has_nvidia_hardware", "is_container", "is_wsl", "kernel_module_version", "platform_name",
+    "read_driver",
 ]  # fmt: skip

@@ -1,11 +1,11 @@
-"""A pasted text, read and explained: what is wrong, how sure that is, what to do, and what it could not know."""
+"""A pasted text, read and explained: what is wrong, how sure that is, what to do, and what it could not
+know."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
-from kit.errors import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_PASS
 from kit.errors import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_PASS
 from kit.gpu.case import Case
 from kit.gpu.diagnose import diagnose
@@ -17,8 +17,9 @@ from kit.show import plain
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """diagnosis: one of `kit.gpu.verdict.DIAGNOSES`. confidence: 'high', 'medium', 'low'. because: the reasons, in
-    words. unknown: what the text does not tell. ask: the one command that would settle it, or ''."""
+    """diagnosis: one of `kit.gpu.verdict.DIAGNOSES`. confidence: 'high', 'medium', 'low'. because: the
+    reasons, in words. unknown: what the text does not tell. ask: the one command that would settle it, or
+    ''."""
 
     diagnosis: str
     confidence: str
@@ -30,7 +31,7 @@ class Explanation:
 
 
 def explain(text: str | bytes) -> Explanation:
-    """Any text or bytes; only the first 384 KiB and the last 128 KiB are read. Never raises for its content."""
+    """Any text or bytes; only its first 96 KiB and last 48 KiB are read. Never raises for its content."""
     facts = parse(text)
     found = diagnose(facts)
     unknown = _unknown(facts)
@@ -90,6 +91,8 @@ def as_text(found: Explanation) -> str:
     lines += [f"  because  {reason}" for reason in found.because]
     lines += [f"  unknown  {what}" for what in found.unknown]
     lines += ["", found.remedy.summary, *(f"    {command}" for command in found.remedy.commands)]
+    if found.remedy.driver:
+        lines.append(f"    driver: {found.remedy.driver}")
     if found.ask:
         lines += ["", f"What would settle it: {found.ask}"]
     return plain("\n".join(lines))
@@ -100,26 +103,3 @@ def exit_code(found: Explanation) -> int:
     if found.diagnosis == "ok":
         return EXIT_PASS
     return EXIT_INCONCLUSIVE if found.confidence == "low" else EXIT_FAIL
-
-
-def as_text(found: Explanation) -> str:
-    """The same for a person: the answer first, then why, what to do, and what is not known."""
-    lines = [f"{found.diagnosis} (confidence: {found.confidence})"]
-    lines += [f"  because: {reason}" for reason in found.because]
-    lines += ["", found.remedy.summary, *(f"    {command}" for command in found.remedy.commands)]
-    if found.remedy.uv:
-        lines.append(f"    or: {found.remedy.uv[0]}")
-    if found.remedy.driver:
-        lines.append(f"  driver: {found.remedy.driver}")
-    if found.unknown:
-        lines += ["", f"The text does not say {', '.join(found.unknown)}."]
-    if found.ask:
-        lines.append(f"What would settle it: {found.ask}")
-    return "\n".join(lines)
-
-
-def exit_code(found: Explanation) -> int:
-    """0 where nothing is wrong, 1 where something is, 3 where it cannot be told."""
-    if found.confidence == "low":
-        return EXIT_INCONCLUSIVE
-    return EXIT_PASS if found.diagnosis == "ok" else EXIT_FAIL

@@ -17,12 +17,14 @@ _SIGNATURES: tuple[tuple[str, str], ...] = (
     (
         "driver_too_old",
         r"nvidia driver on your system is too old|driver version is insufficient for cuda runtime"
-        r"|cudaerrorinsufficientdriver|\b(?:cuda )?error 35\b|api call is not supported in the installed cuda driver"
+        r"|cudaerrorinsufficientdriver|\b(?:cuda )?error 35\b|api call is not supported in the installed "
+        r"cuda driver"
         r"|cudaerrorcallrequiresnewerdriver|requires? a newer nvidia driver",
     ),
     (
         "ptx_unsupported",
-        r"ptx was compiled with an unsupported toolchain|cudaerrorunsupportedptxversion|unsupported_ptx_version"
+        r"ptx was compiled with an unsupported "
+        r"toolchain|cudaerrorunsupportedptxversion|unsupported_ptx_version"
         r"|unsupported ptx version",
     ),
     (
@@ -40,7 +42,8 @@ _SIGNATURES: tuple[tuple[str, str], ...] = (
     ("nvml_error", r"failed to initialize nvml|can't initialize nvml|nvml: unknown error"),
     (
         "unknown_error",
-        r"cuda unknown error|\bcuda_error_unknown\b|\bcudaerrorunknown\b|cuda error:? unknown error|\berror 999\b"
+        r"cuda unknown error|\bcuda_error_unknown\b|\bcudaerrorunknown\b|cuda error:? unknown "
+        r"error|\berror 999\b"
         r"|cuinit\W{0,3}(?:0\)?\W{0,3})?(?:rc|returned|failed|result|code|->|=)?\W{0,3}999\b",
     ),
     (
@@ -49,36 +52,42 @@ _SIGNATURES: tuple[tuple[str, str], ...] = (
     ),
     (
         "stub",
-        r"driver is a stub library|cudaerrorstublibrary|cuda_error_stub_library|\bcuda error 34\b|\berror 34:",
+        r"driver is a stub library|cudaerrorstublibrary|cuda_error_stub_library|\bcuda error 34\b|\berror "
+        r"34:",
     ),
     ("busy", r"cuda-capable devices are busy or unavailable|cudaerrordevicesunavailable|\berror 46\b"),
     (
         "gpu_lost",
-        r"\bgpu is lost\b|fallen off the bus|gpu requires reset|nvrm: xid|unable to determine the device handle",
+        r"\bgpu is lost\b|fallen off the bus|gpu requires reset|nvrm: xid|unable to determine the device "
+        r"handle",
     ),
     ("start_out_of_memory", r"cudagetdevicecount\(\).{0,160}error 2: out of memory"),
     ("triton_too_old", r"too old to be supported by the triton"),
     (
         "compiler_lacks_arch",
-        r"is not defined for option 'gpu-name'|unsupported gpu architecture 'compute_|is not a recognized processor"
+        r"is not defined for option 'gpu-name'|unsupported gpu architecture 'compute_|is not a recognized "
+        r"processor"
         r"|invalid value for --gpu-architecture|ptxas fatal|nvcc fatal",
     ),
     ("library_arch", r"(?:cublas|cudnn|cusparse|cusolver)_status_arch_mismatch"),
     (
         "extension_gpu",
-        r"flashattention only supports|only supports (?:ampere|hopper|turing|ada)\w* gpus|flash attention only supports"
+        r"flashattention only supports|only supports (?:ampere|hopper|turing|ada)\w{0,10} gpus|flash attention "
+        r"only supports"
         r"|bfloat16 is only supported on gpus with compute capability",
     ),
     (
         "broken_libraries",
         r"error loading [^.]{0,200}\.dll|\bc10_cuda\.dll|winerror 12[67]\b"
-        r"|lib(?:cudart|cublas\w*|cudnn\w*|nvrtc|nccl|cusparse\w*|nvjitlink|cufft|curand|cupti)[\w.\-]*: cannot open shared"
-        r"|undefined symbol:? \w*(?:nvjitlink|nccl|cublas|cudnn|cuda)\w*",
+        r"|lib(?:cudart|cublas\w{0,9}|cudnn\w{0,30}|nvrtc|nccl|cusparse\w{0,9}|nvjitlink|cufft|curand|cupti)[\w.\-]{0,20}: "
+        r"cannot open shared"
+        r"|undefined symbol:? \w{0,80}?(?:nvjitlink|nccl|cublas|cudnn|cuda)",
     ),
     (
         "pip_found_nothing",
         r"no matching distribution found for (?:torch|pytorch)\b|satisfies the requirement torch\b"
-        r"|torch\S*\.whl is not a supported wheel on this platform|because torch\S* has no wheels with a matching",
+        r"|torch\S{0,120}\.whl is not a supported wheel on this platform|because torch\S{0,40} has no wheels with a "
+        r"matching",
     ),
     (
         "library_error",
@@ -88,16 +97,19 @@ _SIGNATURES: tuple[tuple[str, str], ...] = (
     ("bad_image", r"device kernel image is invalid|invalidkernelimage"),
     (
         "no_kernel",
-        r"no kernel image is available|nokernelimagefordevice|no_binary_for_gpu|\bno kernel image for execution\b",
+        r"no kernel image is available|nokernelimagefordevice|no_binary_for_gpu|\bno kernel image for "
+        r"execution\b",
     ),
     (
         "toolkit_mismatch",
-        r"detected cuda version .{0,24}mismatches the version that was used to compile|cuda_home environment variable is not set",
+        r"detected cuda version .{0,24}mismatches the version that was used to compile|cuda_home "
+        r"environment variable is not set",
     ),
     (
         "arch_warning",
         r"with cuda capability sm_\d+ is not compatible|no longer supports this gpu because it is too old"
-        r"|minimum and maximum cuda capability supported by this|shows the ccs this version of pytorch was built for"
+        r"|minimum and maximum cuda capability supported by this|shows the ccs this version of pytorch "
+        r"was built for"
         r"|does not include kernels for this gpu|cuda builds for release \S{1,30} support this gpu",
     ),
     (
@@ -108,12 +120,13 @@ _SIGNATURES: tuple[tuple[str, str], ...] = (
         r"|nvml shared library not found|libnvidia-ml\.so(?:\.1)?: cannot open shared"
         r"|no nvidia (?:gpu|driver|device)s? (?:was |were )?(?:found|detected)"
         r"|could not select device driver .{0,20}with capabilities: \[\[gpu"
-        r"|cuda driver (?:library )?(?:was )?not found|cuda_error_not_initialized"
+        r"|cuda driver (?:library )?(?:was )?not found"
         r"|cuda driver initialization failed, you might not have a cuda gpu",
     ),
     (
         "no_device",
-        r"no cuda-capable device is detected|cudaerrornodevice|cuda_error_no_device|\berror 100\b|\bno devices were found",
+        r"no cuda-capable device is detected|cudaerrornodevice|cuda_error_no_device|\berror 100\b|\bno "
+        r"devices were found",
     ),
     ("no_cuda_gpus", r"no cuda gpus are available"),
     ("bad_ordinal", r"invalid device ordinal|\berror 101\b|cudaerrorinvaliddevice\b"),
@@ -124,8 +137,8 @@ _SIGNATURES: tuple[tuple[str, str], ...] = (
     (
         "extension_named",
         r"(?:bitsandbytes|flash[_-]attn|xformers|mmcv|detectron2|pytorch3d|nvdiffrast|tinycudann|tiny-cuda-nn|spconv|gsplat"
-        r"|minkowski\w*|sageattention|deepspeed|\bapex\b|causal_conv1d|mamba_ssm|onnxruntime|tensorrt|llama[._-]cpp|\bggml\b"
-        r"|\bcupy\b|diff_gaussian\w*|torchvision|torchaudio|vllm[/_]\w*c\w*\.so|exllama\w*|fbgemm\w*|ctranslate2)"
+        r"|minkowski|sageattention|deepspeed|\bapex\b|causal_conv1d|mamba_ssm|onnxruntime|tensorrt|llama[._-]cpp|\bggml\b"
+        r"|\bcupy\b|diff_gaussian|torchvision|torchaudio|vllm[/_]\w{0,20}\.so|exllama|fbgemm|ctranslate2)"
         r"[^|]{0,120}no kernel image",
     ),
     ("smi_err", r"cuda (?:umd )?version: err!"),
@@ -152,8 +165,11 @@ def symptoms(texts: Iterable[str]) -> tuple[str, ...]:
 
 
 def excerpts(flat: str, *, width: int = 200) -> tuple[str, ...]:
-    """The sentence around each symptom's first place in `flat` (one line, single spaces), in order of place."""
+    """The sentence around each symptom's first place in `flat` (one line, single spaces), in order of
+    place."""
     lowered, found = flat.lower().replace("’", "'"), {}
+    if not any(word in lowered for word in ("cuda", "nvidia", "torch", "gpu", "nvml", "xid", ".dll", "nvcc")):
+        return ()
     for _, pattern in _compiled():
         match = pattern.search(lowered)
         if match:

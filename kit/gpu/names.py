@@ -19,13 +19,16 @@ _TRITON = re.compile(
     r"found (.{2,80}?) which is too old to be supported.{0,200}?cuda capability (\d{1,2})\.(\d)", re.I
 )
 
-_CHIP = (
-    r"(?:(?:NVIDIA|GeForce|Tesla|Quadro|GRID)\s+){0,3}"
-    r"(?:(?:RTX|GTX|GT|MX|Quadro|TITAN|Titan)(?:[ -]?(?:PRO )?[A-Z]?\d{1,4}(?:[MX]|[Tt][iI]|SUPER)?)?\b"
-    r"|(?:GH|GB|[ABHKLMPTV])\d{1,3}[A-Z]{0,2}\b|Orin\b|Xavier\b|Thor\b|Tegra X\d|GB10\b|Jetson [A-Z]\w+(?: \w+)?)"
-    r"(?:[ -](?:Ti|TI|SUPER|Super|XP|Xp|RTX|[VXZ]|D|Black|Ada|Generation|Blackwell|Workstation|Server|Edition|Laptop GPU|Laptop|Max-Q"
-    r"|SFF|PCIE|PCIe|SXM\d?|NVL|HBM\d\w?|MIG|\d+g\.\d+gb|\d{1,3}GB|\d{3,4}|AC|DGXS|LS)\b|\s?\((?:Pascal|MIG)\)){0,7}(?:\.\.\.)?"
+_MAKER = r"(?:(?:NVIDIA|GeForce|Tesla|Quadro|GRID)\s+){0,3}"
+_SERIES = r"(?:RTX|GTX|GT|MX|Quadro|TITAN|Titan)(?:[ -]?(?:PRO )?[A-Z]?\d{1,4}(?:[MX]|[Tt][iI]|SUPER)?)?\b"
+_DATA_CENTER = r"(?:GH|GB|[ABHKLMPTV])\d{1,3}[A-Z]{0,2}\b"
+_JETSON = r"Orin\b|Xavier\b|Thor\b|Tegra X\d|Jetson [A-Z]\w{1,12}(?: \w{1,12})?"
+_SUFFIX = (
+    r"[ -](?:Ti|TI|SUPER|Super|XP|Xp|RTX|[VXZ]|D|Black|Ada|Generation|Blackwell|Workstation|Server|Edition"
+    r"|Laptop GPU|Laptop|Max-Q|SFF|PCIE|PCIe|SXM\d?|NVL|HBM\d\w?|MIG|\d+g\.\d+gb|\d{1,3}GB|\d{3,4}|AC|DGXS|LS)\b"
+    r"|\s?\((?:Pascal|MIG)\)"
 )
+_CHIP = rf"{_MAKER}(?:{_SERIES}|{_DATA_CENTER}|{_JETSON})(?:{_SUFFIX}){{0,7}}(?:\.\.\.)?"
 _CONTEXTS = (
     # nvidia-smi -L and collect_env: "GPU 0: NVIDIA …"
     re.compile(r"\bGPU[ #](\d{1,2})\s{0,2}[:=]\s{0,3}(?P<name>" + _CHIP + ")"),
@@ -39,7 +42,8 @@ _CONTEXTS = (
     re.compile(r"GPU models and configuration\s?:?\s{0,3}()(?P<name>" + _CHIP + ")"),
     # "GPU: Tesla T4 (compute capability 7.5)", "Device name = …", "GPU NVIDIA A100", "GPU type: …"
     re.compile(
-        r"\b(?:GPU|gpu|Device|device)(?:[ _](?:name|type|model|NAME))?s?['\"]?(?:\s?[:=|]\s{0,3}|\s{1,2})['\"]?()(?P<name>"
+        r"\b(?:GPU|gpu|Device|device)(?:[ "
+        r"_](?:name|type|model|NAME))?s?['\"]?(?:\s?[:=|]\s{0,3}|\s{1,2})['\"]?()(?P<name>"
         + _CHIP
         + r")(?:\s?\((?:compute capability|CC|sm_)?\s?(?P<cap>\d{1,2}\.\d)\))?"
     ),
@@ -51,8 +55,15 @@ _WORD = re.compile(
 )
 
 
+_ANCHOR = re.compile(
+    r"RTX|GTX|GeForce|Tesla|Quadro|TITAN|Titan|Orin|Xavier|Thor|Tegra|Jetson|NVIDIA|\bG[HB]\d|\b[ABHKLMPTV]\d{1,3}\b|\b[GM][TX] ?\d"
+)
+_REACH = 120
+
+
 def find_gpus(lines: list[str], flat: str) -> tuple[tuple[Gpu, ...], tuple[Gpu, ...]]:
     """(GPUs that programs listed, GPUs that torch named in a warning with their capability)."""
+    flat = _near_names(flat)
     warned = _warned(lines, flat)
     listed = _listed(flat)
     if not listed and not warned:
@@ -60,13 +71,27 @@ def find_gpus(lines: list[str], flat: str) -> tuple[tuple[Gpu, ...], tuple[Gpu, 
     return listed, warned
 
 
+def _near_names(flat: str) -> str:
+    """The parts of the text that can hold a GPU name, so that a long log costs no more than a short one."""
+    parts, end = [], 0
+    for match in _ANCHOR.finditer(flat):
+        start = max(end, match.start() - _REACH)
+        stop = min(len(flat), match.end() + _REACH)
+        if stop > end:
+            parts.append(flat[start:stop])
+            end = stop
+    return "".join(parts)
+
+
 def _warned(lines: list[str], flat: str) -> tuple[Gpu, ...]:
     found: dict[tuple[int | None, str], Gpu] = {}
-    for pattern in (_FOUND,):
-        for match in pattern.finditer(flat):
+    if "which is" in flat:
+        for match in _FOUND.finditer(flat):
             _add(found, int(match[1]), match[2], (int(match[3]), int(match[4])))
-    for match in _TRITON.finditer(flat):
-        _add(found, None, match[1], (int(match[2]), int(match[3])))
+        for match in _TRITON.finditer(flat):
+            _add(found, None, match[1], (int(match[2]), int(match[3])))
+    if "with CUDA capability sm_" not in flat:
+        return tuple(found.values())
     named = {gpu.name for gpu in found.values()}
     places = [
         match for line in lines if "with CUDA capability sm_" in line for match in _WARNED.finditer(line)
@@ -89,10 +114,9 @@ def _last_name(text: str) -> str | None:
         tail = text.rpartition(mark)[2].strip()
         if mark in text and tail and (_WORD.search(tail) or possible_capabilities(tail)):
             text = tail
-    match = None
-    for match in _WORD.finditer(text[-80:]):
-        break
-    return text[-80:][match.start() :].strip() if match else text.strip()[-60:] or None
+    text = text[-80:].strip()
+    match = _WORD.search(text)
+    return (text[match.start() :] if match else text[-60:]) or None
 
 
 def _listed(flat: str) -> tuple[Gpu, ...]:

@@ -6,14 +6,16 @@ note and no fact. Every search is bounded, so a log of any size takes the same t
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable
 
 from kit.gpu.clean import HEAD_BYTES, clean
 from kit.gpu.compat import parse_cuda, parse_driver
-from kit.gpu.facts import Driver, Gpu, MachineFacts, Platform, Torch
+from kit.gpu.facts import Driver, Gpu, MachineFacts, Torch
 from kit.gpu.messages import excerpts, found_cuda_version
 from kit.gpu.names import find_gpus
+from kit.gpu.surroundings import first, read_environment, read_nvcc, read_packages, read_platform
 
 _VER = r"(\d{1,2}\.\d{1,2}(?:\.\d{1,3})?(?:(?:a|b|rc|\.?dev|\.?post)\d{0,10})*(?:\+[a-z0-9._]{1,30})?)"
 _TORCH = (
@@ -22,16 +24,8 @@ _TORCH = (
     re.compile(r"(?<![\w.\-/])(?:py)?torch(?:\s+version)?['\"`]?[\s:=|.\-]{1,40}['\"`]?v?" + _VER),
 )
 _WANTED = re.compile(
-    r"(?:requirement|for|install|installing|requires?|needs?|collecting|downloading|upgrade to|try)\s+\W{0,3}$"
-)
-_ENV_NAMES = (
-    "CUDA_VISIBLE_DEVICES",
-    "CUDA_FORCE_PTX_JIT",
-    "CUDA_DISABLE_PTX_JIT",
-    "CUDA_MPS_PIPE_DIRECTORY",
-    "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE",
-    "NVIDIA_VISIBLE_DEVICES",
-    "NVIDIA_DRIVER_CAPABILITIES",
+    r"(?:requirement|for|install|installing|requires?|needs?|collecting|downloading|upgrade "
+    r"to|try)\s+\W{0,3}$"
 )
 
 
@@ -43,22 +37,20 @@ def parse(text: str | bytes) -> MachineFacts:
     low = flat.lower()
     messages = excerpts(flat)
     torch = _torch(flat, low, lines, notes)
-    platform = _platform(flat, low)
+    platform = read_platform(flat, low)
     gpus, torch_gpus = find_gpus(lines, flat)
     if torch_gpus:
-        torch = _with(torch or Torch(), gpus=torch_gpus)
-    if messages and torch and not torch.error:
-        torch = _with(torch, error=None)
+        torch = dataclasses.replace(torch or Torch(), gpus=torch_gpus)
     driver = _driver(flat, low, messages, gpus, notes)
     return MachineFacts(
         source="text",
         platform=platform,
         driver=driver,
         torch=torch,
-        environment=_environment(flat),
+        environment=read_environment(flat),
         nvidia_smi_exit_code=_smi_exit_code(low),
-        nvcc_version=_nvcc(low),
-        packages=_packages(low),
+        nvcc_version=read_nvcc(low),
+        packages=read_packages(low),
         messages=messages,
         xids=tuple(int(x) for x in re.findall(r"xid\W{1,4}[^:]{0,24}:\s{0,3}(\d{1,3})\b", low)[:8]) or None,
         notes=tuple(notes),
@@ -70,7 +62,7 @@ def parse(text: str | bytes) -> MachineFacts:
 
 def _torch(flat: str, low: str, lines: list[str], notes: list[str]) -> Torch | None:
     version = _torch_version(low, notes)
-    cuda_text = _first(
+    cuda_text = first(
         low,
         r"cuda used to build pytorch\s{0,3}[:=|]?\s{0,3}(\d[\d.]{1,9}|none|could not collect|n/a)",
         r"torch\.version\.cuda\W{1,12}(\d[\d.]{1,9}|none)",
@@ -79,11 +71,11 @@ def _torch(flat: str, low: str, lines: list[str], notes: list[str]) -> Torch | N
     )
     tag = re.search(r"\+cu(\d{2})(\d)\b", version or "")
     cuda = parse_cuda(cuda_text or "") or ((int(tag[1]), int(tag[2])) if tag else None)
-    hip = _first(low, r"(?:hip|rocm) used to build pytorch\s{0,3}[:=]\s{0,3}(\d[\w.\-]{1,20})")
-    hip = hip or _first(version or "", r"\+rocm([\d.]+)")
+    hip = first(low, r"(?:hip|rocm) used to build pytorch\s{0,3}[:=]\s{0,3}(\d[\w.\-]{1,20})")
+    hip = hip or first(version or "", r"\+rocm([\d.]+)")
     is_cpu = "+cpu" in (version or "") or (cuda is None and cuda_text is not None and not hip)
-    is_cpu = is_cpu or bool(
-        re.search(r"\bpy\d[\w.]*_cpu_\d|pytorch-cpu\b|pytorch\W{1,3}[\w. ]{1,30}cpu_mkl|\bcpuonly\b", low)
+    is_cpu = is_cpu or "cpu" in low and bool(
+        re.search(r"\bpy\d[\w.]{0,20}_cpu_\d|pytorch-cpu\b|pytorch\W{1,3}[\w. ]{1,30}cpu_mkl|\bcpuonly\b", low)
     )
     found = Torch(
         version=version,
@@ -92,7 +84,7 @@ def _torch(flat: str, low: str, lines: list[str], notes: list[str]) -> Torch | N
         hip=hip,
         arch_list=_arch_list(low),
         is_available=_is_available(low),
-        device_count=_int(_first(low, r"device[_ ]count(?:\(\))?\W{1,10}(\d{1,3})\b")),
+        device_count=_int(first(low, r"device[_ ]count(?:\(\))?\W{1,10}(\d{1,3})\b")),
         min_capability=_capability(
             low, r"minimum cuda capability supported by this library is\s{0,3}(\d{1,2})\.(\d)"
         )
@@ -105,7 +97,8 @@ def _torch(flat: str, low: str, lines: list[str], notes: list[str]) -> Torch | N
 
 
 def _torch_version(low: str, notes: list[str]) -> str | None:
-    """From the most telling place: pip's last installation, collect_env, torch.__version__, then lists and logs."""
+    """From the most telling place: pip's last installation, collect_env, torch.__version__, then lists and
+    logs."""
     installed = re.findall(r"successfully installed [^:]{0,4000}?\btorch-" + _VER, low[:HEAD_BYTES])
     if installed:
         return installed[-1]
@@ -146,7 +139,7 @@ def _arch_list(low: str) -> tuple[str, ...]:
 
 
 def _is_available(low: str) -> bool | None:
-    text = _first(
+    text = first(
         low,
         r"is cuda available\W{0,6}(true|false|yes|no)\b",
         r"\bis_available(?:\(\))?\W{1,12}(?:(?:is|returns?|returned|gives|shows)\W{1,3})?(true|false)\b",
@@ -173,20 +166,20 @@ def _driver(
     versions = _driver_versions(low)
     if len(versions) > 1:
         notes.append(f"the text names several driver versions ({', '.join(versions[:4])}); none is taken")
-    library = _first(low, r"nvml library version:?\s{0,3}(\d{3}(?:\.\d{1,3}){0,2})")
-    kernel = _first(low, r"kernel module\s{1,4}(?:for \S{1,12}\s{1,4})?(\d{3}\.\d{1,3}(?:\.\d{1,3})?)")
+    library = first(low, r"nvml library version:?\s{0,3}(\d{3}(?:\.\d{1,3}){0,2})")
+    kernel = first(low, r"kernel module\s{1,4}(?:for \S{1,12}\s{1,4})?(\d{3}\.\d{1,3}(?:\.\d{1,3})?)")
     found = Driver(
         version=versions[0] if len(versions) == 1 else None,
         cuda_version=_driver_cuda(low) or found_cuda_version([low]),
         gpus=gpus,
         nvml_error=next((text for text in messages if "nvml" in text.lower()), None),
         cuda_init_error=_int(
-            _first(low, r"cuinit\W{0,4}(?:0\W{0,3})?(?:rc|returned|result|code)?\W{0,4}(\d{1,3})\b")
+            first(low, r"cuinit\W{0,4}(?:0\W{0,3})?(?:rc|returned|result|code)?\W{0,4}(\d{1,3})\b")
         )
         or None,
         library_version=library,
         kernel_version=kernel,
-        uvm_error=_first(
+        uvm_error=first(
             flat, r"/dev/nvidia-uvm[^-\w][^.;]{0,40}?((?:FAILED|failed|cannot|\[Errno)[^/]{0,80})"
         ),
     )
@@ -221,7 +214,7 @@ def _distinct(versions: Iterable[str]) -> list[str]:
 
 def _driver_cuda(low: str) -> tuple[int, int] | None:
     """nvidia-smi's 'CUDA Version', in the banner or in -q; also 'CUDA UMD Version' from R610 on."""
-    text = _first(
+    text = first(
         low,
         r"driver version\s{0,3}:\s{0,3}[\d.]{3,12}\s{1,40}cuda version\s{0,3}:\s{0,3}(\d{1,2}\.\d{1,2})",
         r"cuda umd version\s{0,3}:\s{0,3}(\d{1,2}\.\d{1,2})",
@@ -233,103 +226,14 @@ def _driver_cuda(low: str) -> tuple[int, int] | None:
 def _smi_exit_code(low: str) -> int | None:
     """127: not found, as the shell says it; 9: it ran and could not reach the driver."""
     if re.search(
-        r"gpu models and configuration\W{0,3}no cuda\b|nvidia driver version\W{0,3}no cuda\b|cuda runtime version\W{0,3}no cuda\b",
+        r"gpu models and configuration\W{0,3}no cuda\b|nvidia driver version\W{0,3}no cuda\b|cuda runtime "
+        r"version\W{0,3}no cuda\b",
         low,
     ):
         return 127
     if re.search(r"nvidia-smi: (?:command )?not found|nvidia-smi' is not recognized", low):
         return 127
     return 9 if "couldn't communicate with the nvidia driver" in low else None
-
-
-# --- the rest ------------------------------------------------------------------------
-
-
-def _platform(flat: str, low: str) -> Platform:
-    is_wsl = "microsoft-standard" in low or bool(re.search(r"\bwsl\s?2?\b", low))
-    is_windows = bool(
-        re.search(
-            r"\b[a-z]:\\\\?(?!n\b)[\w>]|site-packages\\|microsoft windows|python platform\W{1,3}windows|\bwin32\b|win_amd64",
-            low,
-        )
-        or re.search(r"\bos\W{1,3}windows|windows (?:10|11)\b|\.venv\\|\bwddm\b|msc v\.\d{4}", low)
-    )
-    is_linux = bool(
-        re.search(
-            r"python platform\W{1,3}linux|/(?:home|usr|opt|root|workspace|mnt)/|\blinux\b|ubuntu|debian|fedora|centos",
-            low,
-        )
-    )
-    is_tegra = bool(re.search(r"\btegra\b|\bjetson\b|\bjetpack\b|\bl4t\b|\bnvgpu\b", low)) or None
-    system = "Linux" if is_wsl or (is_linux and not is_windows) else "Windows" if is_windows else None
-    if is_tegra and system is None:
-        system = "Linux"
-    python = (
-        re.search(r"python version\W{1,3}(\d)\.(\d{1,2})", low)
-        or re.search(r"\bpython[\s:\-/]{0,3}v?(3)\.(\d{1,2})(?!\d)", low)
-        or re.search(r"\bpython(3)(\d{1,2})\b|\bcp(3)(\d{1,2})-cp", low)
-    )
-    groups = [group for group in python.groups() if group] if python else []
-    return Platform(
-        system=system,
-        machine="aarch64"
-        if re.search(r"aarch64|\barm64\b|\bsbsa\b", low)
-        else "x86_64"
-        if re.search(r"x86_64|amd64", low)
-        else None,
-        os=_first(flat, r"\bOS\s{0,3}:\s{0,3}([^\n|]{3,40}?)(?= GCC| Clang| Python| GPU | Is CUDA|\s{2}|$)"),
-        python=(int(groups[0]), int(groups[1])) if len(groups) == 2 else None,
-        is_wsl=is_wsl or None,
-        is_container=bool(re.search(r"\bdocker\b|\bcontainer\b|/\.dockerenv|\bkubernetes\b|\bpodman\b", low))
-        or None,
-        is_tegra=is_tegra,
-        jetpack=_first(
-            low,
-            r"jetpack\W{0,3}(\d(?:\.\d){0,2})",
-            r"\bl4t\W{0,3}(r?\d{2}(?:\.\d){0,2})",
-            r"# (r\d{2}) \(release\)",
-        ),
-    )
-
-
-def _environment(flat: str) -> dict[str, str]:
-    """Values that the text sets: 'CUDA_VISIBLE_DEVICES=1', os.environ['…'] = '3'. Not a mere mention."""
-    found = {}
-    for name in _ENV_NAMES:
-        match = re.search(
-            name
-            + r"(?:['\"]?\s?\])?(?:\s?[=:]\s?|['\"],\s?)(?:\"([^\"]{0,80})\"|'([^']{0,80})'|([^\s'\";,)]{0,80}))",
-            flat,
-        )
-        if match:
-            value = next((group for group in match.groups() if group is not None), "")
-            if value.strip("<>()[]").lower() not in ("none", "null", "not set", "unset", "not", "n/a"):
-                found[name] = value
-    return found
-
-
-def _packages(low: str) -> dict[str, str]:
-    """Packages whose build matters beside torch: 'name==1.2' or the two columns of pip list."""
-    names = r"torchvision|torchaudio|triton|flash[_-]attn|xformers|bitsandbytes|vllm|nvidia-cuda-runtime(?:-cu1\d)?"
-    found = {}
-    for name, version in re.findall(rf"\b({names})(?:==|\s{{1,40}})(\d[\w.+]{{1,30}})", low):
-        found.setdefault(name.replace("_", "-"), version)
-    return found
-
-
-def _nvcc(low: str) -> tuple[int, int] | None:
-    text = _first(
-        low, r"compilation tools, release (\d{1,2}\.\d)", r"cuda runtime version\W{1,3}(\d{1,2}\.\d{1,2})"
-    )
-    return parse_cuda(text) if text else None
-
-
-def _first(text: str, *patterns: str) -> str | None:
-    for pattern in patterns:
-        match = re.search(pattern, text)
-        if match:
-            return match[1].strip()
-    return None
 
 
 def _capability(text: str, pattern: str) -> tuple[int, int] | None:
@@ -339,9 +243,3 @@ def _capability(text: str, pattern: str) -> tuple[int, int] | None:
 
 def _int(text: str | None) -> int | None:
     return int(text) if text and text.isdigit() else None
-
-
-def _with(value, **changes):
-    import dataclasses
-
-    return dataclasses.replace(value, **changes)

@@ -47,8 +47,8 @@ class Library:
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """What a wheel or package holds. arch_list: every architecture in it, native code before PTX, lowest first.
-    libraries: those with GPU code. files_read: how many libraries were opened."""
+    """What a wheel or package holds. arch_list: every architecture in it, native code before PTX, lowest
+    first. libraries: those with GPU code. files_read: how many libraries were opened."""
 
     name: str
     arch_list: tuple[str, ...]
@@ -57,7 +57,8 @@ class Scan:
 
 
 def scan_wheel(path: Path, *, progress: Progress | None = None) -> Scan:
-    """The GPU code in a .whl, read as a stream: memory stays small, nothing is unpacked. Raises UsageError."""
+    """The GPU code in a .whl, read as a stream: memory stays small, nothing is unpacked. Raises
+    UsageError."""
     try:
         with zipfile.ZipFile(path) as wheel:
             members = [info for info in wheel.infolist() if _LIBRARY.search(info.filename)]
@@ -92,8 +93,8 @@ def scan_library(path: Path) -> Library:
 def scan_installed(
     package: str, *, search: Iterable[str] | None = None, progress: Progress | None = None
 ) -> Scan:
-    """The GPU code of an installed package, found by its metadata and not imported. search: folders to look in,
-    else this interpreter's. Raises UsageError."""
+    """The GPU code of an installed package, found by its metadata and not imported. search: folders to look
+    in, else this interpreter's. Raises UsageError."""
     from importlib import metadata
 
     where = {"path": list(search)} if search is not None else {}
@@ -114,9 +115,9 @@ def scan_installed(
 
 
 def check(scan: Scan, capability: Capability | None) -> Check:
-    """Whether a package serves a GPU. Libraries of others that a wheel carries along (NAME.libs/) do not decide,
-    nor do those that only hold 'a' code for another chip. Where parts differ, the one with most code decides
-    whether that is a FAIL or only worth a look."""
+    """Whether a package serves a GPU. Libraries of others that a wheel carries along (NAME.libs/) do not
+    decide, nor do those that only hold 'a' code for another chip. Where parts differ, the one with most code
+    decides whether that is a FAIL or only worth a look."""
     values = {"arch_list": list(scan.arch_list), "files_read": scan.files_read}
     expected = f"code for compute capability {dotted(capability)}" if capability else "code for the GPU"
     if not scan.arch_list or capability is None:

@@ -37,7 +37,8 @@ class Family:
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """A card's datasheet. peak_flop_per_s: by dtype (bf16, fp16, tf32, fp32, fp8), dense, float32 accumulation."""
+    """A card's datasheet. peak_flop_per_s: by dtype (bf16, fp16, tf32, fp32, fp8), dense, float32
+    accumulation."""
 
     names: tuple[str, ...]
     peak_flop_per_s: Mapping[str, float]
@@ -102,8 +103,8 @@ def family_of(capability: Capability | None) -> Family | None:
 
 
 def first_driver(capability: Capability, system: str) -> Version | None:
-    """The first driver for this GPU: that of the first toolkit that compiles for it, unless the table names a later
-    branch. Inferred from the toolkit, not read in a support list; None where the table has neither."""
+    """The first driver for this GPU: that of the first toolkit that compiles for it, unless the table names a
+    later branch. Inferred from the toolkit, not read in a support list; None where the table has neither."""
     family = family_of(capability)
     if family and family.first_driver_branch:
         return (family.first_driver_branch,)

@@ -9,90 +9,76 @@ from __future__ import annotations
 
 from kit.gpu.build import holding
 from kit.gpu.case import DIAGNOSES, Case, capability_of
-from kit.gpu.checks import QUESTIONS, Expectation, Question
+from kit.gpu.checks import ask
 from kit.gpu.diagnose import diagnose
 from kit.gpu.facts import MachineFacts
+from kit.gpu.question import Expectation, Question
 from kit.records import Check, Outcome, Verdict
 
 __all__ = ["DIAGNOSES", "Expectation", "judge", "still_there"]
 
+_GPU_QUESTIONS = (
+    "environment.driver",
+    "environment.cuda_starts",
+    "native.arch_in_build",
+    "native.kernel_ran",
+    "native.without_ptx_jit",
+)
+
 
 def judge(facts: MachineFacts, expectation: Expectation) -> Verdict:
-    """The verdict on a machine, with every check that was made and a diagnosis from DIAGNOSES."""
-    if _device(facts, expectation) == "cpu":
-        return Verdict.of(_rehearsal(facts))
+    """The verdict on a machine, with every check that was made and a diagnosis from DIAGNOSES.
+
+    A rehearsal has no diagnosis, since the GPU was not asked for.
+    """
     case = Case(facts)
-    gpu = case.gpus[0] if case.gpus else None
-    question = Question(
-        case, expectation, diagnose(facts), holding(facts, capability_of(gpu) if gpu else None)
-    )
-    checks = [check for ask in QUESTIONS if (check := ask(question)) is not None]
-    diagnosis = question.found.word
-    if any(check.id == "environment.two_witnesses" and check.outcome is Outcome.FAIL for check in checks):
-        diagnosis = "other"
-    return Verdict.of(checks, diagnosis)
+    if expectation.device == "cpu" or (expectation.device == "auto" and _shows_no_gpu(case)):
+        return Verdict.of(_rehearsal(facts))
+    held = holding(facts, capability_of(case.gpus[0]) if case.gpus else None)
+    found = diagnose(facts)
+    checks = ask(Question(case, expectation, found, held))
+    lied = any(check.id == "environment.two_witnesses" and check.outcome is Outcome.FAIL for check in checks)
+    return Verdict.of(checks, "other" if lied else found.word)
 
 
 def still_there(begin: MachineFacts, end: MachineFacts) -> Check:
-    """Whether the device that the run began with is still the one at its end; a lost GPU is a FAIL."""
-    first, last = (facts.torch.gpus if facts.torch else () for facts in (begin, end))
-    before, after = ([(gpu.name, gpu.uuid, gpu.compute_capability) for gpu in gpus] for gpus in (first, last))
-    is_same = before == after and bool(before) and not set(end.xids or ()) - set(begin.xids or ())
+    """Whether the devices that the run began with are still those at its end; a lost GPU is a FAIL."""
+    before, after = (
+        [(gpu.name, gpu.uuid, gpu.compute_capability) for gpu in (facts.torch.gpus if facts.torch else ())]
+        for facts in (begin, end)
+    )
+    new_xids = sorted(set(end.xids or ()) - set(begin.xids or ()))
+    is_same = before == after and bool(before) and not new_xids
+    found = f"{len(before)} GPU(s) at the beginning, {len(after)} at the end"
+    if not is_same:
+        found += f"; new Xid errors: {new_xids}" if new_xids else "; not the same ones"
     return Check(
         "environment.still_there",
         Outcome.PASS if is_same else Outcome.FAIL,
-        f"{len(before)} GPU(s) at the beginning, {len(after)} at the end"
-        + ("" if is_same else ", or not the same ones"),
+        found,
         "the same GPUs at the beginning and at the end",
         "" if is_same else "Restart the machine and run again; look for Xid errors in the kernel log.",
-        {"before": before, "after": after, "xids": list(end.xids or ())},
+        {"before": before, "after": after, "new_xids": new_xids},
     )
 
 
-def _device(facts: MachineFacts, expectation: Expectation) -> str:
-    if expectation.device != "auto":
-        return expectation.device
-    return "cpu" if facts.has_nvidia_device is False and not Case(facts).gpus else "cuda"
+def _shows_no_gpu(case: Case) -> bool:
+    return case.facts.has_nvidia_device is False and not case.gpus
 
 
-# --- rehearsal ------------------------------------------------------------------------
-
-
-def _rehearsal(facts: MachineFacts) -> tuple[Check, ...]:
+def _rehearsal(facts: MachineFacts) -> list[Check]:
     """An explicit CPU run: the GPU's questions are not asked; the CPU's numbers are."""
-    skipped = "not asked: this is a rehearsal on the CPU"
-    checks = [
-        Check(name, Outcome.REHEARSAL, skipped, "a GPU run answers it")
-        for name in (
-            "environment.driver",
-            "environment.cuda_starts",
-            "native.arch_in_build",
-            "native.kernel_ran",
-        )
-    ]
-    proof = facts.proof
+    found = "not asked: this is a rehearsal on the CPU"
+    checks = [Check(name, Outcome.REHEARSAL, found, "a GPU run answers it") for name in _GPU_QUESTIONS]
     if facts.torch is None and facts.source != "text":
+        found = "torch is not installed"
         checks.append(
-            Check(
-                "environment.torch_build",
-                Outcome.FAIL,
-                "torch is not installed",
-                "a torch build",
-                "Install torch.",
-            )
+            Check("environment.torch_build", Outcome.FAIL, found, "a torch build", "Install torch.")
         )
-    if proof is not None and not proof.ran:
-        checks.append(
-            Check("native.numbers", Outcome.FAIL, f"the product failed on the CPU: {proof.error}", "it runs")
-        )
-    elif proof is not None and proof.max_relative_error is not None and proof.limit is not None:
-        is_right = proof.max_relative_error <= proof.limit
-        checks.append(
-            Check(
-                "native.numbers",
-                Outcome.REHEARSAL if is_right else Outcome.FAIL,
-                f"largest relative error {proof.max_relative_error:.2g} on the CPU",
-                f"at most {proof.limit:.2g}",
-            )
-        )
-    return tuple(checks)
+    proof = facts.proof
+    if proof is None:
+        return checks
+    right = proof.ran and (proof.max_relative_error or 0) <= (proof.limit or float("inf"))
+    found = f"on the CPU: {proof.error or f'largest relative error {proof.max_relative_error}'}"
+    outcome = Outcome.REHEARSAL if right else Outcome.FAIL
+    return [*checks, Check("native.numbers", outcome, found, "the product agrees with float64")]

@@ -206,8 +206,8 @@ def choose_cpu(
 
 
 def needed_driver(variant: str, gpus: Iterable[Capability], system: str) -> Version:
-    """The driver that a build and the GPUs need together, for a machine whose driver is not known: at least the
-    one of CUDA 12.0, since nobody asks about an older one today without saying so."""
+    """The driver that a build and the GPUs need together, for a machine whose driver is not known: at least
+    the one of CUDA 12.0, since nobody asks about an older one today without saying so."""
     floors = [
         driver_floor(variant, system),
         driver_floor("cu120", system),
@@ -217,7 +217,8 @@ def needed_driver(variant: str, gpus: Iterable[Capability], system: str) -> Vers
 
 
 def _rank(wheel: Wheel, own: tuple[int, int] | None) -> tuple[object, ...]:
-    """Trust first, then the newest release; within it PyPI's own build, then a CUDA the driver carries itself."""
+    """Trust first, then the newest release; within it PyPI's own build, then a CUDA the driver carries
+    itself."""
     carried = own is None or (wheel.cuda or (0, 0)) <= own
     return (_TRUST[wheel.status], version_of(wheel.torch), wheel.is_pypi_default, carried, wheel.cuda)
 
@@ -265,7 +266,10 @@ def _why_none(
     which = " and ".join(dotted(gpu) for gpu in gpus)
     if not coded:
         together = " together" if len(gpus) > 1 else ""
-        return f"No official torch build from {torch_min} to {torch_max} for {platform} has native code for {which}{together}."
+        return (
+            f"No official torch build from {torch_min} to {torch_max} for {platform} has native code for "
+            f"{which}{together}."
+        )
     if not fitting:
         return f"{_names(coded)} would serve {which}, but not on Python {python and dotted(python)}."
     return f"{_names(fitting)} would serve {which}, but the driver is too old for every one of them."

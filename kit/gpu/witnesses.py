@@ -116,8 +116,8 @@ def _is_same_name(left: str, right: str) -> bool:
 
 
 def matches(expected: str, name: str) -> bool:
-    """Whether a card's name is the expected one: every word of the expectation, and no word that makes it another
-    card. 'RTX 5090' is neither 'RTX 5090 D' nor 'RTX 5090 Laptop GPU'; 'H100' is any full H100."""
+    """Whether a card's name is the expected one: every word of the expectation, and no word that makes it
+    another card. 'RTX 5090' is neither 'RTX 5090 D' nor 'RTX 5090 Laptop GPU'; 'H100' is any full H100."""
     wanted, given = _words(expected), _words(name)
     return bool(wanted) and wanted <= given and not (given & _OTHER_CARD) - wanted
 

@@ -1,1 +1,1 @@
-"""Set-up that installs itself: from a bare Python to an environment with the torch build this machine needs."""
+"""Set-up that installs itself: from a bare Python to the torch build this machine needs."""

@@ -45,7 +45,7 @@ class World:
 def ensure(argv: Sequence[str], world: World | None = None) -> None:
     """Returns where this Python has what the command needs; else goes on in an environment that has.
 
-    Raises GpuNotUsable, UsageError or KitError where that cannot be.
+    Raises GpuNotUsable, UsageError or SetupFailed where that cannot be.
     """
     request = read_request(argv)
     absent = missing(request.needs) if request else ()
@@ -95,7 +95,7 @@ def _as_answer(error: KitError) -> dict[str, object]:
 def _refuse_to_loop(found: env.Environment, absent: Sequence[str]) -> None:
     """In the environment itself, yet something is missing: its Python was changed under it."""
     if Path(sys.prefix).resolve() == found.folder.resolve():
-        (found.folder / env.DONE).replace(found.folder / env.STARTED)
+        found.disown()
         raise SetupFailed(
             f"{found.folder} looks whole, but its Python does not find {', '.join(absent)}.",
             expected="an environment that works.",
@@ -114,7 +114,9 @@ def _ready(request: Request, device: str, files: Mapping[str, str], world: World
     return None
 
 
-def _set_up(request: Request, absent: Sequence[str], files: Mapping[str, str], world: World) -> env.Environment:
+def _set_up(
+    request: Request, absent: Sequence[str], files: Mapping[str, str], world: World
+) -> env.Environment:
     pick = pick_torch(request.device, world.look())
     place = env.Environment(world.root / (".venv-test" if request.is_test else f".venv-{pick.kind}"))
     if place.is_foreign:
@@ -139,11 +141,20 @@ def _set_up(request: Request, absent: Sequence[str], files: Mapping[str, str], w
 
 
 def _build(
-    place: env.Environment, request: Request, pick: TorchPick, files: Mapping[str, str], world: World, lock: int
+    place: env.Environment,
+    request: Request,
+    pick: TorchPick,
+    files: Mapping[str, str],
+    world: World,
+    lock: int,
 ) -> None:
     index = pick.index_url
     if index and not world.can_reach(index):
-        note = "a mirror or a folder of wheels must hold this very build" if pick.cuda else "pip may take a CUDA build"
+        note = (
+            "a mirror or a folder of wheels must hold this very build"
+            if pick.cuda
+            else "pip may take a CUDA build"
+        )
         world.say(f"{index} cannot be reached; asking pip's ordinary index instead ({note}).")
         index = None
     ordinary = world.environ.get("PIP_INDEX_URL", PYPI)

@@ -75,10 +75,17 @@ class Environment:
     @property
     def is_foreign(self) -> bool:
         """Whether somebody else put something here."""
-        marks = (STARTED, DONE)
-        return self.folder.exists() and not any((self.folder / mark).exists() for mark in marks)
+        inside = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
+        return bool(inside) and not inside & {STARTED, DONE}
 
-    def serves(self, needs: Sequence[Need], *, kinds: Sequence[str], files: Mapping[str, str], root: Path) -> bool:
+    def disown(self) -> None:
+        """Takes the finished mark away, so that the next run builds the folder anew."""
+        with contextlib.suppress(FileNotFoundError):
+            (self.folder / DONE).replace(self.folder / STARTED)
+
+    def serves(
+        self, needs: Sequence[Need], *, kinds: Sequence[str], files: Mapping[str, str], root: Path
+    ) -> bool:
         """Whether it is finished, of a kind that is wanted, up to date with the pins, and whole."""
         if self.is_foreign:
             return not self.lacks(needs) and ("gpu" if cuda_of_installed_torch(self) else "cpu") in kinds
@@ -131,7 +138,7 @@ def build(
     folder = environment.folder
     is_kept = _is_same_but_for_pins(environment, recipe, needs)
     if is_kept:
-        (folder / DONE).rename(folder / STARTED)
+        environment.disown()
     else:
         if folder.exists():
             shutil.rmtree(folder)
@@ -139,7 +146,15 @@ def build(
         (folder / STARTED).write_text("set-up has begun\n", encoding="utf-8", newline="\n")
         say(f"[1/3] Python {sys.version.split()[0]} in {folder}")
         _make_venv(environment, run)
-    pip = [str(environment.python), "-m", "pip", "install", "--no-input", "--disable-pip-version-check", *patience]
+    pip = [
+        str(environment.python),
+        "-m",
+        "pip",
+        "install",
+        "--no-input",
+        "--disable-pip-version-check",
+        *patience,
+    ]
     if not is_kept:
         where = ["--index-url", index_url] if index_url else []
         say(f"[2/3] {pick.requirement}" + (f" from {index_url}" if index_url else ""))
@@ -166,7 +181,7 @@ def _is_same_but_for_pins(environment: Environment, recipe: Recipe, needs: Seque
 
 
 def _make_venv(environment: Environment, run: Run) -> None:
-    """With pip from the Python itself, or from PyPI where a distribution has split it off (Debian, Ubuntu)."""
+    """With the Python's own pip, or PyPI's where a distribution has split it off (Debian, Ubuntu)."""
     has_pip = importlib.util.find_spec("ensurepip") is not None
     options = [] if has_pip else ["--without-pip"]
     # The environment's own Python cannot make it anew: it stands in the folder that was just removed.
@@ -180,7 +195,11 @@ def _make_venv(environment: Environment, run: Run) -> None:
     if not has_pip:
         wheel = environment.folder / index.PIP_URL.rpartition("/")[2]
         wheel.write_bytes(index.fetch_pip())
-        _pip([str(environment.python), str(wheel / "pip"), "install", "--no-index", "--quiet", str(wheel)], run, "pip")
+        _pip(
+            [str(environment.python), str(wheel / "pip"), "install", "--no-index", "--quiet", str(wheel)],
+            run,
+            "pip",
+        )
 
 
 def _pip(argv: list[str], run: Run, what: str) -> None:
@@ -188,29 +207,31 @@ def _pip(argv: list[str], run: Run, what: str) -> None:
     if code != 0:
         raise SetupFailed(
             f"pip could not install {what} (exit code {code}); its own message stands above.",
-            expected="a package index, a mirror (PIP_INDEX_URL) or a folder of wheels (PIP_FIND_LINKS) that has it.",
-            todo="check network, proxy (HTTPS_PROXY) and disk space, then run the same command again: it starts afresh.",
+            expected="an index, a mirror (PIP_INDEX_URL) or a folder of wheels (PIP_FIND_LINKS) that has it.",
+            todo="check network, proxy (HTTPS_PROXY) and disk space, then run the same command again.",
         )
 
 
 def _check_result(environment: Environment, pick: TorchPick, needs: Sequence[Need]) -> None:
-    """pip's exit code 0 is not believed: what is needed must be there, and torch must carry the right CUDA."""
+    """Exit code 0 is not believed: what is needed must be there, and torch carry the right CUDA."""
     lacking = environment.lacks(needs)
     if lacking:
         raise SetupFailed(f"after the installation {environment.folder} still lacks {', '.join(lacking)}.")
     cuda = cuda_of_installed_torch(environment)
     if pick.cuda is not None and cuda != pick.cuda:
         raise SetupFailed(
-            f"pip installed a torch build with {'CUDA %d.%d' % cuda if cuda else 'no CUDA'}.",
-            expected=f"{pick.requirement} with CUDA {pick.cuda[0]}.{pick.cuda[1]}; a CPU build never takes its place.",
-            todo="see which index or folder pip took it from (`pip config list`) and run the same command again.",
+            f"pip installed a torch build with {f'CUDA {cuda[0]}.{cuda[1]}' if cuda else 'no CUDA'}.",
+            expected=f"{pick.requirement} with CUDA {pick.cuda[0]}.{pick.cuda[1]}; nothing takes its place.",
+            todo="see where pip took it from (`pip config list`) and run the same command again.",
         )
 
 
 def cuda_of_installed_torch(environment: Environment) -> tuple[int, int] | None:
     """From torch/version.py read as text: `cuda: Optional[str] = '12.8'`."""
     try:
-        text = ((environment.site_packages or environment.folder) / "torch" / "version.py").read_text(encoding="utf-8")
+        text = ((environment.site_packages or environment.folder) / "torch" / "version.py").read_text(
+            encoding="utf-8"
+        )
     except OSError:
         return None
     match = re.search(r"""^cuda\b[^=\n]*=\s*['"](\d+)\.(\d+)""", text, re.MULTILINE)
@@ -223,7 +244,9 @@ def _point_to_kit(environment: Environment, root: Path) -> None:
     Python reads .pth files in the locale's encoding.
     """
     if environment.site_packages:
-        (environment.site_packages / "kit-checkout.pth").write_text(f"{root}\n", encoding="locale", newline="\n")
+        (environment.site_packages / "kit-checkout.pth").write_text(
+            f"{root}\n", encoding="locale", newline="\n"
+        )
 
 
 def run_program(argv: Sequence[str], *, keep_open: int | None = None) -> int:
@@ -233,14 +256,20 @@ def run_program(argv: Sequence[str], *, keep_open: int | None = None) -> int:
     of another place for installed. keep_open: the lock's descriptor; a pip that
     outlives a killed set-up thereby holds the lock until it ends.
     """
-    environ = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PIP_USER", "PYTHONHOME")}
+    environ = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "PIP_USER", "PYTHONHOME")
+    }
     pass_fds = (keep_open,) if keep_open is not None and os.name == "posix" else ()
-    return subprocess.run(argv, env=environ, stdin=subprocess.DEVNULL, stdout=sys.stderr, pass_fds=pass_fds).returncode
+    return subprocess.run(
+        argv, env=environ, stdin=subprocess.DEVNULL, stdout=sys.stderr, pass_fds=pass_fds
+    ).returncode
 
 
 @contextlib.contextmanager
 def locked(path: Path, say: Say) -> Iterator[int]:
-    """Holds `path` against a second set-up; yields the descriptor. The system frees it when the holders end."""
+    """Holds `path` against a second set-up; yields the descriptor. The system frees it at the end."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if not _try_lock(descriptor):

@@ -49,7 +49,7 @@ def fetch_pip(url: str = PIP_URL) -> bytes:
         raise SetupFailed(
             f"This Python has no pip of its own, and PyPI's could not be fetched ({error}).",
             expected="Python's `ensurepip`, or a way to files.pythonhosted.org.",
-            todo="`apt install python3-venv` (or your system's name for it), then run the same command again.",
+            todo="`apt install python3-venv` (or what your system calls it) and run the command again.",
         ) from error
     if hashlib.sha256(content).hexdigest() != PIP_SHA256:
         raise SetupFailed(

@@ -18,7 +18,7 @@ from pathlib import Path
 
 @dataclasses.dataclass(frozen=True)
 class Need:
-    """An importable module, the distribution that brings it, and the lowest version that works (None: any)."""
+    """A module, the distribution that brings it, and the lowest version that works (None: any)."""
 
     module: str
     distribution: str

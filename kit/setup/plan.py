@@ -115,7 +115,9 @@ def _gpu(machine: Machine) -> TorchPick:
         is_wsl=machine.is_wsl,
     )
     if choice.wheel is None:
-        advice = f"install {choice.driver_advice}" if choice.driver_advice else "use another GPU or another Python"
+        advice = (
+            f"install {choice.driver_advice}" if choice.driver_advice else "use another GPU or another Python"
+        )
         raise GpuNotUsable(
             f"no torch build serves {_names(driver)} with driver {driver.version}. {choice.reason}",
             expected="a published torch build with code for the GPU that this driver starts.",

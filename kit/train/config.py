@@ -9,6 +9,8 @@ from kit.errors import UsageError
 DEVICES = ("cuda", "cpu")
 DTYPES = ("float32", "tf32", "bfloat16")
 WEIGHTS = ("random", "pretrained")
+# From the baseline to the fastest: Hugging Face's Trainer, the plain loop, torch.compile, one CUDA graph a step.
+ENGINES = ("trainer", "eager", "compiled", "graphed")
 # What a datasheet calls the peak that a run of this dtype is measured against.
 DATASHEET_DTYPES = {"float32": "fp32", "tf32": "tf32", "bfloat16": "bf16"}
 
@@ -40,7 +42,7 @@ class TrainConfig:
     loads `gpt2` through the Hugging Face cache or hub. dataset: 'dev-reasoning-v2' or a
     path. dtype: 'float32' is IEEE, 'tf32' allows TF32 matrix products, 'bfloat16' is
     autocast over float32 weights. lr is constant. max_grad_norm: gradients are clipped to
-    this global norm.
+    this global norm. engine: what computes a step; each gives the same losses.
     """
 
     model: str = "gpt2"
@@ -55,6 +57,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     seed: int = 42
+    engine: str = "eager"
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
@@ -67,7 +70,8 @@ class TrainConfig:
         return MODELS[self.model]
 
     def _problems(self):
-        choices = {"model": tuple(MODELS), "weights": WEIGHTS, "device": DEVICES, "dtype": DTYPES}
+        choices = {"model": tuple(MODELS), "weights": WEIGHTS, "device": DEVICES, "dtype": DTYPES,
+                   "engine": ENGINES}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 yield f"{name}={getattr(self, name)!r}", f"{name} one of {', '.join(allowed)}"

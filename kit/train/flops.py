@@ -20,6 +20,16 @@ def matmul_parameters(shape: ModelShape) -> int:
     return 12 * shape.n_layer * shape.n_embd**2 + shape.vocab_size * shape.n_embd
 
 
+def weight_products(shape: ModelShape) -> int:
+    """Matrix products with weights in one step: four a block and the head, each once forward, twice backward."""
+    return 3 * (4 * shape.n_layer + 1)
+
+
+def weight_flop(shape: ModelShape, positions: int) -> int:
+    """FLOP of those products over `positions` = B × T: 6 per weight and position (see `step_flop`)."""
+    return 6 * matmul_parameters(shape) * positions
+
+
 def step_flop(shape: ModelShape, *, batch_size: int, seq_len: int) -> int:
     """FLOP of forward and backward over B × T positions; padding costs as much as text.
 
@@ -29,7 +39,7 @@ def step_flop(shape: ModelShape, *, batch_size: int, seq_len: int) -> int:
     """
     positions = batch_size * seq_len
     attention = 12 * shape.n_layer * seq_len * shape.n_embd
-    return positions * (6 * matmul_parameters(shape) + attention)
+    return weight_flop(shape, positions) + positions * attention
 
 
 def adamw_step_bytes(shape: ModelShape) -> int:

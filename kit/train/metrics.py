@@ -23,7 +23,9 @@ class StepRecord:
     samples, tokens (not padding) and supervised_tokens (labels that enter the loss) are
     counted in the batch. loss and grad_norm are None where they were not finite; then
     `problem` says what they were. started_s: seconds since training began, monotonic.
-    batch_sha256: first 16 hex digits, so that a repeated batch shows.
+    batch_sha256: first 16 hex digits, so that a repeated batch shows. device_time_s: the same step
+    by the device's own clock (CUDA events). wait_s: how long the loop waited for the batch, before
+    the step's own time began.
     """
 
     step: int
@@ -40,26 +42,38 @@ class StepRecord:
     memory_allocated_bytes: int | None = None
     memory_peak_bytes: int | None = None
     problem: str | None = None
+    device_time_s: float | None = None
+    wait_s: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class PlacementAudit:
-    """Where every tensor of the run was at one step: how many on each device, and the strays by name."""
+    """Where every tensor of the run was at one step: how many on each device, and the strays by name.
+
+    kinds: how many parameters, gradients, optimizer states, buffers and batch tensors were seen.
+    product_dtypes: what the model's matrix layers put out during this step, by dtype. is_training,
+    is_profiled: whether the model was in training mode, and whether a profiler ran beside it.
+    """
 
     step: int
     expected_device: str
     counted: dict[str, int]
     strays: tuple[str, ...]
+    kinds: dict[str, int] = dataclasses.field(default_factory=dict)
+    product_dtypes: dict[str, int] = dataclasses.field(default_factory=dict)
+    is_training: bool | None = None
+    is_profiled: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class KernelProfile:
     """One profiled step, run after the timed ones.
 
-    device_time_s: sum of kernel times. matmul_kernels: matrix-product kernels seen.
-    copies_to_device_bytes, copies_to_host_bytes: None where the profiler does not say.
-    cpu_operators: matrix products that ran on the CPU, by name with their count.
-    groups: kernel seconds by kind. error: why there is no profile.
+    device_time_s: sum of kernel times. matmul_kernels: matrix-product kernels, told by name.
+    copies, copied_bytes: between host and device. cpu_operators: matrix products without a kernel,
+    by name with their count. groups: kernel seconds by kind. error: why there is no profile.
+    products, product_flop: matrix products and their FLOP by the device that their result was on,
+    counted where torch dispatches them, without the profiler's help. positions: B × T of the batch.
     """
 
     step_time_s: float | None = None
@@ -72,6 +86,9 @@ class KernelProfile:
     groups: dict[str, float] = dataclasses.field(default_factory=dict)
     top_kernels: dict[str, float] = dataclasses.field(default_factory=dict)
     error: str | None = None
+    products: dict[str, int] = dataclasses.field(default_factory=dict)
+    product_flop: dict[str, float] = dataclasses.field(default_factory=dict)
+    positions: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,11 +137,14 @@ class Replay:
     """The same first steps once more from the same start; equal bits show that the run repeats.
 
     It is no proof against silent data corruption: an error that repeats looks the same.
+    deterministic_is_equal: where the losses differed, whether they repeat once torch is asked for
+    deterministic algorithms; then the kernels vary, not the hardware. None where not tried.
     """
 
     losses: tuple[float, ...]
     matmul_is_equal: bool | None
     skipped: str | None = None
+    deterministic_is_equal: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +168,11 @@ class TelemetrySample:
 
 @dataclasses.dataclass(frozen=True)
 class Telemetry:
-    """What the driver said over the run. idle: a reading before training. counters: before and after."""
+    """What the driver said over the run. idle: a reading before training. counters: before and after.
+
+    device_name: as the driver calls the device. reserved_before_bytes: what torch already held on it
+    at the idle reading, in a process that had used it before.
+    """
 
     device_uuid: str | None = None
     is_bound_by_uuid: bool = False
@@ -159,6 +183,9 @@ class Telemetry:
     counters_after: dict[str, int] = dataclasses.field(default_factory=dict)
     missing: tuple[str, ...] = ()
     error: str | None = None
+    device_name: str | None = None
+    memory_total_bytes: int | None = None
+    reserved_before_bytes: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +205,7 @@ class TrainingRun:
 
     gradient_dtype, weights_note: what the parameters were and where they came from.
     device_window_s: first step's start to last step's end by the device's own clock (CUDA events).
+    wall_window_s: the same by the wall clock, which can jump. compute_capability: of the device.
     """
 
     config: TrainConfig
@@ -198,13 +226,16 @@ class TrainingRun:
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     device_window_s: float | None = None
     error: str | None = None
+    wall_window_s: float | None = None
+    compute_capability: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Throughput:
     """The figures of a run. steady_*: steps from `STEADY_FROM` on; None where there were none.
 
-    window_s: first step's start to last step's end, with what stood between the steps. total_s: the sum of the step times, the first included. Rates divide what was counted by measured time.
+    window_s: first step's start to last step's end, with what stood between the steps. total_s: the
+    sum of the step times, the first included. Rates divide what was counted by measured time.
     """
 
     steps: int

@@ -12,7 +12,7 @@ import pytest
 
 from kit.errors import BundleInvalid, KitError, UsageError
 from kit.evidence import lock, write
-from kit.evidence.bundle import is_running, open_bundle, reissue
+from kit.evidence.bundle import open_bundle, reissue, running_state
 from kit.evidence.verify import verify
 from kit.records import Outcome, loads
 
@@ -24,7 +24,7 @@ def opened(folder, run_id="r1"):
 
 
 def check(path):
-    return verify(path, conclude=sample.conclude, is_running=is_running)
+    return verify(path, conclude=sample.conclude, is_running=lambda path: running_state(path) == "RUNNING")
 
 
 def test_nothing_stands_under_the_final_name_before_the_end(tmp_path):
@@ -35,7 +35,16 @@ def test_nothing_stands_under_the_final_name_before_the_end(tmp_path):
     assert final == tmp_path / "r1" and not bundle.path.exists() and check(final).exit_code == 0
 
 
-@pytest.mark.parametrize("gone", ["raw/steps.jsonl", "facts/end.json", "nvidia_smi.txt", "notebooks/01_smoke.ipynb", "raw/telemetry.jsonl"])
+@pytest.mark.parametrize(
+    "gone",
+    [
+        "raw/steps.jsonl",
+        "facts/end.json",
+        "nvidia_smi.txt",
+        "notebooks/01_smoke.ipynb",
+        "raw/telemetry.jsonl",
+    ],
+)
 def test_complete_is_refused_where_something_is_missing(tmp_path, gone):
     with opened(tmp_path) as bundle:
         sample.fill(bundle)
@@ -71,7 +80,9 @@ def test_second_run_at_one_place_is_refused_at_once(tmp_path):
             "try:\n    sample.open_bundle(Path(sys.argv[1]), 'r2', secrets=sample.NO_SECRETS)\n"
             "except UsageError as error:\n    print(error.exit_code, error)\n"
         )
-        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+        )
         assert done.stdout.startswith(f"2 another run writes to {tmp_path}: process {os.getpid()}, run r1")
         with pytest.raises(UsageError):
             opened(tmp_path, "r3")
@@ -110,11 +121,21 @@ def test_killed_at_any_moment_leaves_no_false_report(tmp_path, trials, tally):
     kills = trials(200)
     program = Path(__file__).with_name("kill_writers.py")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, str(program), str(tmp_path), str(kills)], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(program), str(tmp_path), str(kills)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    tally("SIGKILL at a random moment", kills, f"{len(found['short'])} false reports, {len(found['torn'])} torn files, "
-          f"{found['finished']} finished and {found['half-written']} half-written bundles seen")
+    tally(
+        "SIGKILL at a random moment",
+        kills,
+        f"{len(found['short'])} false reports, {len(found['torn'])} torn files, "
+        f"{found['finished']} finished and {found['half-written']} half-written bundles seen",
+    )
     assert not found["short"] and not found["torn"] and found["half-written"] > kills // 2
 
 
@@ -155,7 +176,11 @@ def test_disk_that_refuses_any_write_leaves_no_false_report(tmp_path, monkeypatc
             loads(path.read_bytes())
         count, tried = count + stride, tried + 1
     calls["left"] = 10**9
-    tally(f"{errno.errorcode[code]} at a write of a run, and at all after it", tried, f"{false} false reports, 0 torn files")
+    tally(
+        f"{errno.errorcode[code]} at a write of a run, and at all after it",
+        tried,
+        f"{false} false reports, 0 torn files",
+    )
     assert count > 50 and not false
 
 
@@ -189,7 +214,9 @@ def test_full_disk_cuts_a_line_off_again(tmp_path, monkeypatch):
 
 def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     path = write.write_atomic(tmp_path / "a.json", "old")
-    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))
+    )
     with pytest.raises(KitError, match=r"cannot write a.json \(0.0000029 MiB\)|cannot write a.json"):
         write.write_atomic(path, "new")
     assert path.read_text(encoding="utf-8") == "old" and [p.name for p in tmp_path.iterdir()] == ["a.json"]

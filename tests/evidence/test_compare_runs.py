@@ -3,24 +3,41 @@
 import dataclasses
 import math
 import random
+import xml.etree.ElementTree as ElementTree
 
 import evidence_sample as sample
 import pytest
 
 from kit.errors import BundleInvalid
-from kit.evidence.compare import Side, compare, decide, holm, read_side, runs_needed, t_cdf, t_quantile, welch
+from kit.evidence.compare import Side, compare, decide, figure, read_side, runs_needed, text
+from kit.evidence.welch import holm, t_cdf, t_quantile, welch
 from kit.records import Outcome, Verdict, dumps
 
 
 def side(*values, keys=None, name="a", **more):
-    given = {"values": tuple(map(float, values)), "run_ids": tuple(f"{name}{i}" for i in range(len(values))),
-             "started": tuple(f"2026-11-01T{i:02}:00:00+00:00" for i in range(len(values))), "keys": keys or {"GPU": "H100"},
-             "notes": {}, "unit": "samples/s"}
+    given = {
+        "values": tuple(map(float, values)),
+        "run_ids": tuple(f"{name}{i}" for i in range(len(values))),
+        "started": tuple(f"2026-11-01T{i:02}:00:00+00:00" for i in range(len(values))),
+        "keys": keys or {"GPU": "H100"},
+        "notes": {},
+        "unit": "samples/s",
+    }
     return Side(**{**given, **more})
 
 
 # Table 26.10 of Abramowitz and Stegun, and the exact Cauchy quantile tan(0.475 pi).
-@pytest.mark.parametrize("freedom,expected", [(1, math.tan(0.475 * math.pi)), (2, 4.302653), (4, 2.776445), (8, 2.306004), (30, 2.042272), (120, 1.979930)])
+@pytest.mark.parametrize(
+    "freedom,expected",
+    [
+        (1, math.tan(0.475 * math.pi)),
+        (2, 4.302653),
+        (4, 2.776445),
+        (8, 2.306004),
+        (30, 2.042272),
+        (120, 1.979930),
+    ],
+)
 def test_t_quantile_agrees_with_tables(freedom, expected):
     assert t_quantile(0.975, freedom) == pytest.approx(expected, abs=1e-6)
     assert t_cdf(-expected, freedom) == pytest.approx(0.025, abs=1e-7)
@@ -42,7 +59,10 @@ def test_welch_agrees_with_a_worked_example():
     b = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
     middle, half, p = welch(a, b)
     assert (middle, p) == (pytest.approx(1.58), pytest.approx(0.07939, abs=1e-5))
-    assert (middle - half, middle + half) == (pytest.approx(-0.2054832, abs=1e-6), pytest.approx(3.3654832, abs=1e-6))
+    assert (middle - half, middle + half) == (
+        pytest.approx(-0.2054832, abs=1e-6),
+        pytest.approx(3.3654832, abs=1e-6),
+    )
 
 
 def test_holm_agrees_with_a_worked_example():
@@ -50,10 +70,19 @@ def test_holm_agrees_with_a_worked_example():
     assert holm([]) == []
 
 
-@pytest.mark.parametrize("ratio,low,high,expected", [
-    (0.90, 0.85, 0.95, "regression"), (0.97, 0.96, 0.98, "same"), (0.94, 0.88, 1.01, "inconclusive"), (0.96, 0.93, 0.99, "inconclusive"),
-    (1.10, 1.05, 1.15, "improved"), (1.0, 0.95, 1.05, "same"), (1.0, 0.9, 1.1, "inconclusive"), (0.95, 0.94, 0.96, "regression"),
-])
+@pytest.mark.parametrize(
+    "ratio,low,high,expected",
+    [
+        (0.90, 0.85, 0.95, "regression"),
+        (0.97, 0.96, 0.98, "same"),
+        (0.94, 0.88, 1.01, "inconclusive"),
+        (0.96, 0.93, 0.99, "inconclusive"),
+        (1.10, 1.05, 1.15, "improved"),
+        (1.0, 0.95, 1.05, "same"),
+        (1.0, 0.9, 1.1, "inconclusive"),
+        (0.95, 0.94, 0.96, "regression"),
+    ],
+)
 def test_rule(ratio, low, high, expected):
     assert decide(ratio, low, high) == expected
 
@@ -73,9 +102,12 @@ def test_error_rates_of_the_rule(trials, tally):
     count = trials(4000)
     for cv, n in ((0.01, 5), (0.03, 5), (0.03, 10), (0.075, 5), (0.075, 10)):
         equal, slower, much = (simulate(cv, n, change, count) for change in (0.0, -0.10, -0.20))
-        tally(f"comparison, noise {100 * cv:g} %, n = {n}", 3 * count,
-              f"equal: {100 * equal.get('regression', 0):.1f} % called regression, {100 * equal.get('same', 0):.0f} % same; "
-              f"found: {100 * slower.get('regression', 0):.0f} % of -10 %, {100 * much.get('regression', 0):.0f} % of -20 %")
+        tally(
+            f"comparison, noise {100 * cv:g} %, n = {n}",
+            3 * count,
+            f"equal: {100 * equal.get('regression', 0):.1f} % called regression, {100 * equal.get('same', 0):.0f} % same; "
+            f"found: {100 * slower.get('regression', 0):.0f} % of -10 %, {100 * much.get('regression', 0):.0f} % of -20 %",
+        )
         if (cv, n) == (0.03, 5):
             assert equal.get("regression", 0) <= 0.015 and slower["regression"] >= 0.95
 
@@ -102,7 +134,9 @@ def test_real_slowdown_in_few_noisy_samples_asks_for_more_runs():
 def test_change_on_the_limit_is_decided_by_no_number_of_runs():
     on_the_limit = [95.1, 95.2, 95.0, 95.1, 95.1]
     assert runs_needed([100, 104, 96, 100, 100], on_the_limit) is None
-    assert "no number of runs" in compare(side(100, 104, 96, 100, 100), side(*on_the_limit, name="b")).because[1]
+    assert (
+        "no number of runs" in compare(side(100, 104, 96, 100, 100), side(*on_the_limit, name="b")).because[1]
+    )
 
 
 def test_equal_values_are_the_same_and_not_a_division_by_zero():
@@ -117,7 +151,9 @@ def test_other_gpu_workload_or_definition_is_not_comparable(keys):
 
 
 def test_harmless_difference_is_noted():
-    found = compare(side(100, 100, 101, notes={"kit": "0.1.0"}), side(100, 101, 100, name="b", notes={"kit": "0.1.1"}))
+    found = compare(
+        side(100, 100, 101, notes={"kit": "0.1.0"}), side(100, 101, 100, name="b", notes={"kit": "0.1.1"})
+    )
     assert found.outcome == "same" and any("kit differs" in line for line in found.because)
 
 
@@ -127,18 +163,29 @@ def test_same_run_on_both_sides_is_invalid():
 
 
 def test_order_and_outliers_are_noted_and_nothing_is_dropped():
-    late = side(100, 100, 100, 100, 60, name="b", started=tuple(f"2026-11-02T{i:02}:00:00+00:00" for i in range(5)))
+    late = side(
+        100, 100, 100, 100, 60, name="b", started=tuple(f"2026-11-02T{i:02}:00:00+00:00" for i in range(5))
+    )
     found = compare(side(100, 100, 100, 101, 100), late)
     assert any("wholly before the other" in line for line in found.because)
-    assert any(line.startswith("b4 lies -40 %") for line in found.because) and "n = 5 and 5" in found.because[0]
-    drifting = side(100, 101, 90, 89, name="b", started=tuple(f"2026-11-01T{i:02}:30:00+00:00" for i in range(4)))
-    assert any("side B drifts by -10.9" in line for line in compare(side(100, 101, 99, 100), drifting).because)
+    assert (
+        any(line.startswith("b4 lies -40 %") for line in found.because) and "n = 5 and 5" in found.because[0]
+    )
+    drifting = side(
+        100, 101, 90, 89, name="b", started=tuple(f"2026-11-01T{i:02}:30:00+00:00" for i in range(4))
+    )
+    assert any(
+        "side B drifts by -10.9" in line for line in compare(side(100, 101, 99, 100), drifting).because
+    )
 
 
 def test_other_metrics_are_corrected_and_decide_nothing():
     draw = random.Random(3)
     others = [{f"m{i}": tuple(draw.gauss(100, 3) for _ in range(5)) for i in range(40)} for _ in range(2)]
-    found = compare(side(100, 101, 99, 100, 100, others=others[0]), side(100, 99, 101, 100, 100, name="b", others=others[1]))
+    found = compare(
+        side(100, 101, 99, 100, 100, others=others[0]),
+        side(100, 99, 101, 100, 100, name="b", others=others[1]),
+    )
     assert found.outcome == "same" and len(found.others) == 40
     assert min(p for _, _, p in found.others) > 0.05
 
@@ -146,8 +193,13 @@ def test_other_metrics_are_corrected_and_decide_nothing():
 def bundles(tmp_path, count, speed, **more):
     made = []
     for index in range(count):
-        path = sample.make(tmp_path, run_id=f"{more.get('tag', 'r')}{index}", step_time=speed * (1 + 0.002 * index),
-                           started_utc=f"2026-11-0{index + 1}T12:00:00+00:00", ended_utc=f"2026-11-0{index + 1}T12:10:00+00:00")
+        path = sample.make(
+            tmp_path,
+            run_id=f"{more.get('tag', 'r')}{index}",
+            step_time=speed * (1 + 0.002 * index),
+            started_utc=f"2026-11-0{index + 1}T12:00:00+00:00",
+            ended_utc=f"2026-11-0{index + 1}T12:10:00+00:00",
+        )
         files = {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
         made.append((sample.conclude(files), files))
     return made
@@ -181,3 +233,13 @@ def test_rate_that_is_not_positive_is_invalid(tmp_path, value):
 
 def test_comparison_is_one_json_object():
     assert '"outcome": "same"' in dumps(compare(side(100, 100, 101), side(100, 101, 100, name="b")))
+
+
+def test_text_and_figure_say_the_same():
+    a, b = side(100, 112, 92), side(90, 99, 84, name="b", unit="samples/s")
+    found = compare(a, b)
+    assert text(found).startswith("INCONCLUSIVE\n  B is 0.8") and "processes a side, run in turns" in text(
+        found
+    )
+    drawn = ElementTree.fromstring(figure(a, b, found))
+    assert len(drawn.findall("{*}circle")) == 6 and "inconclusive" in drawn.find("{*}title").text

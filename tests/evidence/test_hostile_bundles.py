@@ -69,8 +69,24 @@ def test_fifo_and_socket_are_refused_without_opening(bundle, tmp_path):
     refused(Path("/dev/null"), "a link or a device")
 
 
-@pytest.mark.parametrize("name", ["../outside.json", "/etc/passwd", "C:\\x.json", "\\\\server\\x", "raw/../../x", "raw//x", "./x",
-                                  "x" * 300, "raw/a/b/c/d/e/f.json", "a\nb", "trailing.", "aux:stream", "raw/\u202ecod.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../outside.json",
+        "/etc/passwd",
+        "C:\\x.json",
+        "\\\\server\\x",
+        "raw/../../x",
+        "raw//x",
+        "./x",
+        "x" * 300,
+        "raw/a/b/c/d/e/f.json",
+        "a\nb",
+        "trailing.",
+        "aux:stream",
+        "raw/\u202ecod.json",
+    ],
+)
 def test_unsafe_name_in_a_zip_or_manifest_is_refused(bundle, tmp_path, name):
     secret = tmp_path / "outside.json"
     secret.write_text("secret", encoding="utf-8")
@@ -154,17 +170,20 @@ def test_size_that_lies_is_refused(bundle, tmp_path):
     refused(path, "")
 
 
-@pytest.mark.parametrize("data,words", [
-    (b'{"a": NaN}', "NaN"),
-    (b'{"a": Infinity}', "Infinity"),
-    (b'{"a": 1e999}', "too large"),
-    (b'{"a": 1, "a": 2}', "twice"),
-    (b"[" * 200_000, "nested too deeply"),
-    (b"[" + b"9" * 100_000 + b"]", "not strict JSON"),
-    (b"\xff\xfe{}", "not strict JSON"),
-    (b"[" + b"0," * 1_200_000 + b"0]", "JSON values"),
-    (b'"' + b"x" * (17 << 20) + b'"', "over 16.0 MiB"),
-])
+@pytest.mark.parametrize(
+    "data,words",
+    [
+        (b'{"a": NaN}', "NaN"),
+        (b'{"a": Infinity}', "Infinity"),
+        (b'{"a": 1e999}', "too large"),
+        (b'{"a": 1, "a": 2}', "twice"),
+        (b"[" * 200_000, "nested too deeply"),
+        (b"[" + b"9" * 100_000 + b"]", "not strict JSON"),
+        (b"\xff\xfe{}", "not strict JSON"),
+        (b"[" + b"0," * 1_200_000 + b"0]", "JSON values"),
+        (b'"' + b"x" * (17 << 20) + b'"', "over 16.0 MiB"),
+    ],
+)
 @pytest.mark.parametrize("name", [MANIFEST, "evidence.json", "raw/training.json", "notebooks/01_smoke.ipynb"])
 def test_json_that_is_not_strict_is_refused(bundle, name, data, words):
     (bundle / name).write_bytes(data)
@@ -173,12 +192,15 @@ def test_json_that_is_not_strict_is_refused(bundle, name, data, words):
     refused(bundle, words)
 
 
-@pytest.mark.parametrize("data,words", [
-    (b'{"step": 1, "step_time_s": 0.1', "the last line was cut"),
-    (b'"' + b"x" * (2 << 20) + b'"\n', "a line of"),
-    ((b"[]," * 1000 + b"0\n") * 600, "JSON values"),
-    (b'{"step_time_s": 0.1}\n[]\n', "derived from raw/"),
-])
+@pytest.mark.parametrize(
+    "data,words",
+    [
+        (b'{"step": 1, "step_time_s": 0.1', "the last line was cut"),
+        (b'"' + b"x" * (2 << 20) + b'"\n', "a line of"),
+        ((b"[]," * 1000 + b"0\n") * 600, "JSON values"),
+        (b'{"step_time_s": 0.1}\n[]\n', "derived from raw/"),
+    ],
+)
 def test_lines_that_are_huge_cut_or_mixed_are_refused(bundle, data, words):
     (bundle / "raw/steps.jsonl").write_bytes(data)
     sample.rehash(bundle)
@@ -205,7 +227,14 @@ def test_worst_cases_stay_within_5_seconds_and_200_megabytes(bundle, tmp_path, k
         for index in range(12):
             (bundle / f"figures/big{index}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"0" * (15 << 20))
     if kind == "markdown":
-        nasty = "[" * 300_000 + "`" * 300_000 + "*_" * 300_000 + "|" * 300_000 + "](http:" * 100_000 + "\n- " * 100_000
+        nasty = (
+            "[" * 300_000
+            + "`" * 300_000
+            + "*_" * 300_000
+            + "|" * 300_000
+            + "](http:" * 100_000
+            + "\n- " * 100_000
+        )
         value = json.loads((bundle / "notebooks/01_smoke.ipynb").read_text(encoding="utf-8"))
         value["cells"][0]["source"] = nasty
         (bundle / "notebooks/01_smoke.ipynb").write_text(json.dumps(value), encoding="utf-8")
@@ -214,7 +243,9 @@ def test_worst_cases_stay_within_5_seconds_and_200_megabytes(bundle, tmp_path, k
     if kind == "zeros":
         # Just under the ratio that is refused: 225 MB behind 3 MB.
         for index in range(15):
-            (bundle / f"figures/f{index}.png").write_bytes((os.urandom(10_700) + b"\0" * ((1 << 20) - 10_700)) * 15)
+            (bundle / f"figures/f{index}.png").write_bytes(
+                (os.urandom(10_700) + b"\0" * ((1 << 20) - 10_700)) * 15
+            )
         sample.rehash(bundle)
         path = zipped(bundle, tmp_path / "zeros.zip")
     code = (
@@ -226,7 +257,11 @@ def test_worst_cases_stay_within_5_seconds_and_200_megabytes(bundle, tmp_path, k
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     exit_code, seconds, megabytes = (float(part) for part in done.stdout.split())
-    tally(f"largest hostile bundle of kind {kind!r}", 1, f"exit {exit_code:.0f}, {seconds:.1f} s, {megabytes:.0f} MiB")
+    tally(
+        f"largest hostile bundle of kind {kind!r}",
+        1,
+        f"exit {exit_code:.0f}, {seconds:.1f} s, {megabytes:.0f} MiB",
+    )
     # 'json' stands in a file that this small arithmetic does not use.
     assert exit_code == (0 if kind == "json" else 4) and seconds < 5 * 2 and megabytes < 200
 
@@ -239,7 +274,9 @@ def test_compressed_noise_in_place_of_a_zip_gives_no_traceback(tmp_path):
     for _ in range(150):
         data = bytearray(whole)
         for _ in range(draw.randrange(1, 6)):
-            data[draw.choice([draw.randrange(len(data)), draw.randrange(len(data) - 1500, len(data))])] = draw.randrange(256)
+            data[draw.choice([draw.randrange(len(data)), draw.randrange(len(data) - 1500, len(data))])] = (
+                draw.randrange(256)
+            )
         path = tmp_path / "fuzzed.zip"
         path.write_bytes(data[: draw.choice([len(data), draw.randrange(len(data))])])
         # A byte that says nothing, as a date in the list, may change.

@@ -21,12 +21,24 @@ from kit.evidence.text import in_markdown, value, value_range, visible
 from kit.records import Outcome, dumps
 
 EVIL = [
-    "<script>alert(1)</script>", "'><img src=x onerror=alert(1)>", '" onload="alert(1)', "](https://evil.example) [x](javascript:alert(1))",
-    "| a | b |\n\n# title", "\x1b[31mred\x1b]0;title\x07", "abc\u202edef\u2066g", "zero\u200bwidth\ufeff", "`code` **bold** ~~gone~~ <b>x</b>",
-    "www.evil.example https://evil.example ada@evil.example @everyone #1", "\ud800 lone", "</title></style></pre></table>", "&lt;b&gt;",
+    "<script>alert(1)</script>",
+    "'><img src=x onerror=alert(1)>",
+    '" onload="alert(1)',
+    "](https://evil.example) [x](javascript:alert(1))",
+    "| a | b |\n\n# title",
+    "\x1b[31mred\x1b]0;title\x07",
+    "abc\u202edef\u2066g",
+    "zero\u200bwidth\ufeff",
+    "`code` **bold** ~~gone~~ <b>x</b>",
+    "www.evil.example https://evil.example ada@evil.example @everyone #1",
+    "\ud800 lone",
+    "</title></style></pre></table>",
+    "&lt;b&gt;",
 ]
-ALLOWED_TAGS = set("html head meta link title style body p h1 h2 h3 h4 div b i small code pre table thead tbody tr th td ul ol li figure figcaption "
-                   "img a details summary".split())
+ALLOWED_TAGS = set(
+    "html head meta link title style body p h1 h2 h3 h4 div b i small code pre table thead tbody tr th td ul ol li figure figcaption "
+    "img a details summary".split()
+)
 
 
 class Reader(html.parser.HTMLParser):
@@ -43,11 +55,20 @@ class Reader(html.parser.HTMLParser):
         if tag not in ALLOWED_TAGS:
             self.problems.append(tag)
         for name, told in attrs:
-            if name.startswith("on") or name in ("srcset", "style", "action", "formaction", "background", "poster"):
+            if name.startswith("on") or name in (
+                "srcset",
+                "style",
+                "action",
+                "formaction",
+                "background",
+                "poster",
+            ):
                 self.problems.append(f"{tag} {name}")
             if name == "src" and not told.startswith("data:image/png;base64,"):
                 self.problems.append(f"{tag} src {told[:50]}")
-            if name == "href" and not re.match(r"data:,$|https?://|\.\./index\.html$|notebooks/|[\w-]+/index\.html$", told):
+            if name == "href" and not re.match(
+                r"data:,$|https?://|\.\./index\.html$|notebooks/|[\w-]+/index\.html$", told
+            ):
                 self.problems.append(f"{tag} href {told[:50]}")
 
     def handle_data(self, data):
@@ -59,10 +80,20 @@ def evidence_with(text):
     run = dataclasses.replace(evidence.notebooks[0], error=text)
     number = Number("n", None, "s", text, reason=text)
     promise = dataclasses.replace(evidence.promises[0], sentence=text, text=text)
-    checks = tuple(dataclasses.replace(check, found=text, expected=text, todo=text) for check in evidence.verdict.checks)
+    checks = tuple(
+        dataclasses.replace(check, found=text, expected=text, todo=text) for check in evidence.verdict.checks
+    )
     return dataclasses.replace(
-        evidence, headline=text, limits=(text,), notebooks=(run,), numbers=(number,), promises=(promise,), reviewer_nonce=text,
-        code={"commit": text, "is_dirty": True, "diff_sha256": text}, verdict=dataclasses.replace(evidence.verdict, checks=checks))
+        evidence,
+        headline=text,
+        limits=(text,),
+        notebooks=(run,),
+        numbers=(number,),
+        promises=(promise,),
+        reviewer_nonce=text,
+        code={"commit": text, "is_dirty": True, "diff_sha256": text},
+        verdict=dataclasses.replace(evidence.verdict, checks=checks),
+    )
 
 
 def hostile_notebook(text):
@@ -72,8 +103,16 @@ def hostile_notebook(text):
         {"output_type": "stream", "name": "stdout", "text": text},
         {"output_type": "error", "ename": text, "evalue": text, "traceback": [text]},
         {"output_type": "display_data", "data": {"text/html": text, "text/plain": text}, "metadata": {}},
-        {"output_type": "display_data", "data": {"text/markdown": text, "application/javascript": text}, "metadata": {}},
-        {"output_type": "display_data", "data": {"image/png": base64.b64encode(sample.png()).decode()}, "metadata": {"image/png": {"alt": text}}},
+        {
+            "output_type": "display_data",
+            "data": {"text/markdown": text, "application/javascript": text},
+            "metadata": {},
+        },
+        {
+            "output_type": "display_data",
+            "data": {"image/png": base64.b64encode(sample.png()).decode()},
+            "metadata": {"image/png": {"alt": text}},
+        },
         {"output_type": "display_data", "data": {"image/png": text, "image/svg+xml": text}, "metadata": {}},
     ]
     return value
@@ -81,14 +120,25 @@ def hostile_notebook(text):
 
 @pytest.mark.parametrize("text", EVIL)
 def test_hostile_text_stays_text_in_every_page(text):
-    files = {"env_info.txt": text.encode("utf-8", "replace"), "figures/a.png": sample.png(),
-             "figures/a.svg": f"<dc:description>{text}</dc:description>".encode("utf-8", "replace")}
-    for made in (page(evidence_with(text), files), notebook_html(hostile_notebook(text), text), overview([("a", evidence_with(text))])):
+    files = {
+        "env_info.txt": text.encode("utf-8", "replace"),
+        "figures/a.png": sample.png(),
+        "figures/a.svg": f"<dc:description>{text}</dc:description>".encode("utf-8", "replace"),
+    }
+    for made in (
+        page(evidence_with(text), files),
+        notebook_html(hostile_notebook(text), text),
+        overview([("a", evidence_with(text))]),
+    ):
         read = Reader(made)
         assert not read.problems
         assert not re.search("[\u202a-\u202e\u2066-\u2069\u200b\ufeff\x1b\x07]", made)
         made.encode()
-    links = [told for tag, told in Reader(page(evidence_with(text), files)).found if tag == "a" and told["href"].startswith("http")]
+    links = [
+        told
+        for tag, told in Reader(page(evidence_with(text), files)).found
+        if tag == "a" and told["href"].startswith("http")
+    ]
     assert not links
 
 
@@ -115,26 +165,44 @@ def test_pages_are_the_same_bytes_each_time(bundle):
 def test_page_begins_with_the_verdict_and_says_what_is_not_known(bundle):
     made = (bundle / "index.html").read_text(encoding="utf-8")
     text = Reader(made).text
-    assert text.index("PyTorch trains natively on the NVIDIA H100") < text.index("The six promises") < text.index("Numbers")
+    assert (
+        text.index("PyTorch trains natively on the NVIDIA H100")
+        < text.index("The six promises")
+        < text.index("Numbers")
+    )
     assert "unknown: not available here" in text and "124,439,808" in text
     told = (bundle / "README.md").read_text(encoding="utf-8")
-    assert told.startswith("# PASS: PyTorch trains natively on the NVIDIA H100") and "unknown: not available here" in told
+    assert (
+        told.startswith("# PASS: PyTorch trains natively on the NVIDIA H100")
+        and "unknown: not available here" in told
+    )
 
 
 def test_failing_cell_and_its_error_come_first(tmp_path):
     path = sample.make(tmp_path, state="FAILED")
     text = Reader((path / "index.html").read_text(encoding="utf-8")).text
-    assert text.index("Stopped in 01_smoke, cell 2.") < text.index("ZeroDivisionError") < text.index("The six promises")
+    assert (
+        text.index("Stopped in 01_smoke, cell 2.")
+        < text.index("ZeroDivisionError")
+        < text.index("The six promises")
+    )
     assert text.index("repair the cell") < text.index("The six promises")
 
 
 def test_dirty_code_is_never_silent():
-    assert "uncommitted changes (diff abc" in page(dataclasses.replace(evidence_with("x"), code={"commit": "1", "is_dirty": True, "diff_sha256": "abc"}), {})
+    assert "uncommitted changes (diff abc" in page(
+        dataclasses.replace(evidence_with("x"), code={"commit": "1", "is_dirty": True, "diff_sha256": "abc"}),
+        {},
+    )
 
 
 def test_figures_have_the_alt_text_of_their_svg(bundle):
-    files = {"figures/a_b.png": sample.png(), "figures/c.png": sample.png(), "figures/d.png": b"GIF89a",
-             "figures/c.svg": b"<dc:description>tokens/s &lt;up&gt;</dc:description>"}
+    files = {
+        "figures/a_b.png": sample.png(),
+        "figures/c.png": sample.png(),
+        "figures/d.png": b"GIF89a",
+        "figures/c.svg": b"<dc:description>tokens/s &lt;up&gt;</dc:description>",
+    }
     images = [told["alt"] for tag, told in Reader(page(evidence_with("x"), files)).found if tag == "img"]
     assert images == ["a b", "tokens/s <up>"]
 
@@ -147,15 +215,18 @@ def test_figures_over_the_limit_are_named_and_not_shown(monkeypatch):
     assert made.count("<img") == 1 and "figures/b.png is not shown here" in made
 
 
-@pytest.mark.parametrize("number,expected,spread", [
-    (Number("a", 1.74, "s", "d", low=1.7, high=1.8), "1.74 s", "1.70 s to 1.80 s"),
-    (Number("a", 989e12, "FLOP/s", "d"), "989 TFLOP/s", ""),
-    (Number("a", 3 * 1024**3, "B", "d"), "3.00 GiB", ""),
-    (Number("a", 0.412, "1", "d", low=0.4, high=None), "0.412", ""),
-    (Number("a", 31.66, "samples/s", "d"), "31.7 samples/s", ""),
-    (Number("a", 14, "points", "d"), "14 points", ""),
-    (Number("a", None, "W", "d", reason="a CPU run"), "unknown: a CPU run", ""),
-])
+@pytest.mark.parametrize(
+    "number,expected,spread",
+    [
+        (Number("a", 1.74, "s", "d", low=1.7, high=1.8), "1.74 s", "1.70 s to 1.80 s"),
+        (Number("a", 989e12, "FLOP/s", "d"), "989 TFLOP/s", ""),
+        (Number("a", 3 * 1024**3, "B", "d"), "3.00 GiB", ""),
+        (Number("a", 0.412, "1", "d", low=0.4, high=None), "0.412", ""),
+        (Number("a", 31.66, "samples/s", "d"), "31.7 samples/s", ""),
+        (Number("a", 14, "points", "d"), "14 points", ""),
+        (Number("a", None, "W", "d", reason="a CPU run"), "unknown: a CPU run", ""),
+    ],
+)
 def test_numbers_carry_unit_and_unknown_its_reason(number, expected, spread):
     assert (value(number), value_range(number)) == (expected, spread)
 
@@ -165,9 +236,16 @@ def test_hidden_characters_become_visible():
 
 
 def test_markdown_of_our_articles():
-    made = markdown("# Title\n\nOne *idea* a **cell**, `x * y` and [source](https://docs.example.org/a).\n\n- one\n  more\n- two\n\n1. a\n2. b\n\n"
-                    "| a | b |\n| --- | --- |\n| 1 | 2 |\n\n```\nx < y\n```\n")
-    assert "<h1>Title</h1>" in made and "<i>idea</i>" in made and "<b>cell</b>" in made and "<code>x * y</code>" in made
+    made = markdown(
+        "# Title\n\nOne *idea* a **cell**, `x * y` and [source](https://docs.example.org/a).\n\n- one\n  more\n- two\n\n1. a\n2. b\n\n"
+        "| a | b |\n| --- | --- |\n| 1 | 2 |\n\n```\nx < y\n```\n"
+    )
+    assert (
+        "<h1>Title</h1>" in made
+        and "<i>idea</i>" in made
+        and "<b>cell</b>" in made
+        and "<code>x * y</code>" in made
+    )
     assert "<a href='https://docs.example.org/a' rel='noopener noreferrer'>source</a>" in made
     assert "<ul><li>one more</li><li>two</li></ul>" in made and "<ol><li>a</li><li>b</li></ol>" in made
     assert "<tr><td>1</td><td>2</td></tr>" in made and "---" not in made and "<pre>x &lt; y</pre>" in made
@@ -175,9 +253,24 @@ def test_markdown_of_our_articles():
 
 def test_hash_of_a_notebook_is_that_of_its_template():
     template, executed = sample.notebook("a = 1", "b = 2", executed=False), sample.notebook("a = 1", "b = 2")
-    executed["cells"].insert(1, {"cell_type": "code", "metadata": {"tags": ["injected-parameters"]}, "source": "a = 9", "execution_count": 1, "outputs": []})
-    executed["cells"].insert(0, {"cell_type": "markdown", "metadata": {"tags": ["papermill-error-cell-tag"]}, "source": "error"})
-    executed["cells"][2]["source"] = ["# A notebook\r\n", "\r\n", "One `idea` a **cell**."] if executed["cells"][2]["cell_type"] == "markdown" else executed["cells"][2]["source"]
+    executed["cells"].insert(
+        1,
+        {
+            "cell_type": "code",
+            "metadata": {"tags": ["injected-parameters"]},
+            "source": "a = 9",
+            "execution_count": 1,
+            "outputs": [],
+        },
+    )
+    executed["cells"].insert(
+        0, {"cell_type": "markdown", "metadata": {"tags": ["papermill-error-cell-tag"]}, "source": "error"}
+    )
+    executed["cells"][2]["source"] = (
+        ["# A notebook\r\n", "\r\n", "One `idea` a **cell**."]
+        if executed["cells"][2]["cell_type"] == "markdown"
+        else executed["cells"][2]["source"]
+    )
     assert source_sha256(executed) == source_sha256(template)
     assert source_sha256(sample.notebook("a = 1", "b = 3")) != source_sha256(template)
 
@@ -200,7 +293,9 @@ def test_browser_makes_no_request_and_shows_no_error(tmp_path, chromium):
     """The page of a run that carries hostile text, opened in headless Chromium with a log of its network."""
     with open_bundle(tmp_path, "r1", secrets=sample.NO_SECRETS) as writer:
         sample.fill(writer, sample.run_record(run_id="r1", headline=f"{EVIL[0]} {EVIL[1]}"))
-        (writer.path / "notebooks/01_smoke.ipynb").write_text(json.dumps(hostile_notebook(EVIL[1])), encoding="utf-8")
+        (writer.path / "notebooks/01_smoke.ipynb").write_text(
+            json.dumps(hostile_notebook(EVIL[1])), encoding="utf-8"
+        )
         path = writer.finish(sample.conclude(writer.settle()))
     for name in ("index.html", "notebooks/01_smoke.html"):
         dom, complaints, urls = opened(chromium, path / name, tmp_path)
@@ -210,7 +305,10 @@ def test_browser_makes_no_request_and_shows_no_error(tmp_path, chromium):
 
 def test_browser_would_show_a_request_and_an_error(tmp_path, chromium):
     unsafe = tmp_path / "unsafe.html"
-    unsafe.write_text("<img src='https://x.evil.example/a.png'><script>console.error('seen'); missing()</script>", encoding="utf-8")
+    unsafe.write_text(
+        "<img src='https://x.evil.example/a.png'><script>console.error('seen'); missing()</script>",
+        encoding="utf-8",
+    )
     _, complaints, urls = opened(chromium, unsafe, tmp_path)
     assert len(complaints) >= 2 and any("x.evil.example" in url for url in urls)
 
@@ -219,13 +317,34 @@ def opened(chromium, page_path, folder):
     """(DOM, lines of the console, addresses asked for) of a page in headless Chromium; its own housekeeping left out."""
     log = folder / "net.json"
     done = subprocess.run(
-        [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr",
-         "--disable-background-networking", "--disable-component-update", "--no-first-run", f"--log-net-log={log}", "--dump-dom", page_path.as_uri()],
-        capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "HOME": str(folder)})
+        [
+            chromium,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={folder / 'profile'}",
+            "--enable-logging=stderr",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--no-first-run",
+            f"--log-net-log={log}",
+            "--dump-dom",
+            page_path.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "HOME": str(folder)},
+    )
     assert done.returncode == 0 and "</html>" in done.stdout, done.stderr
     asked = set(re.findall(r'"url":"(https?://[^"]+)"', log.read_text(encoding="utf-8", errors="replace")))
     own = re.compile(r"https?://[\w.-]*\b(google|googleapis|gvt1|gstatic)\.com[/:]")
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line], [url for url in asked if not own.match(url)]
+    return (
+        done.stdout,
+        [line for line in done.stderr.splitlines() if "CONSOLE" in line],
+        [url for url in asked if not own.match(url)],
+    )
 
 
 def test_verdict_words_have_their_colour():

@@ -18,7 +18,9 @@ pytestmark = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="ssh-
 def keys(tmp_path_factory):
     folder = tmp_path_factory.mktemp("keys")
     for name in ("ada", "eve"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(folder / name)], check=True)
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(folder / name)], check=True
+        )
     public = (folder / "ada.pub").read_text(encoding="utf-8")
     (folder / "allowed").write_text(f"ada@example.org {public}", encoding="utf-8")
     (folder / "other_namespace").write_text(f'ada@example.org namespaces="git" {public}', encoding="utf-8")
@@ -32,7 +34,11 @@ def check(path, *args):
 def test_signed_by_a_trusted_person_says_so(bundle, keys):
     assert sign(bundle, keys / "ada") == bundle / SIGNATURE
     found = check(bundle, keys / "allowed", "ada@example.org")
-    assert found.exit_code == 0 and "Signed by ada@example.org" in found.worth and "this person vouches" in found.worth
+    assert (
+        found.exit_code == 0
+        and "Signed by ada@example.org" in found.worth
+        and "this person vouches" in found.worth
+    )
     assert "ada@example.org" in check(bundle, keys / "allowed").worth
 
 
@@ -54,7 +60,11 @@ def test_identity_and_namespace_are_always_checked(bundle, keys):
     assert check(bundle, keys / "allowed", "eve@example.org").exit_code == 3
     assert check(bundle, keys / "other_namespace").exit_code == 3
     (bundle / SIGNATURE).unlink()
-    subprocess.run(["ssh-keygen", "-q", "-Y", "sign", "-f", str(keys / "ada"), "-n", "file", str(bundle / MANIFEST)], check=True, capture_output=True)
+    subprocess.run(
+        ["ssh-keygen", "-q", "-Y", "sign", "-f", str(keys / "ada"), "-n", "file", str(bundle / MANIFEST)],
+        check=True,
+        capture_output=True,
+    )
     assert NAMESPACE != "file" and check(bundle, keys / "allowed").exit_code == 4
 
 

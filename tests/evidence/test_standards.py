@@ -23,8 +23,14 @@ def test_schema_names_every_field_and_no_other():
     for name, kind in kinds.items():
         fields = [field.name for field in dataclasses.fields(kind)]
         assert list(SCHEMA["$defs"][name]["properties"]) == fields == SCHEMA["$defs"][name]["required"]
-    assert list(SCHEMA["properties"]) == [field.name for field in dataclasses.fields(model.Evidence)] == SCHEMA["required"]
-    assert list(SCHEMA["properties"]["verdict"]["properties"]) == [field.name for field in dataclasses.fields(Verdict)]
+    assert (
+        list(SCHEMA["properties"])
+        == [field.name for field in dataclasses.fields(model.Evidence)]
+        == SCHEMA["required"]
+    )
+    assert list(SCHEMA["properties"]["verdict"]["properties"]) == [
+        field.name for field in dataclasses.fields(Verdict)
+    ]
     assert SCHEMA["$defs"]["outcome"]["enum"] == [str(outcome) for outcome in Outcome]
     assert SCHEMA["properties"]["schema_version"]["const"] == model.SCHEMA_VERSION
     assert typing.get_type_hints(model.Evidence)["state"] is str
@@ -41,11 +47,20 @@ def test_evidence_fits_the_schema(bundle, validator):
     validator.validate(json.loads((bundle / "evidence.json").read_bytes()))
 
 
-@pytest.mark.parametrize("change", [
-    lambda e: e.pop("nonce"), lambda e: e.update(more=1), lambda e: e.update(state="RUNNING"), lambda e: e.update(state="FAILED"),
-    lambda e: e["verdict"]["checks"].clear(), lambda e: e["numbers"][0].update(value="39"), lambda e: e["numbers"][3].update(reason=None),
-    lambda e: e.update(started_utc="2026-11-01 12:00"), lambda e: e["notebooks"][0].update(template_sha256="x"),
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda e: e.pop("nonce"),
+        lambda e: e.update(more=1),
+        lambda e: e.update(state="RUNNING"),
+        lambda e: e.update(state="FAILED"),
+        lambda e: e["verdict"]["checks"].clear(),
+        lambda e: e["numbers"][0].update(value="39"),
+        lambda e: e["numbers"][3].update(reason=None),
+        lambda e: e.update(started_utc="2026-11-01 12:00"),
+        lambda e: e["notebooks"][0].update(template_sha256="x"),
+    ],
+)
 def test_evidence_that_is_wrong_does_not_fit(bundle, validator, change):
     evidence = json.loads((bundle / "evidence.json").read_bytes())
     change(evidence)
@@ -54,29 +69,49 @@ def test_evidence_that_is_wrong_does_not_fit(bundle, validator, change):
 
 def test_junit_counts_inconclusive_as_an_error_and_fail_as_a_failure():
     checks = [Check(f"native.{outcome}", outcome, f"<{outcome}> \x1b[31m \u202e", "x") for outcome in Outcome]
-    evidence = dataclasses.replace(sample.conclude({"raw/run.json": dumps(sample.run_record()).encode()}), verdict=Verdict.of(checks))
+    evidence = dataclasses.replace(
+        sample.conclude({"raw/run.json": dumps(sample.run_record()).encode()}), verdict=Verdict.of(checks)
+    )
     root = ElementTree.fromstring(standards.junit(evidence))
     suite = root[0]
-    assert suite.attrib | {"name": ""} == {"name": "", "tests": "6", "failures": "3", "errors": "1", "skipped": "0"}
+    assert suite.attrib | {"name": ""} == {
+        "name": "",
+        "tests": "6",
+        "failures": "3",
+        "errors": "1",
+        "skipped": "0",
+    }
     found = {case.get("name"): [child.tag for child in case] for case in suite}
-    assert found == {"kit.verdict": ["failure"], "native.PASS": [], "native.REHEARSAL": [], "native.INCONCLUSIVE": ["error"],
-                     "native.FAIL": ["failure"], "native.INVALID": ["failure"]}
+    assert found == {
+        "kit.verdict": ["failure"],
+        "native.PASS": [],
+        "native.REHEARSAL": [],
+        "native.INCONCLUSIVE": ["error"],
+        "native.FAIL": ["failure"],
+        "native.INVALID": ["failure"],
+    }
 
 
 def test_junit_of_a_report_without_checks_is_red():
-    evidence = dataclasses.replace(sample.conclude({"raw/run.json": dumps(sample.run_record()).encode()}), verdict=Verdict.of(()))
+    evidence = dataclasses.replace(
+        sample.conclude({"raw/run.json": dumps(sample.run_record()).encode()}), verdict=Verdict.of(())
+    )
     assert ElementTree.fromstring(standards.junit(evidence))[0].get("errors") == "1"
 
 
 def test_sums_hold_for_everyones_tool(bundle):
-    done = subprocess.run(["sha256sum", "-c", "--strict", "--quiet", "SHA256SUMS"], cwd=bundle, capture_output=True, check=False)
+    done = subprocess.run(
+        ["sha256sum", "-c", "--strict", "--quiet", "SHA256SUMS"], cwd=bundle, capture_output=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_crate_names_every_file_with_its_hash(bundle):
     from kit.evidence.manifest import Entry
 
-    graph = {entity["@id"]: entity for entity in loads((bundle / "ro-crate-metadata.json").read_bytes())["@graph"]}
+    graph = {
+        entity["@id"]: entity for entity in loads((bundle / "ro-crate-metadata.json").read_bytes())["@graph"]
+    }
     names = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()}
     listed = {part["@id"] for part in graph["./"]["hasPart"]}
     assert listed == names - {"ro-crate-metadata.json", "manifest.json", "SHA256SUMS"}
@@ -101,6 +136,11 @@ def _issues(crate):
     """What the validator finds, in a process of its own, since it warns at import and keeps a global cache."""
     pytest.importorskip("rocrate_validator", reason="roc-validator is not installed")
     pytest.importorskip("rocrate", reason="rocrate, which carries the 1.1 context, is not installed")
-    done = subprocess.run([sys.executable, str(Path(__file__).with_name("validate_crate.py")), str(crate)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("validate_crate.py")), str(crate)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

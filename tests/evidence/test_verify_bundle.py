@@ -104,8 +104,17 @@ def test_all_problems_of_files_are_told_at_once(bundle):
     assert "foreign: payload.sh" in found
 
 
-@pytest.mark.parametrize("name", ["raw/steps.jsonl", "raw/negative_control.json", "notebooks/01_smoke.ipynb", "README.md",
-                                  "raw/records/01_smoke.json", "cuda_check.txt"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "raw/steps.jsonl",
+        "raw/negative_control.json",
+        "notebooks/01_smoke.ipynb",
+        "README.md",
+        "raw/records/01_smoke.json",
+        "cuda_check.txt",
+    ],
+)
 def test_required_set_comes_from_the_schema_not_from_the_manifest(bundle, name):
     (bundle / name).unlink()
     sample.rehash(bundle)
@@ -117,15 +126,21 @@ def test_edited_loss_is_found_after_rehashing(bundle):
     edit(bundle, "raw/steps.jsonl", b"3.87}", b"1.87}")
     found = check(bundle)
     assert found.exit_code == 4
-    assert "last_loss" in step(found, "recomputed").check.found and "1.87" in step(found, "recomputed").check.found
+    assert (
+        "last_loss" in step(found, "recomputed").check.found
+        and "1.87" in step(found, "recomputed").check.found
+    )
 
 
-@pytest.mark.parametrize("name,old,new", [
-    ("evidence.json", b'"outcome": "PASS"', b'"outcome": "FAIL"'),
-    ("evidence.json", b"124439808", b"124439809"),
-    ("evidence.json", b"PyTorch trains natively", b"PyTorch trains supernaturally"),
-    ("raw/run.json", b"H100", b"H200"),
-])
+@pytest.mark.parametrize(
+    "name,old,new",
+    [
+        ("evidence.json", b'"outcome": "PASS"', b'"outcome": "FAIL"'),
+        ("evidence.json", b"124439808", b"124439809"),
+        ("evidence.json", b"PyTorch trains natively", b"PyTorch trains supernaturally"),
+        ("raw/run.json", b"H100", b"H200"),
+    ],
+)
 def test_edited_evidence_is_found_after_rehashing(bundle, name, old, new):
     edit(bundle, name, old, new)
     assert step(check(bundle), "recomputed").check.outcome is Outcome.INVALID
@@ -139,17 +154,22 @@ def test_edited_report_is_found_after_rehashing(bundle, name):
     assert found.outcome is Outcome.INVALID and name in found.found
 
 
-def test_pages_of_another_kit_version_are_inconclusive(tmp_path, monkeypatch):
+def test_words_of_another_kit_version_are_inconclusive_and_never_a_pass(tmp_path, monkeypatch):
     import kit.evidence.verify as module
 
-    path = sample.make(tmp_path)
-    (path / "README.md").write_bytes(b"# older words\n")
-    sample.rehash(path)
+    pages, words = sample.make(tmp_path, run_id="a"), sample.make(tmp_path, run_id="b")
+    (pages / "README.md").write_bytes(b"# older words\n")
+    sample.rehash(pages)
+    edit(words, "evidence.json", b"PyTorch trains natively", b"PyTorch did train natively")
     monkeypatch.setattr(module, "__version__", "9.9.9")
-    assert check(path).exit_code == 3
+    assert check(pages).exit_code == check(words).exit_code == 3
+    assert f"made by kit {sample.VERSION}, this is 9.9.9" in step(check(words), "recomputed").check.found
 
 
-@pytest.mark.parametrize("name,key", [("raw/run.json", "run_id"), ("raw/run.json", "nonce"), ("raw/records/01_smoke.json", "nonce")])
+@pytest.mark.parametrize(
+    "name,key",
+    [("raw/run.json", "run_id"), ("raw/run.json", "nonce"), ("raw/records/01_smoke.json", "nonce")],
+)
 def test_parts_of_two_runs_are_found(bundle, name, key):
     value = loads((bundle / name).read_bytes())
     (bundle / name).write_text(json.dumps({**value, key: "another"}), encoding="utf-8")
@@ -163,12 +183,15 @@ def test_foreign_record_with_its_own_nonce_is_found(bundle):
     assert step(check(bundle), "one_run").check.outcome is Outcome.INVALID
 
 
-@pytest.mark.parametrize("begin,end,words", [
-    ("2026-11-01T12:01:00+00:00", "2026-11-01T12:00:00+00:00", "ended before it began"),
-    ("2026-11-01T12:00:00", "2026-11-01T12:01:00", "not ISO 8601 in UTC"),
-    ("2026-11-01T12:00:00+02:00", "2026-11-01T12:01:00+02:00", "not ISO 8601 in UTC"),
-    ("2030-11-01T12:00:00+00:00", "2030-11-01T12:01:00+00:00", "in the future"),
-])
+@pytest.mark.parametrize(
+    "begin,end,words",
+    [
+        ("2026-11-01T12:01:00+00:00", "2026-11-01T12:00:00+00:00", "ended before it began"),
+        ("2026-11-01T12:00:00", "2026-11-01T12:01:00", "not ISO 8601 in UTC"),
+        ("2026-11-01T12:00:00+02:00", "2026-11-01T12:01:00+02:00", "not ISO 8601 in UTC"),
+        ("2030-11-01T12:00:00+00:00", "2030-11-01T12:01:00+00:00", "in the future"),
+    ],
+)
 def test_impossible_times_are_invalid(tmp_path, begin, end, words):
     path = sample.make(tmp_path, started_utc=begin, ended_utc=end)
     now = datetime.datetime(2026, 11, 22, tzinfo=datetime.UTC)
@@ -186,14 +209,22 @@ def test_reviewers_nonce_must_be_the_one_given(tmp_path):
     assert check(path, reviewer_nonce="tell me 43").exit_code == 4
 
 
-@pytest.mark.parametrize("change,words", [
-    (lambda nb: nb["cells"][1].update(execution_count=5), "execution count 5"),
-    (lambda nb: nb["cells"][2].update(execution_count=None), "execution count None"),
-    (lambda nb: nb["cells"][1].update(source="a = 2"), "not those of the template"),
-    (lambda nb: nb["cells"][1]["outputs"].append({"output_type": "error", "ename": "E", "evalue": "v", "traceback": []}), "ended in E: v"),
-    (lambda nb: nb.update(cells=[]), "no code cell"),
-    (lambda nb: nb.update(cells=7), "not a notebook"),
-])
+@pytest.mark.parametrize(
+    "change,words",
+    [
+        (lambda nb: nb["cells"][1].update(execution_count=5), "execution count 5"),
+        (lambda nb: nb["cells"][2].update(execution_count=None), "execution count None"),
+        (lambda nb: nb["cells"][1].update(source="a = 2"), "not those of the template"),
+        (
+            lambda nb: nb["cells"][1]["outputs"].append(
+                {"output_type": "error", "ename": "E", "evalue": "v", "traceback": []}
+            ),
+            "ended in E: v",
+        ),
+        (lambda nb: nb.update(cells=[]), "no code cell"),
+        (lambda nb: nb.update(cells=7), "not a notebook"),
+    ],
+)
 def test_notebook_that_did_not_run_as_its_template_is_found(bundle, change, words):
     path = bundle / "notebooks/01_smoke.ipynb"
     value = json.loads(path.read_text(encoding="utf-8"))
@@ -209,9 +240,15 @@ def test_detector_that_did_not_turn_red_is_invalid(tmp_path, bundle):
     assert check(bundle).exit_code == 4
     silent = lambda files: _without_control(sample.conclude(files))
     path = sample.make(tmp_path / "b", run_id="other")
-    (path / "evidence.json").write_text(dumps(silent({p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*.json*")})) + "\n", encoding="utf-8", newline="\n")
+    (path / "evidence.json").write_text(
+        dumps(silent({p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*.json*")})) + "\n",
+        encoding="utf-8",
+        newline="\n",
+    )
     sample.rehash(path)
-    assert step(verify(path, conclude=silent), "negative_control").check.found == "negative control: not there"
+    assert (
+        step(verify(path, conclude=silent), "negative_control").check.found == "negative control: not there"
+    )
 
 
 def _without_control(evidence):
@@ -228,21 +265,31 @@ def test_bundle_without_checks_is_vacuous(tmp_path, bundle):
 
     from kit.records import Verdict
 
-    empty = lambda files: dataclasses.replace(sample.conclude(files), verdict=Verdict(Outcome.PASS, ()), promises=())
-    (bundle / "evidence.json").write_text(dumps(empty({p.relative_to(bundle).as_posix(): p.read_bytes() for p in bundle.rglob("*.json*")})) + "\n", encoding="utf-8", newline="\n")
+    empty = lambda files: dataclasses.replace(
+        sample.conclude(files), verdict=Verdict(Outcome.PASS, ()), promises=()
+    )
+    (bundle / "evidence.json").write_text(
+        dumps(empty({p.relative_to(bundle).as_posix(): p.read_bytes() for p in bundle.rglob("*.json*")}))
+        + "\n",
+        encoding="utf-8",
+        newline="\n",
+    )
     sample.rehash(bundle)
     found = verify(bundle, conclude=empty)
     assert found.exit_code == 4 and "no check or no promise" in step(found, "recomputed").check.found
 
 
-@pytest.mark.parametrize("number,words", [
-    ({"name": "best_mfu_measured", "value": 1.3, "unit": "1"}, "over 1"),
-    ({"name": "steady_step_s", "value": -0.1, "unit": "s"}, "negative"),
-    ({"name": "max_power_w", "value": None, "unit": "W"}, "without a reason"),
-    ({"name": "steady_step_s", "value": 1.0, "unit": "s", "low": 2.0, "high": 1.0}, "upside down"),
-    ({"name": "matmul_bf16_flop_per_s", "value": 2e15, "unit": "FLOP/s"}, "the card's peak is"),
-    ({"name": "samples", "value": 10**9, "unit": "samples"}, "longer than the run"),
-])
+@pytest.mark.parametrize(
+    "number,words",
+    [
+        ({"name": "best_mfu_measured", "value": 1.3, "unit": "1"}, "over 1"),
+        ({"name": "steady_step_s", "value": -0.1, "unit": "s"}, "negative"),
+        ({"name": "max_power_w", "value": None, "unit": "W"}, "without a reason"),
+        ({"name": "steady_step_s", "value": 1.0, "unit": "s", "low": 2.0, "high": 1.0}, "upside down"),
+        ({"name": "matmul_bf16_flop_per_s", "value": 2e15, "unit": "FLOP/s"}, "the card's peak is"),
+        ({"name": "samples", "value": 10**9, "unit": "samples"}, "longer than the run"),
+    ],
+)
 def test_impossible_numbers_are_told(number, words):
     import dataclasses
 
@@ -250,7 +297,10 @@ def test_impossible_numbers_are_told(number, words):
     from kit.evidence.plausible import implausible
 
     evidence = sample.conclude({"raw/run.json": dumps(sample.run_record()).encode()})
-    base = (Number("peak_bf16_flop_per_s", 989e12, "FLOP/s", "datasheet"), Number("smoke_samples_per_s", 30.0, "samples/s", "d"))
+    base = (
+        Number("peak_bf16_flop_per_s", 989e12, "FLOP/s", "datasheet"),
+        Number("smoke_samples_per_s", 30.0, "samples/s", "d"),
+    )
     assert not list(implausible(dataclasses.replace(evidence, numbers=base)))
     numbers = (*base, Number(**{"definition": "d", **number}))
     assert any(words in problem for problem in implausible(dataclasses.replace(evidence, numbers=numbers)))
@@ -266,7 +316,10 @@ def test_line_ends_that_git_changed_are_recognised(bundle):
 
 def test_newer_schema_is_inconclusive_and_older_is_invalid(bundle):
     edit(bundle, MANIFEST, b'"schema_version": "1.0"', b'"schema_version": "1.7"', rehash=False)
-    assert check(bundle).exit_code == 3 and "newer than this verifier" in step(check(bundle), "manifest").check.found
+    assert (
+        check(bundle).exit_code == 3
+        and "newer than this verifier" in step(check(bundle), "manifest").check.found
+    )
     edit(bundle, MANIFEST, b'"schema_version": "1.7"', b'"schema_version": "x"', rehash=False)
     assert check(bundle).exit_code == 4
 
@@ -287,14 +340,20 @@ def test_moved_and_read_only_copy_verifies(bundle, tmp_path):
     assert check(moved).outcome is Outcome.PASS
 
 
-@pytest.mark.parametrize("make,words", [
-    (lambda d: d.mkdir(), "it is empty"),
-    (lambda d: (d.mkdir(), (d / "notes.txt").write_text("x", encoding="utf-8")), "not a bundle of the kit"),
-    (lambda d: d.write_bytes(b"not a zip at all"), "not a folder and not a zip"),
-    (lambda d: zipfile.ZipFile(d, "w").close(), "it is empty"),
-    (lambda d: _zip_of(d, "holiday.jpg"), "not a bundle of the kit"),
-    (lambda d: (d.mkdir(), (d / MANIFEST).write_text("[]", encoding="utf-8")), "not of the kit"),
-])
+@pytest.mark.parametrize(
+    "make,words",
+    [
+        (lambda d: d.mkdir(), "it is empty"),
+        (
+            lambda d: (d.mkdir(), (d / "notes.txt").write_text("x", encoding="utf-8")),
+            "not a bundle of the kit",
+        ),
+        (lambda d: d.write_bytes(b"not a zip at all"), "not a folder and not a zip"),
+        (lambda d: zipfile.ZipFile(d, "w").close(), "it is empty"),
+        (lambda d: _zip_of(d, "holiday.jpg"), "not a bundle of the kit"),
+        (lambda d: (d.mkdir(), (d / MANIFEST).write_text("[]", encoding="utf-8")), "not of the kit"),
+    ],
+)
 def test_each_foreign_thing_gets_its_word(tmp_path, make, words):
     make(tmp_path / "thing")
     found = check(tmp_path / "thing")
@@ -312,13 +371,13 @@ def test_missing_path_is_a_usage_error(tmp_path):
 
 
 def test_half_written_folder_is_running_or_abandoned(tmp_path):
-    from kit.evidence.bundle import is_running, open_bundle
+    from kit.evidence.bundle import open_bundle, running_state
 
     with open_bundle(tmp_path, "r1", secrets=sample.NO_SECRETS) as writer:
         sample.fill(writer)
-        found = check(writer.path, is_running=is_running)
+        found = check(writer.path, is_running=lambda path: running_state(path) == "RUNNING")
         assert found.exit_code == 4 and "RUNNING" in text(found)
-    found = check(writer.path, is_running=is_running)
+    found = check(writer.path, is_running=lambda path: running_state(path) == "RUNNING")
     assert found.exit_code == 4 and "ABANDONED" in text(found)
 
 
@@ -359,14 +418,30 @@ def test_fuzzed_bundles_give_a_verdict_and_no_traceback(bundle, trials, tally):
     assert set(codes) <= {1, 3, 4, "0, forged with its hashes"}
 
 
-_ODD = [b"NaN", b"1e999", b"-1", b"true", b"null", b'""', b"[]", b"9" * 5000, b"[" * 5000, b'"\\ud800"', b"\xff\xfe", b"\0", b"1.5"]
+_ODD = [
+    b"NaN",
+    b"1e999",
+    b"-1",
+    b"true",
+    b"null",
+    b'""',
+    b"[]",
+    b"9" * 5000,
+    b"[" * 5000,
+    b'"\\ud800"',
+    b"\xff\xfe",
+    b"\0",
+    b"1.5",
+]
 
 
 def _fuzzed(draw, data, other):
     at, to = sorted(draw.randrange(len(data) + 1) for _ in range(2))
     kind = draw.randrange(6)
     if kind == 0:
-        return data[:at] + draw.randbytes(draw.randrange(1, 9)) + data[min(len(data), at + draw.randrange(9)) :]
+        return (
+            data[:at] + draw.randbytes(draw.randrange(1, 9)) + data[min(len(data), at + draw.randrange(9)) :]
+        )
     if kind == 1:
         return data[:at]
     if kind == 2:
@@ -416,6 +491,8 @@ def test_verify_needs_the_standard_library_only(bundle):
         "assert not foreign, foreign\n"
         "assert not {'subprocess', 'socket', 'pickle'} & set(sys.modules), sys.modules.keys()\n"
     )
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], cwd=bundle, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], cwd=bundle, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "4"

@@ -23,13 +23,25 @@ def validate(crate):
         body = resources.files("rocrate").joinpath("data/ro-crate.jsonld").read_bytes()
         request = requests.Request("GET", "https://w3id.org/ro/crate/1.1/context").prepare()
         response = requests.Response()
-        response.status_code, response.url, response.request, response._content = 200, request.url, request, body
+        response.status_code, response.url, response.request, response._content = (
+            200,
+            request.url,
+            request,
+            body,
+        )
         response.headers["Content-Type"] = "application/ld+json"
-        response.raw = urllib3.HTTPResponse(io.BytesIO(body), response.headers, 200, preload_content=False, request_url=request.url)
+        response.raw = urllib3.HTTPResponse(
+            io.BytesIO(body), response.headers, 200, preload_content=False, request_url=request.url
+        )
         session.cache.save_response(response, session.cache.create_key(request))
         session.close()
         settings = models.ValidationSettings(
-            rocrate_uri=crate, profile_identifier="process-run-crate-0.5", requirement_severity="REQUIRED", offline=True, cache_path=cache)
+            rocrate_uri=crate,
+            profile_identifier="process-run-crate-0.5",
+            requirement_severity="REQUIRED",
+            offline=True,
+            cache_path=cache,
+        )
         return [issue.message for issue in services.validate(settings).get_issues()]
 
 

@@ -35,7 +35,11 @@ def test_smi_row_gives_name_capability_and_driver(tmp_path):
     driver = read(tmp_path, run=smi(ROW))
     (gpu,) = driver.gpus
     assert driver.version == "576.88" and driver.nvml_error is None
-    assert (gpu.name, gpu.compute_capability, gpu.memory_bytes) == ("NVIDIA GeForce RTX 5090", (12, 0), 32607 * 1024**2)
+    assert (gpu.name, gpu.compute_capability, gpu.memory_bytes) == (
+        "NVIDIA GeForce RTX 5090",
+        (12, 0),
+        32607 * 1024**2,
+    )
 
 
 def test_text_of_a_failing_smi_is_no_witness(tmp_path):

@@ -67,7 +67,15 @@ def build(root, pick=CPU, *, pip=None, index_url=None, **more):
     environment = env.Environment(root / f".venv-{pick.kind}")
     pip = pip or Pip(environment)
     env.build(
-        environment, pick, NEEDS, files=files(root), root=root, index_url=index_url, run=pip, say=lambda _: None, **more
+        environment,
+        pick,
+        NEEDS,
+        files=files(root),
+        root=root,
+        index_url=index_url,
+        run=pip,
+        say=lambda _: None,
+        **more,
     )
     return environment, pip
 
@@ -79,7 +87,9 @@ def serves(environment, root, kinds=("cpu",)):
 def test_a_built_environment_serves(root):
     environment, pip = build(root)
     assert serves(environment, root)
-    assert ["venv" in pip.commands[0], "torch==2.13.0" in pip.commands[1], "-r" in pip.commands[2]] == [True] * 3
+    assert ["venv" in pip.commands[0], "torch==2.13.0" in pip.commands[1], "-r" in pip.commands[2]] == [
+        True
+    ] * 3
 
 
 def test_torch_comes_from_its_index_and_the_rest_from_the_ordinary_one(root):
@@ -185,7 +195,18 @@ def test_a_hand_made_environment_is_used_if_it_serves(root):
     assert environment.is_foreign and not serves(environment, root)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"kind": "cpu"}', '{"kind": 1, "torch": 2, "requirements": 3, "root": 4}'])
+def test_an_empty_folder_is_nobodys(root):
+    """A set-up that was killed between making the folder and marking it."""
+    (root / ".venv-cpu").mkdir()
+    environment = env.Environment(root / ".venv-cpu")
+    assert not environment.is_foreign
+    build(root)
+    assert serves(environment, root)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"kind": "cpu"}', '{"kind": 1, "torch": 2, "requirements": 3, "root": 4}']
+)
 def test_a_marker_that_cannot_be_read_is_no_marker(root, text):
     environment, _ = build(root)
     (environment.folder / env.DONE).write_text(text)

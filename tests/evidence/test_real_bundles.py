@@ -1,0 +1,105 @@
+"""The bundles in reports/, made on real machines: each verifies with a bare Python, and no copy that was changed does."""
+
+import random
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import evidence_sample as sample
+import pytest
+
+from kit.evidence.verify import load, text, verify
+from kit.records import Outcome, loads
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLES = sorted(path.parent for path in (ROOT / "reports").glob("*/manifest.json"))
+if not BUNDLES:
+    pytest.skip("reports/ holds no bundle yet", allow_module_level=True)
+named = pytest.mark.parametrize("real", BUNDLES, ids=lambda path: path.name)
+
+
+@named
+def test_real_bundle_verifies_in_a_bare_python(real):
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from kit.evidence.verify import verify, text; found = verify(sys.argv[1]); "
+        "print(text(found)); sys.exit(0 if found.integrity.value == 'PASS' else 1)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, str(real)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@named
+def test_real_bundle_is_red_where_it_failed_and_only_there(real):
+    evidence = loads((real / "evidence.json").read_bytes())
+    assert str(verify(real).outcome) == evidence["verdict"]["outcome"]
+
+
+@named
+def test_copy_with_one_byte_changed_does_not_verify(real, tmp_path, tally):
+    copy = shutil.copytree(real, tmp_path / real.name)
+    draw, files = random.Random(1), sorted(p for p in copy.rglob("*") if p.is_file())
+    for path in files:
+        data = path.read_bytes()
+        at = draw.randrange(len(data)) if data else 0
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :] if data else b"\n")
+        assert verify(copy).exit_code == 4, path.name
+        path.write_bytes(data)
+    tally(f"one byte changed in each file of {real.name}", len(files), f"{len(files)} INVALID")
+
+
+@named
+def test_edited_records_of_a_real_bundle_are_found_though_hashed_again(real, tmp_path, trials, tally):
+    """Values in facts/ and raw/ replaced: the evidence no longer follows, or the value decides nothing."""
+    copy = shutil.copytree(real, tmp_path / real.name)
+    draw, total = random.Random(2), trials(2000)
+    before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
+    names = [
+        p
+        for p in sorted(before)
+        if p.relative_to(copy).parts[0] in ("facts", "raw") and p.suffix in (".json", ".jsonl", ".csv")
+    ]
+    codes = {}
+    for _ in range(total):
+        path = draw.choice(names)
+        tokens = list(re.finditer(rb'(?<=: )(?:"[^"]*"|[-\d.e]+|true|false|null)|(?<=,)[\d.]+', before[path]))
+        if not tokens:
+            continue
+        token = draw.choice(tokens)
+        odd = draw.choice(
+            [b"NaN", b"-1", b"1e300", b"0", b"true", b"null", b'""', b"[]", b"{}", b"9" * 400, b'"x"', b"1.5"]
+        )
+        path.write_bytes(before[path][: token.start()] + odd + before[path][token.end() :])
+        sample.rehash(copy)
+        found = verify(copy)
+        codes[found.exit_code] = codes.get(found.exit_code, 0) + 1
+        assert found.exit_code in (0, 1, 3, 4), text(found)
+        for file, data in before.items():
+            if file == path or file.parent == copy:
+                file.write_bytes(data)
+    tally(
+        f"values in the records of {real.name} replaced and hashed again",
+        total,
+        ", ".join(f"exit {code}: {count}" for code, count in sorted(codes.items())),
+    )
+    assert codes[4] > total // 3
+
+
+@named
+def test_real_bundle_can_be_compared(real):
+    evidence, files = load(real)
+    if evidence.verdict.outcome in (Outcome.PASS, Outcome.REHEARSAL):
+        from kit.evidence.compare import read_side
+
+        side = read_side([(evidence, files)])
+        assert side.values[0] > 0 and side.keys["config.model"] and side.keys["dataset"]
+
+
+@named
+def test_real_bundle_fits_the_schema(real):
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+    schema = loads((ROOT / "kit/evidence/evidence.schema.json").read_bytes())
+    jsonschema.Draft202012Validator(schema).validate(loads((real / "evidence.json").read_bytes()))
