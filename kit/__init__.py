@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 # public name -> module that defines it
 _PUBLIC = {
     "Check": "kit.records",
+    "GpuGuardCallback": "kit.train.guard",
     "KitError": "kit.errors",
     "MachineFacts": "kit.gpu.facts",
     "Outcome": "kit.records",
@@ -18,6 +19,7 @@ _PUBLIC = {
     "TrainConfig": "kit.train.config",
     "Verdict": "kit.records",
     "check": "kit.gpu.check",
+    "gpu_guard": "kit.train.guard",
     "probe": "kit.gpu.probe",
 }
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kit import __version__
+from kit import __version__, terminal
 from kit.errors import EXIT_INTERNAL, EXIT_PASS, EXIT_SIGINT, EXIT_USAGE, KitError, UsageError
 from kit.records import Outcome, dumps, from_json, loads, to_json
 
@@ -45,10 +45,7 @@ class Answer:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code. A person's mistake is a message, never a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a character gets a replacement, not a crash.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    terminal.prepare()
     top = parser()
     args, rest = top.parse_known_args(argv)
     if rest and args.command not in PASS_ON:
@@ -86,6 +83,10 @@ def _error_record(error: KitError) -> dict[str, Any]:
 
 
 def run_check(args: argparse.Namespace) -> Answer:
+    if args.wheel or args.installed:
+        return _look_inside(args)
+    if args.environments:
+        return _environments(args.environments)
     from kit.gpu.check import check
     from kit.gpu.facts import MachineFacts
 
@@ -97,7 +98,55 @@ def run_check(args: argparse.Namespace) -> Answer:
         "verdict": result.verdict.outcome, "diagnosis": result.verdict.diagnosis, "findings": result.verdict.findings,
         "remedy": result.remedy, "facts": result.facts,
     }
-    return Answer(str(result), record, result.verdict.outcome.exit_code)
+    return Answer(_check_screen(result), record, result.verdict.outcome.exit_code)
+
+
+def _check_screen(result) -> str:
+    from kit.show import screen
+
+    is_fine = result.verdict.outcome in (Outcome.PASS, Outcome.REHEARSAL)
+    advice = () if is_fine else (result.remedy.summary, *(f"    {command}" for command in result.remedy.commands))
+    width, height = terminal.size()
+    return screen(result.verdict, title="GPU check", advice=advice, width=width, height=height,
+                  is_coloured=terminal.is_coloured())
+
+
+def _look_inside(args: argparse.Namespace) -> Answer:
+    """Which GPU code a wheel or an installed package really holds, against this machine's GPU or a named one."""
+    from kit.gpu import driver
+    from kit.gpu.scan import check, scan_installed, scan_wheel
+    from kit.show import Table, check_lines
+
+    found = scan_wheel(args.wheel) if args.wheel else scan_installed(args.installed)
+    capability = _capability(args.capability)
+    if capability is None:
+        gpus = driver.read_driver().gpus
+        capability = gpus[0].compute_capability if gpus else None
+    answer = check(found, capability)
+    rows = tuple((library.name, " ".join(library.counts)) for library in found.libraries)
+    text = [f"{found.name}: {' '.join(found.arch_list) or 'no GPU code'} in {found.files_read} libraries"]
+    text += ["", str(Table(("library", "code"), rows))] if rows else []
+    text += ["", *check_lines([answer])]
+    return Answer("\n".join(text), {"verdict": answer.outcome, "check": answer, "scan": found}, answer.outcome.exit_code)
+
+
+def _capability(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    major, _, minor = text.partition(".")
+    if not (major.isdigit() and minor.isdigit()):
+        raise UsageError(f"--capability {text}", expected="a compute capability such as 12.0", todo="correct it")
+    return int(major), int(minor)
+
+
+def _environments(roots: Sequence[Path]) -> Answer:
+    from kit.gpu.installs import environments, installs, table
+
+    found = installs(environments(roots))
+    is_clean = bool(found) and not any(install.findings for install in found)
+    outcome = Outcome.PASS if is_clean else Outcome.FAIL if found else Outcome.INCONCLUSIVE
+    text = table(found) or "no torch was found below " + ", ".join(map(str, roots))
+    return Answer(text, {"verdict": outcome, "installs": found}, outcome.exit_code)
 
 
 def run_explain(args: argparse.Namespace) -> Answer:
@@ -197,11 +246,13 @@ def run_sign(args: argparse.Namespace) -> Answer:
 
 
 def run_compare(args: argparse.Namespace) -> Answer:
-    from kit.evidence.compare import compare, read_side, text
+    from kit.evidence.compare import compare, figure, read_side, text
     from kit.evidence.verify import load
 
     sides = [read_side([load(path) for path in _bundles(side)]) for side in (args.a, args.b)]
     found = compare(*sides)
+    if args.figure and found.ratio is not None:
+        _write(args.figure, figure(*sides, found))
     return Answer(text(found), to_json(found), found.exit_code)
 
 
@@ -224,6 +275,13 @@ def run_lab(args: argparse.Namespace) -> Answer:
     import subprocess
 
     return Answer("", None, subprocess.run(command, check=False).returncode)
+
+
+def run_completion(args: argparse.Namespace) -> Answer:
+    from kit.completion import script
+
+    text = script(parser())
+    return Answer(text, {"script": text})
 
 
 def run_test(args: argparse.Namespace) -> Answer:
@@ -283,6 +341,12 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--facts", type=Path, metavar="FILE", help="judge recorded facts instead of this machine")
     check.add_argument("--save", type=Path, metavar="FILE", help="save the facts of this machine")
 
+    check.add_argument("--wheel", type=Path, metavar="FILE", help="list the GPU code that a .whl really holds")
+    check.add_argument("--installed", metavar="PACKAGE", help="list the GPU code of an installed package")
+    check.add_argument("--capability", metavar="X.Y", help="the GPU to hold --wheel or --installed against")
+    check.add_argument("--environments", type=Path, nargs="+", metavar="DIR",
+                       help="table of every torch below these folders, and which were swapped or mixed")
+
     explain = command("explain", run_explain, "diagnose pasted text: collect_env, an error, nvidia-smi")
     explain.add_argument("file", nargs="?", metavar="FILE", help="a text file; - or nothing reads standard input")
 
@@ -300,8 +364,10 @@ def parser() -> argparse.ArgumentParser:
     compare = command("compare", run_compare, "compare two sets of bundles: same, regression, improved, or neither")
     compare.add_argument("a", type=Path, metavar="A", help="a bundle, or a folder of bundles of one setup")
     compare.add_argument("b", type=Path, metavar="B", help="the other side")
+    compare.add_argument("--figure", type=Path, metavar="FILE", help="draw both sides as SVG")
 
     command("lab", run_lab, "open the notebooks in JupyterLab, in the checked environment; more arguments go to it")
+    command("completion", run_completion, 'completion for bash and zsh: eval "$(kit completion)"')
     command("test", run_test, "run the tests: pytest and nbval; more arguments go to pytest")
     return top
 

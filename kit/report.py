@@ -257,17 +257,8 @@ def _memory_used(found: Capture) -> int:
 
 
 def _finish(bundle: Bundle, record: RunRecord) -> Report:
-    from kit.evidence.notebook_html import notebook_html
-
     bundle.write_json("raw/run.json", record)
     bundle.write("training_log.txt", training_log(bundle.path / "raw" / "steps.jsonl"))
-    for run in record.notebooks:
-        executed = bundle.path / "notebooks" / f"{run.name}.ipynb"
-        if executed.exists():
-            # Redacted first: a page is made from what may be read.
-            bundle.write(f"notebooks/{run.name}.ipynb", executed.read_bytes())
-            notebook = json.loads(executed.read_text(encoding="utf-8"))
-            bundle.write(f"notebooks/{run.name}.html", notebook_html(notebook))
     files = bundle.settle()
     evidence = conclude(files)
     return Report(bundle.finish(evidence), evidence, (*_remedy(files, record), *bundle.notes))

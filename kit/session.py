@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import UsageError
-from kit.gpu.check import CheckResult, resolve_device
-from kit.records import Outcome, dumps, to_json
-from kit.show import card, escape
+from kit.gpu.check import CheckResult, check, resolve_device
+from kit.gpu.facts import MachineFacts
+from kit.records import Outcome, dumps, from_json, loads, to_json
+from kit.show import Table, card, escape
 
 # Model of a notebook's parameter `model="auto"`, by device.
 DEFAULT_MODELS = {"cuda": "gpt2", "cpu": "tiny"}
@@ -102,6 +103,20 @@ class Session:
             "exercised; nothing below says anything about a GPU.</p>",
             Outcome.REHEARSAL,
         )
+
+
+def recorded_machines(*names: str) -> Table:
+    """What the judge says of machines whose facts were recorded, one a row; `names` are files of tests/machines."""
+    rows = []
+    for name in names:
+        path = Path(__file__).resolve().parents[1] / "tests" / "machines" / f"{name}.json"
+        if not path.is_file():
+            raise UsageError(f"{path} is no file", expected="a recorded machine", todo="run in a checkout of the kit")
+        facts = from_json(MachineFacts, loads(path.read_bytes())["facts"])
+        result = check(device="cuda", facts=facts)
+        variants = () if result.verdict.outcome is Outcome.PASS else result.remedy.torch_variants
+        rows.append((name, result.verdict.outcome, result.verdict.diagnosis, ", ".join(variants) or "–"))
+    return Table(("machine", "verdict", "diagnosis", "torch builds that would serve"), tuple(rows))
 
 
 class Picture:

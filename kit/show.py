@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import re
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -61,6 +62,63 @@ def _wrapped(text: str, width: int, indent: int) -> list[str]:
 def verdict_text(verdict: Verdict, *, title: str = "Verdict", width: int = 100) -> str:
     head = f"{title}: {verdict.outcome}" + (f" ({plain(verdict.diagnosis)})" if verdict.diagnosis else "")
     return "\n".join([head, "", *check_lines(verdict.checks, width=width)])
+
+
+# Foreground colours of ECMA-48, which every terminal maps to something that can be read on its own background.
+_TERMINAL_COLOURS = {
+    Outcome.PASS: 32, Outcome.REHEARSAL: 36, Outcome.INCONCLUSIVE: 33, Outcome.FAIL: 31, Outcome.INVALID: 35,
+}  # fmt: skip
+
+
+def screen(
+    verdict: Verdict, *, title: str, advice: Sequence[str] = (), width: int = 80, height: int = 24,
+    is_coloured: bool = False,
+) -> str:  # fmt: skip
+    """A verdict that fits a terminal: one line a check, cut to `width`, and everything about the worst ones.
+
+    advice: lines below the checks; one that begins with a space is a command and never broken. Where it would
+    not fit `height`, the green checks become one line.
+    """
+    lines = _screen_lines(verdict, width, is_short=False)
+    below = [part for line in advice for part in ([plain(line)] if line[:1] == " " else textwrap.wrap(plain(line), width))]
+    rows = 2 + len(lines) + sum(1 + len(line) // width for line in below) + bool(below)
+    if rows >= height:
+        lines = _screen_lines(verdict, width, is_short=True)
+    head = f"{title}: {verdict.outcome}" + (f" ({plain(verdict.diagnosis)})" if verdict.diagnosis else "")
+    text = "\n".join([head, "", *lines, *([""] if below else []), *below])
+    return _coloured(text) if is_coloured else text
+
+
+def _screen_lines(verdict: Verdict, width: int, *, is_short: bool) -> list[str]:
+    shown = [check for check in verdict.checks if not (is_short and check.outcome is Outcome.PASS)]
+    first = max((len(check.outcome) for check in shown), default=0)
+    second = max((len(check.id) for check in shown), default=0)
+    lines = []
+    for check in shown:
+        indent = " " * (first + 1)
+        line = f"{check.outcome:<{first}} {check.id:<{second}} "
+        if check.outcome is not verdict.outcome or check.outcome in (Outcome.PASS, Outcome.REHEARSAL):
+            lines.append(_cut(line + " ".join(plain(check.found).split()), width))
+            continue
+        for text in (line + plain(check.found), f"{indent}expected: {plain(check.expected)}"):
+            lines += textwrap.wrap(text, width, subsequent_indent=indent)
+        if check.todo:
+            lines += textwrap.wrap(f"{indent}to do: {plain(check.todo)}", width, subsequent_indent=indent)
+    hidden = len(verdict.checks) - len(shown)
+    return [*lines, f"{hidden} more checks are green."] if hidden else lines
+
+
+def _cut(line: str, width: int) -> str:
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def _coloured(text: str) -> str:
+    """The outcome at the beginning of a line, and in the head line, in its colour."""
+    words = "|".join(Outcome)
+    return re.sub(
+        rf"^({words})\b|(?<=: )({words})\b(?=[^\n]*\n\n)",
+        lambda found: f"\x1b[{_TERMINAL_COLOURS[Outcome(found[0])]}m{found[0]}\x1b[0m", text, flags=re.MULTILINE,
+    )  # fmt: skip
 
 
 def verdict_html(verdict: Verdict, *, title: str = "Verdict") -> str:

@@ -30,7 +30,7 @@ from kit.records import Outcome
 ROOT = Path(kit.__file__).resolve().parents[1]
 CELL_TIMEOUT_S = 600
 # What may differ between two runs in a compared output, each rule with its reason.
-SANITIZE = "tests/notebooks/sanitize.cfg"
+SANITIZE = ROOT / "tests" / "notebooks" / "sanitize.cfg"
 # pytest's own exit codes, https://docs.pytest.org/en/stable/reference/exit-codes.html
 _EXIT_CODES = {
     0: EXIT_PASS,

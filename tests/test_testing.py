@@ -14,7 +14,8 @@ from kit.testing import counts, run_tests
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = {
     "cells": [
-        {"cell_type": "code", "execution_count": 1, "id": "a", "metadata": {}, "source": "import kit\n1 + 1",
+        {"cell_type": "code", "execution_count": 1, "id": "a", "metadata": {"tags": ["nbval-check-output"]},
+         "source": "import kit\n1 + 1",
          "outputs": [{"output_type": "execute_result", "execution_count": 1, "metadata": {},
                       "data": {"text/plain": "2"}}]},
     ],

@@ -29,7 +29,7 @@ from kit.evidence.write import WriteFailed, append, failed, sync_folder, write_a
 from kit.records import dumps, loads, to_json
 from kit.units import MiB, memory
 
-__all__ = ["Bundle", "open_bundle", "reissue", "running_state", "write_atomic"]
+__all__ = ["Bundle", "open_bundle", "running_state", "write_atomic"]
 
 # Three times what a full report takes.
 NEEDED_BYTES = 60 * MiB
@@ -231,20 +231,6 @@ def running_state(path: Path) -> str | None:
     if not (path / STATE).is_file():
         return None
     return "RUNNING" if lock.is_held(path.parent) else "ABANDONED"
-
-
-def reissue(path: Path, evidence: Evidence) -> None:
-    """Writes evidence, reports and manifest of an existing bundle again; facts/ and raw/ stay as they are.
-
-    For the owner of a bundle, after the kit's text of a report changed. A signature no longer holds.
-    """
-    names = [file.relative_to(path).as_posix() for file in sorted(path.rglob("*")) if file.is_file()]
-    files = {name: (path / PurePosixPath(name)).read_bytes() for name in names if not is_derived(name)}
-    made = {EVIDENCE: (dumps(evidence) + "\n").encode()}
-    made |= derived(evidence, {**files, **made})
-    manifest = made.pop(MANIFEST)
-    for name, data in (*made.items(), (MANIFEST, manifest)):
-        write_atomic(path / PurePosixPath(name), data)
 
 
 def cleaned(name: str, data: bytes, secrets: Secrets) -> bytes:

@@ -82,7 +82,8 @@ def figure(a: Side, b: Side, found: Comparison) -> str:
     title = in_html(f"{found.metric}: {found.outcome.replace('_', ' ')}{ratio}")
     return (
         "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 700 205' font-family='sans-serif' "
-        f"font-size='14' role='img'><title>{title}</title><text x='10' y='22' font-weight='bold'>{title}</text>"
+        f"font-size='14' role='img'><title>{title}</title>"
+        f"<text x='10' y='22' font-weight='bold'>{title}</text>"
         f"{''.join(rows)}<path d='M{_x(0, top)} 155H690' stroke='currentColor'/><text x='400' y='198' "
         f"text-anchor='middle'>{in_html(a.unit)}; circles: processes, bars: medians</text></svg>\n"
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from kit.errors import BundleInvalid, KitError
 from kit.evidence.control import ControlRecord, control_check
+from kit.evidence.manifest import Entry, root
 from kit.evidence.model import COMPLETE, SCHEMA_VERSION, Evidence, NotebookRun, Number, Promise
 from kit.gpu.facts import MachineFacts
 from kit.gpu.specs import peak_flop_per_s
@@ -64,7 +65,7 @@ class Raw:
 def conclude(files: Mapping[str, bytes]) -> Evidence:
     """The whole evidence of the files of a bundle, by their paths. Raises BundleInvalid where one cannot be read."""
     raw = _read(files)
-    checks = tuple(_checks(raw))
+    checks = (*_checks(raw), _sources(files), *_privacy(files))
     diagnosis = judge(raw.begin, raw.run.expectation).diagnosis if raw.begin else None
     verdict = Verdict.of(checks, diagnosis)
     run = raw.run
@@ -149,6 +150,22 @@ def _checks(raw: Raw) -> Iterator[Check]:
         yield _same_device(raw)
     yield control_check(raw.control)
     yield _notebooks(raw)
+
+
+def _sources(files: Mapping[str, bytes]) -> Check:
+    """Binds the verdict to the very bytes it follows from: one hash over all of facts/ and raw/."""
+    entries = [Entry.of(name, data) for name, data in files.items() if name.startswith(("facts/", "raw/"))]
+    return Check("integrity.sources", Outcome.PASS, f"{len(entries)} files under facts/ and raw/",
+                 "the files from which everything else here follows", values={"root": root(entries)})
+
+
+def _privacy(files: Mapping[str, bytes]) -> Iterator[Check]:
+    """What the last look for private values took out; nothing where it found none."""
+    if "raw/privacy.json" in files:
+        hits = _parsed("raw/privacy.json", lambda: loads(files["raw/privacy.json"])["hits"])
+        found = "; ".join(sorted({f"{hit['kind']} in {hit['file']}" for hit in hits}))
+        yield Check("integrity.privacy", Outcome.FAIL, f"taken out: {found}", "no private value in a report",
+                    "look where this value comes from and run again")
 
 
 def _same_at_end(raw: Raw) -> Check:
@@ -302,6 +319,8 @@ def _sweep_numbers(ceilings: Ceilings, rows: Iterable[Row]) -> Iterator[Number]:
     for dtype, rate in ceilings.matmul_flop_per_s.items():
         yield Number(f"matmul_{dtype}_flop_per_s", rate, "FLOP/s",
                      f"measured: square product {ceilings.matmul_shape.get(dtype, '')}, random numbers")
+    for dtype, peak in ceilings.datasheet_flop_per_s.items():
+        yield Number(f"peak_{dtype}_flop_per_s", peak, "FLOP/s", "the maker's datasheet: dense, for this card")
     yield Number("copy_bytes_per_s", ceilings.copy_bytes_per_s, "B/s", "measured: a copy on the device, read and write counted",
                  reason=None if ceilings.copy_bytes_per_s else "not measured")
     good = [row for row in rows if row.tokens_per_s]
@@ -312,13 +331,18 @@ def _sweep_numbers(ceilings: Ceilings, rows: Iterable[Row]) -> Iterator[Number]:
     where = f"best point of the sweep: batch {best.batch_size} × {best.seq_len}, {best.dtype}"
     yield Number("best_tokens_per_s", best.tokens_per_s, "tokens/s", where, n=len(best.block_step_s))
     limit = floor_s(best, ceilings)
-    yield Number("best_floor_ratio", limit / best.step_time_s if limit else None, "1",
+    share = limit / best.step_time_s if limit else None
+    is_possible = share is not None and share <= 1
+    yield Number("best_floor_ratio", share if is_possible else None, "1",
                  "least time that the measured ceilings allow, over the measured step time, at that point",
-                 reason=None if limit else "a ceiling is not known")
+                 reason=None if is_possible else "a ceiling is not known, or its reading was disturbed")
     for of in ("measured", "datasheet"):
         share = mfu(best, ceilings, of=of)
-        yield Number(f"best_mfu_{of}", share, "1", f"model FLOP/s at that point over the {of} peak",
-                     reason=None if share is not None else f"no {of} peak for this card and precision")
+        reason = None if share is not None else f"no {of} peak for this card and precision"
+        if of == "measured" and share is not None and share > 1:
+            # Something else used the machine while the ceiling was measured.
+            share, reason = None, f"the step reached {number(share)} of the measured peak: that reading was disturbed"
+        yield Number(f"best_mfu_{of}", share, "1", f"model FLOP/s at that point over the {of} peak", reason=reason)
     yield Number("sweep_points", len(list(rows)), "points", f"{len(good)} measured, the others failed or did not fit")
 
 

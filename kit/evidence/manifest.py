@@ -37,7 +37,7 @@ _DERIVED = (
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _ALLOWED = re.compile(
     rf"README\.md|index\.html|evidence\.json|ro-crate-metadata\.json|junit\.xml"
-    rf"|{'|'.join(map(re.escape, CAPTURES))}|{SUMS}|manifest\.json|manifest\.json\.sig|facts/(begin|end)\.json"
+    rf"|{'|'.join(map(re.escape, CAPTURES))}|{SUMS}|manifest\.json(\.sig)?|facts/(begin|end)\.json"
     rf"|raw/({_NAME}/)?{_NAME}\.(json|jsonl|csv)|figures/{_NAME}\.(png|svg)|notebooks/{_NAME}\.(ipynb|html)"
 )
 

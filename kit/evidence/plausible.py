@@ -30,7 +30,7 @@ def differences(told: Any, derived_again: Any, where: str = "") -> Iterator[str]
 
 
 def implausible(evidence: Evidence) -> Iterator[str]:
-    """Numbers by name: nothing negative, no share over 1, no rate over its precision's peak, rates that agree."""
+    """Numbers by name: nothing negative, no share over 1, no rate over the peak, rates that agree."""
     value = {number.name: number.value for number in evidence.numbers if number.value is not None}
     for number in evidence.numbers:
         if number.value is None:

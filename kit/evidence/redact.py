@@ -28,17 +28,6 @@ COMMON_NAMES = frozenset(
 )
 SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|COOKIE|CREDENTIALS?|PAT)S?(_|$)", re.I)
 
-# Variables that change what CUDA or PyTorch do. Anything else in the environment is nobody's business.
-ENVIRONMENT_ALLOWED = re.compile(
-    r"(CUDA_(VISIBLE_DEVICES|DEVICE_ORDER|LAUNCH_BLOCKING|DISABLE_PTX_JIT|FORCE_PTX_JIT|CACHE_DISABLE"
-    r"|MODULE_LOADING|DEVICE_MAX_CONNECTIONS|MPS_ACTIVE_THREAD_PERCENTAGE)"
-    r"|PYTORCH_(CUDA_ALLOC_CONF|ALLOC_CONF|NVML_BASED_CUDA_CHECK|NO_CUDA_MEMORY_CACHING)"
-    r"|TORCH_(CUDA_ARCH_LIST|ALLOW_TF32_CUBLAS_OVERRIDE|CUDNN_V8_API_DISABLED|BLAS_PREFER_CUBLASLT)"
-    r"|NVIDIA_(VISIBLE_DEVICES|DRIVER_CAPABILITIES|TF32_OVERRIDE)|CUBLAS_WORKSPACE_CONFIG"
-    r"|NCCL_(P2P_DISABLE|IB_DISABLE|ALGO|PROTO|NVLS_ENABLE)|OMP_NUM_THREADS|MKL_NUM_THREADS"
-    r"|PYTHONOPTIMIZE|PYTHONHASHSEED|HF_HUB_OFFLINE|TOKENIZERS_PARALLELISM)"
-)
-
 _TOKENS = (
     r"hf_[A-Za-z0-9]{16,}|gh[opsur]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|sk-[\w-]{16,}"
     r"|AKIA[0-9A-Z]{16}|xox[abeprs]-[\w-]{10,}|pypi-AgE[\w-]{16,}|AIza[\w-]{30,}"
@@ -91,15 +80,6 @@ def pseudonym(uuid: str, salt: bytes) -> str:
     """'gpu-' and 12 hex digits: the same for one UUID and one salt, however the UUID is spelt."""
     plain = re.sub(r"(?i)^(GPU|MIG)-", "", uuid.strip()).lower()
     return "gpu-" + hmac.new(salt, plain.encode(), hashlib.sha256).hexdigest()[:12]
-
-
-def allowed_environment(environ: Mapping[str, str], secrets: Secrets) -> dict[str, str]:
-    """The variables that may enter a bundle, by name, with their values redacted."""
-    return {
-        name: redact_text(value, secrets)
-        for name, value in sorted(environ.items())
-        if ENVIRONMENT_ALLOWED.fullmatch(name)
-    }
 
 
 def redact_text(text: str, secrets: Secrets) -> str:
@@ -292,7 +272,7 @@ def _ip(match: re.Match[str]) -> str:
 
 
 def _forms(value: str) -> Iterator[str]:
-    """`value` as it is, in hex and URL form, and in base64: the digits that no neighbour changes, at 3 offsets."""
+    """`value` as it is, in hex and URL form, and in base64: what no neighbour changes, at 3 offsets."""
     data = value.encode()
     yield value
     yield quote(value, safe="")

@@ -34,7 +34,7 @@ _TYPES = {
 
 
 def ro_crate(evidence: Evidence, entries: Iterable[Entry]) -> bytes:
-    """ro-crate-metadata.json: every file that is there by then, and the run that made them, a CreateAction."""
+    """ro-crate-metadata.json: every file that is there by then, and the run as a CreateAction."""
     files = [_file(entry) for entry in sorted(entries, key=lambda entry: entry.path)]
     parts = [{"@id": file["@id"]} for file in files]
     graph = [

@@ -60,7 +60,7 @@ def append(path: Path, line: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a rename in `folder` last through a power cut; Windows refuses to be asked and does it by itself."""
+    """Makes a rename in `folder` last through a power cut, where the system lets a folder be synced."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)

@@ -86,7 +86,6 @@ _ADVICE: dict[str, tuple[str, tuple[str, ...]]] = {
         " each torch release has builds for some Python versions only.",
         ("python -V", "python -m pip index versions torch"),
     ),
-    "rocm_build": ("Install a CUDA build of torch.", ("python -m pip uninstall torch",)),
     "wrong_numbers": (
         "Do not trust this GPU: run the check again, then test its memory.",
         ("nvidia-smi -q -d ECC",),

@@ -5,7 +5,7 @@ A question that does not apply answers None.
 
 from __future__ import annotations
 
-from kit.gpu.arch import dotted
+from kit.gpu.arch import dotted, is_tegra_capability
 from kit.gpu.build import variant_of
 from kit.gpu.compat import driver_floor, driver_runs, text_of
 from kit.gpu.question import FAIL, INCONCLUSIVE, PASS, SEE_REMEDY, Answer, Question
@@ -29,6 +29,8 @@ def driver(question: Question) -> Answer:
         todo = "Restart after a driver change; see nvidia-smi."
         return Answer(INCONCLUSIVE if question.ran else FAIL, found, todo, values, required=must)
     found = f"driver {driver.version or 'of unknown version'} lists {', '.join(map(str, names)) or 'no GPU'}"
+    if not names and question.ran:
+        return Answer(PASS, f"{found}, as on a Jetson; CUDA runs", values=values)
     if not names and question.facts.source != "text":
         return Answer(FAIL, found, "See why the driver lists no device: nvidia-smi -L.", values)
     return Answer(PASS, found, values=values)
@@ -138,13 +140,13 @@ def two_witnesses(question: Question) -> Answer | None:
         return Answer(FAIL, "; ".join(differ), todo, values)
     if question.driver_gpus or facts.nvidia_smi_gpus:
         return Answer(PASS, f"driver and torch agree: {', '.join(names)}", values=values)
+    if facts.platform.is_tegra and all(is_tegra_capability(gpu.compute_capability or (0, 0)) for gpu in gpus):
+        return Answer(PASS, f"the system is a Jetson, and torch names {names[0]}", values=values)
     if facts.has_nvidia_device is False:
         found = f"torch names {names[0]}, and this machine has no NVIDIA device"
         return Answer(FAIL, found, "Find out what answers in CUDA's place.", values)
     found = "only torch names the GPU; the driver was not heard"
-    return Answer(
-        INCONCLUSIVE, found, "Install nvidia-ml-py, or see nvidia-smi.", values, facts.source != "text"
-    )
+    return Answer(INCONCLUSIVE, found, "See what nvidia-smi -L says.", values, facts.source != "text")
 
 
 def expected_gpu(question: Question) -> Answer | None:

@@ -75,6 +75,9 @@ def agreement(question: Question) -> Answer | None:
     proof, held = question.facts.proof, question.held
     if proof is None or proof.device == "cpu" or held.how in ("unknown", "possible"):
         return None
+    if question.found.cause == "force_ptx_jit":
+        # the variable, not the build, decided
+        return None
     says, shows = held.how == "native", proof.ran and proof.ran_without_ptx_jit is not False
     if says == shows:
         return Answer(PASS, "table and run agree", required=False)

@@ -153,6 +153,10 @@ def _no_build(case: Case, gpus: tuple[Capability, ...], choice: wheels.Choice) -
     if choice.driver_advice and (case.driver_version or case.driver_cuda):
         return _newer_driver(case, gpus, choice.driver_advice)
     which = " and ".join(dotted(gpu) for gpu in gpus)
+    unknown = [dotted(gpu) for gpu in gpus if gpu not in families() and gpu > (3, 0)]
+    if unknown:
+        text = f"Compute capability {', '.join(unknown)} is not in this kit's table of {wheels.checked()}"
+        return Remedy(f"{text}: see https://pytorch.org/get-started/locally/ for a newer build.")
     if len(gpus) > 1 and all(_alone(case, gpu) for gpu in gpus):
         text = (
             f"No one build serves compute capability {which} together. Use one environment for each and "

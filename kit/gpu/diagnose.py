@@ -190,7 +190,23 @@ def _unknown(case: Case) -> Diagnosis:
 
 
 RULES: tuple[Callable[[Case], Diagnosis | None], ...] = (
-    said.wrong_vendor, _run, said.forced_jit, said.installer, said.cpu_build, said.changed_driver, said.compat,
-    said.driver_said_too_old, said.absent, said.by_table, said.masked,
-    _build_lacks, _warned_without_list, _driver_too_old, _no_kernel, _windows_default, _dark, _fine, _unknown,
-)  # fmt: skip
+    said.wrong_vendor,
+    _run,
+    said.forced_jit,
+    said.installer,
+    said.cpu_build,
+    said.changed_driver,
+    said.compat,
+    said.driver_said_too_old,
+    said.absent,
+    said.by_table,
+    said.masked,
+    _build_lacks,
+    _warned_without_list,
+    _driver_too_old,
+    _no_kernel,
+    _windows_default,
+    _dark,
+    _fine,
+    _unknown,
+)

@@ -12,6 +12,7 @@ from kit.gpu.diagnose import diagnose
 from kit.gpu.facts import MachineFacts
 from kit.gpu.parse import parse
 from kit.gpu.remedy import Remedy, remedy_for
+from kit.gpu.witnesses import disagreements
 from kit.show import plain
 
 
@@ -39,12 +40,16 @@ def explain(text: str | bytes) -> Explanation:
     return Explanation(
         diagnosis=found.word,
         confidence=found.confidence,
-        because=found.because + facts.notes,
+        because=found.because + facts.notes + _contradictions(facts),
         remedy=remedy_for(found, facts),
         unknown=unknown,
         ask=ask,
         facts=facts,
     )
+
+
+def _contradictions(facts: MachineFacts) -> tuple[str, ...]:
+    return tuple(f"the text contradicts itself: {found}" for found in disagreements(facts))
 
 
 def _unknown(facts: MachineFacts) -> tuple[str, ...]:

@@ -72,21 +72,23 @@ _SIGNATURES: tuple[tuple[str, str], ...] = (
     ("library_arch", r"(?:cublas|cudnn|cusparse|cusolver)_status_arch_mismatch"),
     (
         "extension_gpu",
-        r"flashattention only supports|only supports (?:ampere|hopper|turing|ada)\w{0,10} gpus|flash attention "
+        r"flashattention only supports|only supports (?:ampere|hopper|turing|ada)\w{0,10} gpus|flash "
+        r"attention "
         r"only supports"
         r"|bfloat16 is only supported on gpus with compute capability",
     ),
     (
         "broken_libraries",
         r"error loading [^.]{0,200}\.dll|\bc10_cuda\.dll|winerror 12[67]\b"
-        r"|lib(?:cudart|cublas\w{0,9}|cudnn\w{0,30}|nvrtc|nccl|cusparse\w{0,9}|nvjitlink|cufft|curand|cupti)[\w.\-]{0,20}: "
-        r"cannot open shared"
+        r"|lib(?:cudart|cublas\w{0,9}|cudnn\w{0,30}|nvrtc|nccl|cusparse\w{0,9}|nvjitlink|cufft|curand|cupti)"
+        r"[\w.\-]{0,20}: cannot open shared"
         r"|undefined symbol:? \w{0,80}?(?:nvjitlink|nccl|cublas|cudnn|cuda)",
     ),
     (
         "pip_found_nothing",
         r"no matching distribution found for (?:torch|pytorch)\b|satisfies the requirement torch\b"
-        r"|torch\S{0,120}\.whl is not a supported wheel on this platform|because torch\S{0,40} has no wheels with a "
+        r"|torch\S{0,120}\.whl is not a supported wheel on this platform|because torch\S{0,40} has no "
+        r"wheels with a "
         r"matching",
     ),
     (

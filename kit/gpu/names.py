@@ -25,7 +25,8 @@ _DATA_CENTER = r"(?:GH|GB|[ABHKLMPTV])\d{1,3}[A-Z]{0,2}\b"
 _JETSON = r"Orin\b|Xavier\b|Thor\b|Tegra X\d|Jetson [A-Z]\w{1,12}(?: \w{1,12})?"
 _SUFFIX = (
     r"[ -](?:Ti|TI|SUPER|Super|XP|Xp|RTX|[VXZ]|D|Black|Ada|Generation|Blackwell|Workstation|Server|Edition"
-    r"|Laptop GPU|Laptop|Max-Q|SFF|PCIE|PCIe|SXM\d?|NVL|HBM\d\w?|MIG|\d+g\.\d+gb|\d{1,3}GB|\d{3,4}|AC|DGXS|LS)\b"
+    r"|Laptop "
+    r"GPU|Laptop|Max-Q|SFF|PCIE|PCIe|SXM\d?|NVL|HBM\d\w?|MIG|\d+g\.\d+gb|\d{1,3}GB|\d{3,4}|AC|DGXS|LS)\b"
     r"|\s?\((?:Pascal|MIG)\)"
 )
 _CHIP = rf"{_MAKER}(?:{_SERIES}|{_DATA_CENTER}|{_JETSON})(?:{_SUFFIX}){{0,7}}(?:\.\.\.)?"
@@ -56,7 +57,8 @@ _WORD = re.compile(
 
 
 _ANCHOR = re.compile(
-    r"RTX|GTX|GeForce|Tesla|Quadro|TITAN|Titan|Orin|Xavier|Thor|Tegra|Jetson|NVIDIA|\bG[HB]\d|\b[ABHKLMPTV]\d{1,3}\b|\b[GM][TX] ?\d"
+    r"RTX|GTX|GeForce|Tesla|Quadro|TITAN|Titan|Orin|Xavier|Thor|Tegra|Jetson|NVIDIA"
+    r"|\bG[HB]\d|\b[ABHKLMPTV]\d{1,3}\b|\b[GM][TX] ?\d"
 )
 _REACH = 120
 

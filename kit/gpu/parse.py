@@ -28,6 +28,9 @@ _WANTED = re.compile(
     r"to|try)\s+\W{0,3}$"
 )
 
+# conda's build strings: 'py3.11_cpu_0', 'cpu_mkl', the package 'cpuonly'
+_CONDA_CPU = r"\bpy\d[\w.]{0,20}_cpu_\d|pytorch-cpu\b|pytorch\W{1,3}[\w. ]{1,30}cpu_mkl|\bcpuonly\b"
+
 
 def parse(text: str | bytes) -> MachineFacts:
     """The facts that a text tells; `source` is 'text'."""
@@ -74,9 +77,8 @@ def _torch(flat: str, low: str, lines: list[str], notes: list[str]) -> Torch | N
     hip = first(low, r"(?:hip|rocm) used to build pytorch\s{0,3}[:=]\s{0,3}(\d[\w.\-]{1,20})")
     hip = hip or first(version or "", r"\+rocm([\d.]+)")
     is_cpu = "+cpu" in (version or "") or (cuda is None and cuda_text is not None and not hip)
-    is_cpu = is_cpu or "cpu" in low and bool(
-        re.search(r"\bpy\d[\w.]{0,20}_cpu_\d|pytorch-cpu\b|pytorch\W{1,3}[\w. ]{1,30}cpu_mkl|\bcpuonly\b", low)
-    )
+    if "cpu" in low and re.search(_CONDA_CPU, low):
+        is_cpu = True
     found = Torch(
         version=version,
         cuda=cuda,

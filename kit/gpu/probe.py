@@ -6,6 +6,7 @@ kept as a captured text. Nothing is concluded here; `kit.gpu.verdict` does that.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import importlib.metadata
 import importlib.util
@@ -70,10 +71,13 @@ def probe(*, proof_device: str | None = None, with_torch: bool = True) -> Machin
     only reads. torch is imported where it is installed, unless with_torch is False.
     """
     notes: list[str] = []
-    smi = capture("nvidia-smi", *SMI_QUERY)
-    nvml = read_nvml(notes)
     messages: list[str] = []
-    found, proof = _torch(proof_device, messages, notes) if with_torch else (None, None)
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as beside:
+        # nvidia-smi takes about as long as CUDA's start, so it runs while torch is imported.
+        asked = beside.submit(capture, "nvidia-smi", *SMI_QUERY)
+        nvml = read_nvml(notes)
+        found, proof = _torch(proof_device, messages, notes) if with_torch else (None, None)
+        smi = asked.result()
     return MachineFacts(
         source="live",
         platform=read_platform(),

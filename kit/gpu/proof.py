@@ -67,17 +67,17 @@ def _product(device: str, size: int) -> KernelProof:
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
         try:
-            generator = torch.Generator().manual_seed(0)
-            left = torch.randn(size, size, generator=generator)
-            right = torch.randn(size, size, generator=generator)
-            on_left, on_right = left.to(device), right.to(device)
-            _ = on_left @ on_right
+            # Drawn on the device, where it is quick; the check uses the copy, whatever it holds.
+            generator = torch.Generator(device).manual_seed(0)
+            left = torch.randn(size, size, generator=generator, device=device)
+            right = torch.randn(size, size, generator=generator, device=device)
+            _ = left @ right
             _wait(device)
             start = time.perf_counter()
-            product = on_left @ on_right
+            product = left @ right
             _wait(device)
             seconds = time.perf_counter() - start
-            error = _relative_error(product.cpu(), left, right)
+            error = _relative_error(product.cpu(), left.cpu(), right.cpu())
         finally:
             torch.set_float32_matmul_precision(before)
     except (RuntimeError, AssertionError) as caught:
@@ -90,7 +90,7 @@ def _product(device: str, size: int) -> KernelProof:
 
 
 def _relative_error(product, left, right) -> float:
-    """The larger of both checks, relative to the largest checked value. NaN becomes infinity-like 1e30."""
+    """The larger of both checks, relative to the largest checked value; 1e30 for NaN or factors that are not random."""
     import torch
 
     generator = torch.Generator().manual_seed(1)
@@ -101,7 +101,9 @@ def _relative_error(product, left, right) -> float:
     expected = left.double() @ (right.double() @ signs)
     by_vector = (product.double() @ signs - expected).abs().max() / expected.abs().max()
     error = float(torch.maximum(by_rows, by_vector))
-    return error if error == error else 1e30
+    # A device that draws zeros would make every product right.
+    is_drawn = bool(left.std() > 0.9) and bool(right.std() > 0.9)
+    return error if error == error and is_drawn else 1e30
 
 
 def _wait(device: str) -> None:

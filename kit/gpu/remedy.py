@@ -21,6 +21,8 @@ from kit.records import Outcome, Verdict
 
 __all__ = ["Remedy", "remedy", "remedy_for"]
 
+_OTHER_BUILD = ("arch_missing_from_build", "gpu_too_old_dropped", "ptx_jit_only", "cpu_only_build")
+
 
 def remedy(verdict: Verdict, facts: MachineFacts) -> Remedy:
     """The remedy for a verdict of `judge`. A verdict that is fine has nothing to do."""
@@ -46,7 +48,7 @@ def remedy_for(found: Diagnosis, facts: MachineFacts) -> Remedy:
         return Remedy(
             "Too little is known to name a change. The output of this command would settle it.", (found.ask,)
         )
-    if found.word in ("arch_missing_from_build", "gpu_too_old_dropped", "ptx_jit_only", "cpu_only_build"):
+    if found.word in _OTHER_BUILD or found.cause == "rocm_build":
         return other_build(case)
     if found.word == "driver_too_old_for_runtime":
         return _older_build_or_driver(case, found)

@@ -141,6 +141,9 @@ def masked(case: Case) -> Diagnosis | None:
         return say(
             "no_driver_or_no_gpu", "container", "NVIDIA_VISIBLE_DEVICES lets no GPU into this container"
         )
+    if hidden and facts.nvidia_smi_exit_code == 127:
+        because = "CUDA found no device, and no NVIDIA driver shows on this machine"
+        return say("no_driver_or_no_gpu", "no_driver", because, ask="nvidia-smi")
     if "no_cuda_gpus" in hidden:
         because = "CUDA started and found no device: usually CUDA_VISIBLE_DEVICES names none that exists"
         command = "echo $CUDA_VISIBLE_DEVICES; nvidia-smi -L"

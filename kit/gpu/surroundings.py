@@ -1,4 +1,5 @@
-"""What a pasted text tells of the machine around torch: platform, environment variables, packages, toolkit."""
+"""What a pasted text tells of the machine around torch: platform, environment variables, packages,
+toolkit."""
 
 from __future__ import annotations
 
@@ -94,7 +95,8 @@ def read_environment(flat: str) -> dict[str, str]:
 
 def read_packages(low: str) -> dict[str, str]:
     """Packages whose build matters beside torch: 'name==1.2' or the two columns of pip list."""
-    names = r"torchvision|torchaudio|triton|flash[_-]attn|xformers|bitsandbytes|vllm|nvidia-cuda-runtime(?:-cu1\d)?"
+    names = r"torchvision|torchaudio|triton|flash[_-]attn|xformers|bitsandbytes|vllm"
+    names += r"|nvidia-cuda-runtime(?:-cu1\d)?"
     found = {}
     for name, version in re.findall(rf"\b({names})(?:==|\s{{1,40}})(\d[\w.+]{{1,30}})", low):
         found.setdefault(name.replace("_", "-"), version)

@@ -109,6 +109,11 @@ def find(torch: str | None, variant: str | None, platform: str | None) -> Wheel 
     return None
 
 
+def checked() -> str:
+    """The date on which the rows were last compared with their sources."""
+    return data.load("wheels")["checked"]
+
+
 def newest_known() -> tuple[int, int]:
     return max(version_of(wheel.torch) for wheel in wheels())
 

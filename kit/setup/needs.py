@@ -66,6 +66,9 @@ _TEST = (
 )
 _NVML = Need("pynvml", "nvidia-ml-py")
 
+# Options of `check` that judge files and not this Python.
+_WITHOUT_PACKAGES = ("--facts", "--wheel", "--installed", "--environments")
+
 # command -> (needs, device where none is named)
 COMMANDS = {
     "check": (_CHECK, "cuda"),
@@ -84,7 +87,9 @@ def read_request(argv: Sequence[str]) -> Request | None:
     own parser says what is wrong with it. `check` with recorded facts needs nothing.
     """
     command = argv[0] if argv else ""
-    if command not in COMMANDS or {"-h", "--help"} & set(argv) or _option(argv, "--facts") is not None:
+    if command not in COMMANDS or {"-h", "--help"} & set(argv):
+        return None
+    if any(_option(argv, name) is not None for name in _WITHOUT_PACKAGES):
         return None
     needs, default = COMMANDS[command]
     device = _option(argv, "--device") or _device_of_file(_option(argv, "--params")) or default

@@ -13,7 +13,7 @@ from kit.records import dumps
 from kit.sweep.plan import SweepPlan
 from kit.show import Table
 from kit.stats import spread
-from kit.sweep.table import Ceilings, Row, as_record, floor_s, in_grid_order, mfu, row_of, to_csv
+from kit.sweep.table import Ceilings, Row, as_record, floor_s, higher, in_grid_order, mfu, row_of, to_csv
 from kit.train.config import TrainConfig
 from kit.units import memory, number, percent, seconds
 
@@ -95,6 +95,8 @@ def sweep(
         _keep(out, plan, ceilings, rows)
         if on_row:
             on_row(row)
+    ceilings = higher(ceilings, measure_ceilings(plan.device, plan.dtypes))
+    _keep(out, plan, ceilings, rows)
     return SweepResult(plan, ceilings, in_grid_order(rows))
 
 

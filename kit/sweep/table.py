@@ -81,6 +81,21 @@ class Row:
         return flop / self.step_time_s
 
 
+def higher(a: Ceilings, b: Ceilings) -> Ceilings:
+    """The better reading of each ceiling, from before and after a sweep: something else may have disturbed one."""
+    shapes = {
+        dtype: (a if a.matmul_flop_per_s[dtype] >= b.matmul_flop_per_s[dtype] else b).matmul_shape[dtype]
+        for dtype in a.matmul_flop_per_s
+    }
+    return dataclasses.replace(
+        a,
+        matmul_flop_per_s={dtype: max(rate, b.matmul_flop_per_s[dtype]) for dtype, rate in a.matmul_flop_per_s.items()},
+        matmul_shape=shapes,
+        copy_bytes_per_s=max(a.copy_bytes_per_s, b.copy_bytes_per_s),
+        launch_s=min(a.launch_s, b.launch_s),
+    )
+
+
 def row_of(config: TrainConfig, outcome: str, **figures) -> Row:
     return Row(config.batch_size, config.seq_len, config.dtype, config.model, outcome, **figures)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from kit.records import Check
 from kit.train.checks import AGAIN, LONGER, MIN_WINDOW_SAMPLES, gpu_check, in_window, uncovered
 from kit.train.metrics import StepRecord, Telemetry, TelemetrySample, TrainingRun
-from kit.units import memory
+from kit.units import memory, percent
 
 # Least bytes of training state: float32 weights, gradients and AdamW's two moments.
 STATE_BYTES_PER_PARAMETER = 16
@@ -25,8 +25,8 @@ def driver_view(run: TrainingRun, steps: Sequence[StepRecord], samples: Sequence
     """Memory on the card and work above idle, seen by the driver while the steps ran."""
     telemetry, config = run.telemetry, run.config
     expected = (
-        f"at least {MIN_WINDOW_SAMPLES} readings that cover the steps, bound to the device by UUID, that show the "
-        "memory of the training state and power or clock above idle"
+        f"at least {MIN_WINDOW_SAMPLES} readings that cover the steps, bound to the device by UUID, that show at least "
+        f"{percent(MEMORY_SHARE)} of the memory that torch or the training state needs, and power or clock above idle"
     )
     if telemetry is None or telemetry.error or not steps:
         reason = (telemetry.error if telemetry else None) or "no telemetry"
@@ -44,7 +44,7 @@ def driver_view(run: TrainingRun, steps: Sequence[StepRecord], samples: Sequence
         is_good = None
     if other_name:
         is_good = False
-    found = f"{len(window)} readings during the steps; memory {_seen_text(seen)} of {memory(wanted)} in use by torch; "
+    found = f"{len(window)} readings during the steps; memory in use {_seen_text(seen)}, torch holds {memory(peak)}; "
     found += {
         True: "power or clock above idle",
         False: "power and clock as when idle",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import torch
 
@@ -11,7 +13,13 @@ from kit.train.config import TrainConfig
 from kit.train.metrics import StepRecord
 from kit.train.model import autocast
 
-Audit = Callable[[int, "torch.Tensor"], None]
+
+class Audit(Protocol):
+    """Looks at a step from both sides, outside its time."""
+
+    def begin(self, step: int) -> None: ...
+
+    def end(self, step: int, input_ids: torch.Tensor, labels: torch.Tensor) -> None: ...
 
 
 def synchronize(device: str) -> None:
@@ -34,6 +42,28 @@ def eager_step(model, optimizer, input_ids, labels, config: TrainConfig) -> tupl
     return loss.detach(), grad_norm
 
 
+class _DeviceClock:
+    """The device's own time between two points of its queue; None on the CPU, which has no other clock."""
+
+    def __init__(self, device: str) -> None:
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device == "cuda" else None
+
+    def start(self) -> None:
+        if self._events:
+            self._events[0].record()
+
+    def stop(self) -> None:
+        if self._events:
+            self._events[1].record()
+
+    def seconds(self) -> float | None:
+        """Waits for the second event itself, so that it is right even where nobody else waited."""
+        if not self._events:
+            return None
+        self._events[1].synchronize()
+        return self._events[0].elapsed_time(self._events[1]) / 1000
+
+
 def training_steps(
     model,
     optimizer,
@@ -46,25 +76,35 @@ def training_steps(
     """Yields one record for each of `batches`, synchronised before and after it is timed.
 
     began_s: `time.perf_counter()` at the start of training, the zero of `started_s`. The copy
-    of the batch to the device is inside the time. `audit` sees every step's device batch,
-    outside the time.
+    of the batch to the device is inside the time, waiting for the batch is recorded beside it.
     """
-    for number, batch in enumerate(batches, start=1):
+    source, clock = iter(batches), _DeviceClock(config.device)
+    for number in itertools.count(1):
+        asked = time.perf_counter()
+        batch = next(source, None)
+        if batch is None:
+            return
+        wait_s = time.perf_counter() - asked
+        if audit is not None:
+            audit.begin(number)
         if config.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         synchronize(config.device)
         start = time.perf_counter()
+        clock.start()
         input_ids = batch.input_ids.to(config.device, non_blocking=True)
         labels = batch.labels.to(config.device, non_blocking=True)
         loss, grad_norm = eager_step(model, optimizer, input_ids, labels, config)
+        clock.stop()
         synchronize(config.device)
         step_time_s = time.perf_counter() - start
-        yield _record(number, batch, loss.item(), grad_norm.item(), optimizer, config, start - began_s, step_time_s)
+        times = {"started_s": start - began_s, "step_time_s": step_time_s, "device_time_s": clock.seconds(), "wait_s": wait_s}
+        yield _record(number, batch, loss.item(), grad_norm.item(), optimizer, config, times)
         if audit is not None:
-            audit(number, input_ids)
+            audit.end(number, input_ids, labels)
 
 
-def _record(number, batch, loss, grad_norm, optimizer, config, started_s, step_time_s) -> StepRecord:
+def _record(number, batch, loss, grad_norm, optimizer, config, times: dict[str, float | None]) -> StepRecord:
     is_cuda = config.device == "cuda"
     broken = [f"{name} is {value}" for name, value in (("loss", loss), ("grad_norm", grad_norm)) if not _finite(value)]
     return StepRecord(
@@ -75,13 +115,12 @@ def _record(number, batch, loss, grad_norm, optimizer, config, started_s, step_t
         samples=batch.samples,
         tokens=batch.tokens,
         supervised_tokens=batch.supervised_tokens,
-        started_s=started_s,
-        step_time_s=step_time_s,
         is_applied=applied_steps(optimizer) == number,
         batch_sha256=batch.sha256[:16],
         memory_allocated_bytes=torch.cuda.memory_allocated() if is_cuda else None,
         memory_peak_bytes=torch.cuda.max_memory_allocated() if is_cuda else None,
         problem="; ".join(broken) or None,
+        **times,
     )
 
 

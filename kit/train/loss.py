@@ -58,6 +58,6 @@ def triton_row_loss_(logits, labels, supervised, vocab_size: int) -> torch.Tenso
 
     losses = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
     cross_entropy[(logits.shape[0],)](
-        logits, labels, losses, supervised, logits.stride(0), vocab_size, block=4096, num_warps=16
+        logits, labels, losses, supervised, row_length=logits.stride(0), vocab_size=vocab_size, block=4096, num_warps=16
     )
     return losses

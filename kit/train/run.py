@@ -19,9 +19,6 @@ from kit.records import Verdict, dumps
 from kit.show import Table, card, escape
 from kit.train.config import TrainConfig
 from kit.train.metrics import (
-    CpuReference,
-    PlacementAudit,
-    Replay,
     StepRecord,
     TelemetrySample,
     Throughput,
@@ -31,8 +28,6 @@ from kit.train.metrics import (
 )
 from kit.train.verdict import judge_training
 from kit.units import memory, number, seconds
-
-CPU_REFERENCE_STEPS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +105,11 @@ def train(
     state = _build(torch, config)
     built = time.perf_counter()
 
-    steps, audits, error, window_s = _timed(torch, state, batches, config, recorder, keeper, on_step)
-    telemetry = recorder.stop() if recorder else None
+    try:
+        steps, audits, error, windows = _timed(torch, state, batches, config, recorder, keeper, on_step)
+    finally:
+        # Whatever happened, no thread may still be inside the driver when the process ends.
+        telemetry = recorder.stop() if recorder else None
     trained = time.perf_counter()
     run = TrainingRun(
         config=config,
@@ -127,7 +125,9 @@ def train(
         audits=tuple(audits),
         telemetry=telemetry,
         versions=_versions(torch),
-        device_window_s=window_s,
+        device_window_s=windows[0],
+        wall_window_s=windows[1],
+        compute_capability=torch.cuda.get_device_capability() if config.device == "cuda" else None,
         error=str(error) if error else None,
     )
     samples = tuple(recorder.samples) if recorder else ()
@@ -233,24 +233,20 @@ def _build(torch, config: TrainConfig) -> _State:
 
 
 def _timed(torch, state, batches, config, recorder, keeper, on_step):
-    """The steps that count. Returns records, audits, the error that ended them early, the device's own window."""
+    """The steps that count. Returns records, audits, the error that ended them early, and their window by the
+    device's own clock and by the wall clock."""
     from kit.train.loop import training_steps
     from kit.train.model import precision
-    from kit.train.witness import audit_placement
+    from kit.train.witness import Auditor
 
     audited = {1, (config.steps + 1) // 2, config.steps}
-    audits: list[PlacementAudit] = []
-
-    def audit(step: int, batch) -> None:
-        if step in audited:
-            audits.append(audit_placement(step, state.model, state.optimizer, batch, config.device))
-
+    auditor = Auditor(state.model, state.optimizer, config.device, audited)
     steps: list[StepRecord] = []
     error = None
     events = _events(torch, config)
     if recorder:
         recorder.bind(str(torch.cuda.get_device_properties(0).uuid))
-    began = time.perf_counter()
+    began, began_wall = time.perf_counter(), time.time()
     if recorder:
         recorder.start(began)
     if events:
@@ -258,10 +254,11 @@ def _timed(torch, state, batches, config, recorder, keeper, on_step):
     try:
         with precision(config):
             for record in training_steps(
-                state.model, state.optimizer, batches[: config.steps], config, began_s=began, audit=audit
+                state.model, state.optimizer, batches[: config.steps], config, began_s=began, audit=auditor
             ):
                 if events:
                     events[1].record()
+                ended_wall = time.time()
                 steps.append(record)
                 keeper.add_step(record)
                 if on_step:
@@ -272,7 +269,7 @@ def _timed(torch, state, batches, config, recorder, keeper, on_step):
     if events and steps and error is None:
         torch.cuda.synchronize()
         window_s = events[0].elapsed_time(events[1]) / 1000
-    return steps, audits, error, window_s
+    return steps, auditor.audits, error, (window_s, ended_wall - began_wall if steps else None)
 
 
 def _events(torch, config):
@@ -302,63 +299,22 @@ def _failed(error: RuntimeError, config: TrainConfig) -> TrainingFailed:
 def _witnesses(run: TrainingRun, state: _State, steps, batches: Sequence) -> TrainingRun:
     """Everything that is measured after the timed steps, each part on the state the one before it left."""
     from kit.train import witness
+    from kit.train.repeat import cpu_reference, replay
 
     config = run.config
     after = witness.canary_loss(state.model, batches[0], config)
     learning = witness.measure_learning(state.model, state.initial, None, after)
     with witness.precision(config):
         profile = witness.profile_step(state.model, state.optimizer, batches[-2:], config)
-    replay, before = _replay(state, batches[: config.steps], config)
+    again, before = replay(state, batches[: config.steps], config, tuple(step.loss for step in steps))
     return dataclasses.replace(
         run,
         profile=profile,
         learning=dataclasses.replace(learning, canary_before=before),
         precision=witness.measure_precision(config),
-        replay=replay,
-        cpu_reference=_cpu_reference(state, batches, config),
+        replay=again,
+        cpu_reference=cpu_reference(state, batches, config),
     )
-
-
-def _restart(state: _State, config: TrainConfig) -> None:
-    """Puts the model back to where it was before the first step, with a fresh optimizer."""
-    import torch
-
-    from kit.train.model import build_optimizer
-
-    with torch.no_grad():
-        for name, parameter in state.model.named_parameters():
-            parameter.copy_(state.initial[name])
-    state.model.zero_grad(set_to_none=True)
-    state.optimizer = build_optimizer(state.model, config)
-
-
-def _replay(state: _State, batches: Sequence, config: TrainConfig) -> tuple[Replay, float | None]:
-    from kit.train import witness
-    from kit.train.loop import training_steps
-
-    _restart(state, config)
-    before = witness.canary_loss(state.model, batches[0], config)
-    with witness.precision(config):
-        records = list(training_steps(state.model, state.optimizer, batches, config, began_s=time.perf_counter()))
-    losses = tuple(record.loss for record in records if record.loss is not None)
-    return Replay(losses, witness.matmul_repeats(config)), before
-
-
-def _cpu_reference(state: _State, batches: Sequence, config: TrainConfig) -> CpuReference:
-    if config.device == "cpu" and config.dtype == "float32":
-        return CpuReference(0, (), 0.0, skipped="the run itself is float32 on the CPU")
-    from kit.train import witness
-    from kit.train.loop import training_steps
-
-    on_cpu = dataclasses.replace(config, device="cpu", dtype="float32")
-    count = min(CPU_REFERENCE_STEPS, config.steps)
-    state.model.to("cpu")
-    _restart(state, on_cpu)
-    start = time.perf_counter()
-    with witness.precision(on_cpu):
-        records = list(training_steps(state.model, state.optimizer, batches[:count], on_cpu, began_s=start))
-    losses = tuple(record.loss for record in records if record.loss is not None)
-    return CpuReference(len(losses), losses, time.perf_counter() - start)
 
 
 def _versions(torch) -> dict[str, str]:

@@ -155,11 +155,14 @@ def _plausible(run: TrainingRun, steps: Sequence[StepRecord], peak_flop_per_s: f
             "throughput.plausible", None, reason, "no faster than the card's peak",
             settle="add the card's datasheet row" if figures and figures.steady else LONGER, required=False,
         )  # fmt: skip
+    steady = [step for step in steps if step.step >= STEADY_FROM]
+    if min(step.step_time_s for step in steady) <= 0:
+        return check("throughput.plausible", False, "a step that took no time", "positive step times", required=False,
+                     todo="the records are broken: run again")  # fmt: skip
     # The last batch of a pass may be smaller; each step counts for the samples it had.
     rate = max(
         step_flop(run.config.shape, batch_size=step.samples, seq_len=run.config.seq_len) / step.step_time_s
-        for step in steps
-        if step.step >= STEADY_FROM
+        for step in steady
     )
     share = rate / peak_flop_per_s
     return check(

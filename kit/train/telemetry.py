@@ -6,7 +6,9 @@ never red by itself. Utilisation is context, not a witness: a spinning kernel sh
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import sys
 import threading
 import time
 from typing import Any
@@ -14,6 +16,21 @@ from typing import Any
 from kit.train.metrics import Telemetry, TelemetrySample
 
 INTERVAL_S = 0.02
+# Errors of NVML that concern one reading; any other means that the driver or the card is gone.
+_MISSING = ("NotSupported", "NoPermission", "FunctionNotFound", "NoData", "NotFound", "InvalidArgument", "Unknown")
+# Numbers by which the driver knew this process in earlier recordings: in a container they are not ours.
+_learned: set[int] = set()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Device:
+    """One card as it was before our work."""
+
+    handle: Any
+    uuid: str
+    idle: TelemetrySample | None = None
+    counters: dict[str, int] = dataclasses.field(default_factory=dict)
+    processes: frozenset[int] = frozenset()
 
 
 class Recorder:
@@ -21,58 +38,57 @@ class Recorder:
 
     Made before CUDA starts, so that `idle` is a card without our work and the process that
     appears when CUDA starts is known to be ours (inside a container the driver's process
-    numbers are not ours).
+    numbers are not ours). Which card is torch's is known only by then, so all are read.
     """
 
-    def __init__(self, device_index: int = 0) -> None:
+    def __init__(self) -> None:
         self.samples: list[TelemetrySample] = []
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._nvml: Any = None
         self._handle: Any = None
-        self._own: set[int] = {os.getpid()}
+        self._devices: dict[str, _Device] = {}
+        self._device: _Device | None = None
         self._missing: set[str] = set()
-        self._error: str | None = None
-        self._uuid: str | None = None
-        self._bound = False
-        self._idle: TelemetrySample | None = None
-        self._before: dict[str, int] = {}
-        self._foreign_before: set[int] = set()
-        self._open(device_index)
-
-    def _open(self, device_index: int) -> None:
+        self._error: str | None = "not bound to a device"
+        self._reserved_before = _torch_reserved()
         try:
             import pynvml
 
             pynvml.nvmlInit()
             self._nvml = pynvml
-            self._handle = _handle_for(pynvml, device_index)
-            self._uuid = _text(pynvml.nvmlDeviceGetUUID(self._handle))
-            self._foreign_before = self._processes() or set()
-            self._idle = self._read(0.0)
-            self._before = self._counters()
+            handles = [pynvml.nvmlDeviceGetHandleByIndex(n) for n in range(pynvml.nvmlDeviceGetCount())]
+            self._devices = {_plain(device.uuid): device for device in map(self._baseline, handles)}
         except ImportError:
             self._error = "nvidia-ml-py is not installed"
         except Exception as error:  # NVML raises its own hierarchy; the reason is recorded, training goes on
             self._error = f"NVML: {error}"
 
-    def bind(self, torch_uuid: str | None) -> None:
-        """Called once CUDA runs: checks that NVML's device is torch's, and learns which process is ours."""
-        if self._error or torch_uuid is None:
+    def _baseline(self, handle: Any) -> _Device:
+        self._handle = handle
+        uuid = _text(self._nvml.nvmlDeviceGetUUID(handle))
+        return _Device(handle, uuid, self._read(0.0), self._counters(), frozenset(self._processes() or ()))
+
+    def bind(self, torch_uuid: str) -> None:
+        """Called once CUDA runs: finds torch's device by its UUID, and learns which process is ours."""
+        if not self._devices:
             return
-        wanted = torch_uuid.removeprefix("GPU-").lower()
-        if (self._uuid or "").removeprefix("GPU-").lower() != wanted:
-            try:
-                self._handle = self._nvml.nvmlDeviceGetHandleByUUID(f"GPU-{wanted}")
-                self._uuid, self._idle = f"GPU-{wanted}", None
-                self._before = self._counters()
-            except Exception as error:
-                self._error = f"NVML does not know torch's device: {error}"
-                return
-        self._bound = True
-        appeared = (self._processes() or set()) - self._foreign_before
+        try:
+            device = self._devices.get(_plain(torch_uuid)) or self._slice(_plain(torch_uuid))
+            self._handle = device.handle
+            appeared = set(self._processes() or ()) - device.processes
+        except Exception as error:
+            self._error = f"NVML does not know torch's device: {error}"
+            return
+        self._device, self._error = device, None
+        self._missing.clear()
         if len(appeared) == 1:
-            self._own |= appeared
+            _learned.update(appeared)
+
+    def _slice(self, plain: str) -> _Device:
+        """A MIG slice, which NVML does not list; our own work is on it already, so there is no idle reading."""
+        handle = self._nvml.nvmlDeviceGetHandleByUUID(f"MIG-{plain}")
+        return _Device(handle, f"MIG-{plain}")
 
     def start(self, began_s: float) -> None:
         if self._error is None:
@@ -80,23 +96,54 @@ class Recorder:
             self._thread.start()
 
     def stop(self) -> Telemetry:
+        """Ends the sampling, takes the last readings and lets NVML go."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=5)
-        after = self._counters() if self._error is None else {}
-        limit = self._try("power_limit", lambda n, h: n.nvmlDeviceGetEnforcedPowerLimit(h) / 1000)
-        default = self._try("power_limit", lambda n, h: n.nvmlDeviceGetPowerManagementDefaultLimit(h) / 1000)
+            if self._thread.is_alive():
+                self._error = "NVML did not answer for 5 s"
+        found = self._telemetry()
+        self._close()
+        return found
+
+    def _telemetry(self) -> Telemetry:
+        device = self._device
+        after: dict[str, int] = {}
+        readings: dict[str, Any] = {}
+        if self._error is None:
+            try:
+                after = self._counters()
+                readings = {
+                    "power_limit_w": self._try("power_limit", lambda n, h: n.nvmlDeviceGetEnforcedPowerLimit(h) / 1000),
+                    "power_limit_default_w": self._try(
+                        "power_limit", lambda n, h: n.nvmlDeviceGetPowerManagementDefaultLimit(h) / 1000
+                    ),
+                    "device_name": self._try("name", lambda n, h: _text(n.nvmlDeviceGetName(h))),
+                    "memory_total_bytes": self._try("memory", lambda n, h: n.nvmlDeviceGetMemoryInfo(h).total),
+                }
+            except Exception as error:
+                self._error = f"NVML stopped answering: {error}"
         return Telemetry(
-            device_uuid=self._uuid,
-            is_bound_by_uuid=self._bound,
-            idle=self._idle,
-            power_limit_w=limit,
-            power_limit_default_w=default,
-            counters_before=self._before,
+            device_uuid=device.uuid if device else None,
+            is_bound_by_uuid=device is not None,
+            idle=device.idle if device else None,
+            counters_before=device.counters if device else {},
             counters_after=after,
             missing=tuple(sorted(self._missing)),
             error=self._error,
+            reserved_before_bytes=self._reserved_before,
+            **readings,
         )
+
+    def _close(self) -> None:
+        """NVML counts its starts; one that is never ended is torn down by the process's exit, under our feet."""
+        if self._nvml is None or (self._thread is not None and self._thread.is_alive()):
+            return
+        try:
+            self._nvml.nvmlShutdown()
+        except self._nvml.NVMLError:
+            pass
+        self._nvml = self._handle = None
 
     def _run(self, began_s: float) -> None:
         while not self._stop.is_set():
@@ -107,36 +154,38 @@ class Recorder:
                 return
             self._stop.wait(INTERVAL_S)
 
+    # --- readings -------------------------------------------------------------------
+
     def _read(self, at_s: float) -> TelemetrySample:
         processes = self._processes()
-        memory = self._try("memory", lambda n, h: n.nvmlDeviceGetMemoryInfo(h).used)
         return TelemetrySample(
             at_s=at_s,
-            memory_used_bytes=memory,
-            own_memory_bytes=self._own_memory(),
+            memory_used_bytes=self._try("memory", lambda n, h: n.nvmlDeviceGetMemoryInfo(h).used),
+            own_memory_bytes=_own_memory(processes),
             power_w=self._try("power", lambda n, h: n.nvmlDeviceGetPowerUsage(h) / 1000),
             clock_mhz=self._try("clock", lambda n, h: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_SM)),
             utilization=self._try("utilization", lambda n, h: n.nvmlDeviceGetUtilizationRates(h).gpu / 100),
             temperature_c=self._try("temperature", lambda n, h: n.nvmlDeviceGetTemperature(h, n.NVML_TEMPERATURE_GPU)),
-            throttle_bits=self._try("throttle_reasons", lambda n, h: n.nvmlDeviceGetCurrentClocksEventReasons(h)),
-            foreign_processes=None if processes is None else len(processes - self._own),
+            throttle_bits=self._try("throttle_reasons", _throttle_bits),
+            foreign_processes=_foreign(processes),
         )
 
-    def _processes(self) -> set[int] | None:
+    def _processes(self) -> dict[int, int | None] | None:
+        """Memory of each compute process on the card, by the driver's number for it."""
         found = self._try("processes", lambda n, h: n.nvmlDeviceGetComputeRunningProcesses(h))
-        return None if found is None else {process.pid for process in found}
-
-    def _own_memory(self) -> int | None:
-        found = self._try("process_memory", lambda n, h: n.nvmlDeviceGetComputeRunningProcesses(h)) or ()
-        own = [process.usedGpuMemory for process in found if process.pid in self._own]
-        own = [used for used in own if used]
-        return sum(own) if own else None
+        if found is None:
+            return None
+        used = {process.pid: process.usedGpuMemory for process in found}
+        if used and not any(used.values()):
+            # Windows lists every program that draws, and tells of none what it uses: no list of compute processes.
+            self._missing.add("processes")
+            return None
+        return used
 
     def _counters(self) -> dict[str, int]:
-        nvml = self._nvml
         found = {}
         for name, corrected in (("ecc_corrected", "CORRECTED"), ("ecc_uncorrected", "UNCORRECTED")):
-            kind = getattr(nvml, f"NVML_MEMORY_ERROR_TYPE_{corrected}")
+            kind = getattr(self._nvml, f"NVML_MEMORY_ERROR_TYPE_{corrected}")
             value = self._try(
                 "ecc", lambda n, h, kind=kind: n.nvmlDeviceGetTotalEccErrors(h, kind, n.NVML_VOLATILE_ECC)
             )
@@ -144,7 +193,7 @@ class Recorder:
                 found[name] = value
         rows = self._try("remapped_rows", lambda n, h: n.nvmlDeviceGetRemappedRows(h))
         if rows is not None:
-            found |= {"remapped_uncorrected": rows[1], "remap_pending": rows[2], "remap_failure": rows[3]}
+            found |= {"remapped_uncorrected": rows[1], "remap_pending": int(rows[2]), "remap_failure": int(rows[3])}
         return found
 
     def _try(self, what: str, ask) -> Any:
@@ -153,21 +202,47 @@ class Recorder:
             return None
         try:
             return ask(self._nvml, self._handle)
-        except self._nvml.NVMLError_NotSupported:
+        except AttributeError:
             self._missing.add(what)
-        except self._nvml.NVMLError_NoPermission:
-            self._missing.add(what)
-        except (self._nvml.NVMLError_FunctionNotFound, AttributeError):
+        except self._nvml.NVMLError as error:
+            if not type(error).__name__.removeprefix("NVMLError_") in _MISSING:
+                raise
             self._missing.add(what)
         return None
 
 
-def _handle_for(nvml: Any, device_index: int) -> Any:
-    """NVML's handle of torch's device; a first guess by CUDA_VISIBLE_DEVICES that `bind` checks."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
-    if visible.startswith(("GPU-", "MIG-")):
-        return nvml.nvmlDeviceGetHandleByUUID(visible)
-    return nvml.nvmlDeviceGetHandleByIndex(int(visible) if visible.isdigit() else device_index)
+def _throttle_bits(nvml: Any, handle: Any) -> int:
+    """Older packages know the question by its older name."""
+    ask = getattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons", None)
+    return (ask or nvml.nvmlDeviceGetCurrentClocksThrottleReasons)(handle)
+
+
+def _ours() -> set[int]:
+    return _learned | {os.getpid()}
+
+
+def _own_memory(processes: dict[int, int | None] | None) -> int | None:
+    own = [used for pid, used in (processes or {}).items() if pid in _ours() and used]
+    return sum(own) if own else None
+
+
+def _foreign(processes: dict[int, int | None] | None) -> int | None:
+    """Others on the card. An empty list says nothing: where we are not listed ourselves, who is?"""
+    if not processes:
+        return None
+    return len(set(processes) - _ours())
+
+
+def _torch_reserved() -> int | None:
+    """What torch holds on the device already, where this process used it before."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return int(torch.cuda.memory_reserved())
+
+
+def _plain(uuid: str) -> str:
+    return uuid.lower().removeprefix("gpu-").removeprefix("mig-")
 
 
 def _text(value: Any) -> str:

@@ -23,7 +23,8 @@ KINDS = (
     ("loss", re.compile(r"softmax|nll_loss|cross_entropy", re.I)),
     ("norm", re.compile(r"layer_?norm|rms_?norm|gammabeta", re.I)),
 )
-_MATMULS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product_flash_attention_for_cpu"}
+MATMULS = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"})
+_CPU_ATTENTION = "aten::_scaled_dot_product_flash_attention_for_cpu"
 # A matrix product under this is a scalar's worth of work and not a witness.
 LARGE_FLOP = 1e6
 
@@ -32,8 +33,7 @@ def read_trace(trace: dict[str, Any], *, step_time_s: float) -> KernelProfile:
     """`step_time_s`: wall time of the profiled step, which the shares refer to."""
     events = [event for event in trace.get("traceEvents", ()) if event.get("ph") == "X"]
     kernels = [event for event in events if event.get("cat") == "kernel"]
-    copies = [event for event in events if event.get("cat") == "gpu_memcpy" and "Device -> Device" not in event["name"]
-              and "DtoD" not in event["name"]]
+    copies = [event for event in events if event.get("cat") == "gpu_memcpy" and _is_over_the_bus(event["name"])]
     by_name: Counter[str] = Counter()
     groups: Counter[str] = Counter()
     for kernel in kernels:
@@ -56,36 +56,65 @@ def kind_of(kernel_name: str) -> str:
     return next((kind for kind, pattern in KINDS if pattern.search(kernel_name)), "other")
 
 
+def _is_over_the_bus(name: str) -> bool:
+    return "Device -> Device" not in name and "DtoD" not in name
+
+
 def _on_cpu(events: Sequence[dict[str, Any]], kernels: Sequence[dict[str, Any]]) -> dict[str, int]:
     """Large matrix products that no kernel belongs to, by operator.
 
     A kernel belongs to an operator by the profiler's external id, or where its launch stands
     inside the operator on the same thread: launches through the driver API carry no external id.
+    Matrix kernels whose launch is not in the trace at all can belong to any operator; where there
+    are enough of them for all that is left, nothing is known to have run on the CPU.
     """
-    ids = {kernel.get("args", {}).get("External id") for kernel in kernels} - {None}
-    correlations = {kernel.get("args", {}).get("correlation") for kernel in kernels} - {None}
-    launches: dict[Any, list[float]] = defaultdict(list)
-    for event in events:
-        if event.get("cat") in ("cuda_runtime", "cuda_driver"):
-            if event.get("args", {}).get("correlation") in correlations:
-                launches[event.get("tid")].append(event["ts"])
-    for times in launches.values():
-        times.sort()
+    ids = {_arg(kernel, "External id") for kernel in kernels} - {None}
+    launches = _launches(events, kernels)
     found: Counter[str] = Counter()
     for event in events:
-        if event.get("name") not in _MATMULS or event.get("args", {}).get("External id") in ids:
+        if event.get("name") not in MATMULS and event.get("name") != _CPU_ATTENTION:
             continue
-        times = launches.get(event.get("tid"), [])
-        first = bisect.bisect_left(times, event["ts"])
-        has_launch = first < len(times) and times[first] <= event["ts"] + event.get("dur", 0)
-        if not has_launch and matmul_flop(event.get("args", {}).get("Input Dims", ())) >= LARGE_FLOP:
+        if _arg(event, "External id") in ids or _has_launch(event, launches.get(event.get("tid"), ())):
+            continue
+        if matmul_flop(_arg(event, "Input Dims") or ()) >= LARGE_FLOP:
             found[event["name"]] += 1
-    return dict(found)
+    return {} if sum(found.values()) <= _without_launch(events, kernels) else dict(found)
+
+
+def _arg(event: dict[str, Any], name: str) -> Any:
+    return event.get("args", {}).get(name)
+
+
+def _launches(events: Sequence[dict[str, Any]], kernels: Sequence[dict[str, Any]]) -> dict[Any, list[float]]:
+    """Times of kernel launches, in order, by the thread that launched."""
+    correlations = {_arg(kernel, "correlation") for kernel in kernels} - {None}
+    times: dict[Any, list[float]] = defaultdict(list)
+    for event in events:
+        if event.get("cat") in ("cuda_runtime", "cuda_driver") and _arg(event, "correlation") in correlations:
+            times[event.get("tid")].append(event["ts"])
+    return {thread: sorted(found) for thread, found in times.items()}
+
+
+def _has_launch(event: dict[str, Any], times: Sequence[float]) -> bool:
+    first = bisect.bisect_left(times, event["ts"])
+    return first < len(times) and times[first] <= event["ts"] + event.get("dur", 0)
+
+
+def _without_launch(events: Sequence[dict[str, Any]], kernels: Sequence[dict[str, Any]]) -> int:
+    """Matrix kernels that the trace ties to nothing: no launch, and no operator with their external id."""
+    calls = ("cuda_runtime", "cuda_driver")
+    launched = {_arg(event, "correlation") for event in events if event.get("cat") in calls}
+    operators = {_arg(event, "External id") for event in events if event.get("cat") == "cpu_op"}
+    return sum(
+        _arg(kernel, "correlation") not in launched and _arg(kernel, "External id") not in operators
+        for kernel in kernels
+        if kind_of(kernel["name"]) == "matmul"
+    )
 
 
 def matmul_flop(dims: Sequence[Any]) -> float:
     """2 · (b ·) m · k · n for the last two operands (…, m, k) and (…, k, n); 0 where the shapes are not known."""
-    shapes = [shape for shape in dims if isinstance(shape, list) and len(shape) >= 2]
+    shapes = [shape for shape in dims if isinstance(shape, (list, tuple)) and len(shape) >= 2]
     if len(shapes) < 2:
         return 0.0
     left, right = shapes[-2:]

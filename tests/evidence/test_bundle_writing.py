@@ -12,7 +12,7 @@ import pytest
 
 from kit.errors import BundleInvalid, KitError, UsageError
 from kit.evidence import lock, write
-from kit.evidence.bundle import open_bundle, reissue, running_state
+from kit.evidence.bundle import open_bundle, running_state
 from kit.evidence.verify import verify
 from kit.records import Outcome, loads
 
@@ -266,15 +266,3 @@ def test_rename_that_windows_refuses_leaves_a_whole_report(tmp_path, monkeypatch
         final = bundle.finish(sample.conclude(files))
         assert "could not be renamed" in bundle.notes[0]
     assert final == bundle.path and check(final).exit_code == 0
-
-
-def test_reissued_bundle_has_new_words_and_old_measurements(tmp_path, monkeypatch):
-    import kit.evidence.render as render
-
-    path = sample.make(tmp_path)
-    raw = (path / "raw/steps.jsonl").read_bytes()
-    monkeypatch.setattr(render, "WORTH", "Other words.")
-    assert check(path).exit_code == 4
-    files = {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
-    reissue(path, sample.conclude(files))
-    assert check(path).exit_code == 0 and (path / "raw/steps.jsonl").read_bytes() == raw

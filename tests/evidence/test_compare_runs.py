@@ -238,7 +238,7 @@ def test_comparison_is_one_json_object():
 def test_text_and_figure_say_the_same():
     a, b = side(100, 112, 92), side(90, 99, 84, name="b", unit="samples/s")
     found = compare(a, b)
-    assert text(found).startswith("INCONCLUSIVE\n  B is 0.8") and "processes a side, run in turns" in text(
+    assert text(found).startswith("INCONCLUSIVE by steady_samples_per_s\n  B is 0.8") and "processes a side, run in turns" in text(
         found
     )
     drawn = ElementTree.fromstring(figure(a, b, found))

@@ -18,7 +18,6 @@ from kit.evidence.bundle import open_bundle
 from kit.evidence.verify import verify
 from kit.evidence.redact import (
     Secrets,
-    allowed_environment,
     decode,
     pseudonym,
     redact_text,
@@ -301,20 +300,6 @@ def test_pseudonym_is_keyed_and_the_same_however_it_is_spelt():
         redact_text(f"{UUID} {UUID[4:]} {UUID[4:].replace('-', '')}", Secrets(uuids=(UUID,), salt=b"salt"))
         == f"{name} {name} {name}"
     )
-
-
-def test_environment_is_an_allow_list():
-    environ = {
-        "CUDA_VISIBLE_DEVICES": UUID,
-        "HF_TOKEN": "x",
-        "HOME": "/root",
-        "OMP_NUM_THREADS": "2",
-        "MY_CUDA_VISIBLE_DEVICES": "1",
-    }
-    assert allowed_environment(environ, SECRETS) == {
-        "CUDA_VISIBLE_DEVICES": pseudonym(UUID, SECRETS.salt),
-        "OMP_NUM_THREADS": "2",
-    }
 
 
 def test_picture_loses_its_metadata_and_keeps_its_pixels():

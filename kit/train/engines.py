@@ -1,0 +1,324 @@
+"""What computes a training step: the plain loop, torch.compile, or one CUDA graph for everything.
+
+Each engine takes the same model and gives the same losses. An engine that cannot do its work
+here says why and lets the plain loop do it; it never does so in silence (`is_fallback`, `note`).
+Hugging Face's Trainer drives its own loop and stands in `trainer`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from kit.errors import UsageError
+from kit.train.attention import fast_kernels, use_causal_attention
+from kit.train.config import TrainConfig
+from kit.train.loop import eager_step
+from kit.train.model import autocast, build_optimizer, precision
+
+# Relative difference of the first loss between the graphed engine and the model's own forward pass.
+FIRST_LOSS_LIMITS = {"float32": 1e-5, "tf32": 1e-3, "bfloat16": 5e-3}
+_WARM_UP_STEPS = 2
+# Tokens at a time in the check of the first loss; the model's own forward holds all of their logits in float32.
+_CHECKED_TOKENS = 4096
+
+
+class Engine(Protocol):
+    """note: what it does, or why it fell back. optimizer: with the state of every parameter."""
+
+    name: str
+    note: str
+    is_fallback: bool
+    optimizer: torch.optim.Optimizer
+
+    def step(self, input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One optimizer step. Returns loss and gradient norm as tensors on the device, without waiting.
+
+        input_ids, labels: (B, T) int64 on the device, padding on the right. The same values as `eager_step`.
+        """
+
+    def restart(self) -> None:
+        """Fresh optimizer state, and the model's weights as somebody has set them since."""
+
+
+def build_engine(name: str, model, config: TrainConfig) -> Engine:
+    """The engine, ready to step: what must be compiled or captured for config's shape is, the weights unchanged.
+
+    model: on config.device, in float32. Call it inside `model.precision(config)`. Raises torch's
+    out-of-memory error where the shape does not fit, and UsageError for the Trainer, which has no step.
+    """
+    if name == "eager":
+        return EagerEngine(model, config)
+    kinds = {"compiled": CompiledEngine, "graphed": GraphedEngine}
+    if name not in kinds:
+        raise UsageError(f"engine={name}", expected=f"one of eager, {', '.join(kinds)}",
+                         todo="kit bench and kit sweep run the Trainer; kit train needs an engine with steps")
+    try:
+        reason = kinds[name].missing(model, config)
+        if reason is None:
+            return kinds[name](model, config)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Unsuitable as error:
+        reason = str(error)
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+    return EagerEngine(model, config, asked_for=name, reason=reason)
+
+
+class Unsuitable(Exception):
+    """This model cannot be computed by this engine; the text says why."""
+
+
+class EagerEngine:
+    """The plain loop; also what runs in place of an engine that cannot."""
+
+    name = "eager"
+
+    def __init__(self, model, config: TrainConfig, *, asked_for: str = "eager", reason: str | None = None) -> None:
+        self._model, self._config = model, config
+        self.is_fallback = reason is not None
+        self.note = f"the plain loop instead of {asked_for}: {reason}" if reason else "the plain loop"
+        self.restart()
+
+    def step(self, input_ids, labels):
+        return eager_step(self._model, self.optimizer, input_ids, labels, self._config)
+
+    def restart(self) -> None:
+        self._model.zero_grad(set_to_none=True)
+        self.optimizer = build_optimizer(self._model, self._config)
+
+
+class CompiledEngine:
+    """torch.compile around the model's forward and backward pass; clipping and fused AdamW as torch has them."""
+
+    name, is_fallback = "compiled", False
+    note = "torch.compile, causal attention without a mask, fused AdamW"
+
+    @staticmethod
+    def missing(model, config: TrainConfig) -> str | None:
+        """Why it cannot run here; None where it can."""
+        if config.device == "cuda" and importlib.util.find_spec("triton") is None:
+            return "torch.compile needs Triton for the GPU, and it is not installed"
+        return None
+
+    def __init__(self, model, config: TrainConfig) -> None:
+        from kit.train.flat import twin_of
+
+        self._model, self._config = model, config
+        twin = twin_of(model, dict(model.named_parameters()))
+        if reason := use_causal_attention(twin):
+            raise Unsuitable(reason)
+        self._compiled = compiled(lambda ids, labels: twin(input_ids=ids, labels=labels, use_cache=False).loss)
+        self._loss_and_backward(*random_batch(model, config))
+        self.restart()
+
+    def _loss_and_backward(self, input_ids, labels) -> torch.Tensor:
+        with fast_kernels(compute_dtype(self._config), self._config.seq_len), autocast(self._config):
+            loss = self._compiled(input_ids, labels)
+        loss.backward()
+        return loss.detach()
+
+    def step(self, input_ids, labels):
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._loss_and_backward(input_ids, labels)
+        grad_norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._config.max_grad_norm)
+        self.optimizer.step()
+        return loss, grad_norm
+
+    def restart(self) -> None:
+        self._model.zero_grad(set_to_none=True)
+        is_cuda = self._config.device == "cuda"
+        self.optimizer = torch.optim.AdamW(
+            self._model.parameters(), lr=self._config.lr, weight_decay=self._config.weight_decay, fused=is_cuda
+        )
+
+
+class GraphedEngine:
+    """The whole step as one CUDA graph: compiled forward and backward, our loss, clipping and AdamW in two kernels.
+
+    In bfloat16 the forward pass computes with bfloat16 copies of the float32 weights, which the
+    update writes; autocast would make them anew at every step.
+    """
+
+    name, is_fallback = "graphed", False
+
+    @staticmethod
+    def missing(model, config: TrainConfig) -> str | None:
+        """Why it cannot run here; None where it can."""
+        if config.device != "cuda":
+            return "a CUDA graph needs a CUDA device"
+        if importlib.util.find_spec("triton") is None:
+            return "its kernels need Triton, and it is not installed"
+        return None
+
+    def __init__(self, model, config: TrainConfig, *, is_compiled: bool = True) -> None:
+        from kit.train.flat import FlatAdamW
+
+        self._model, self._config = model, config
+        self._step = _FlatStep(model, config, is_compiled=is_compiled)
+        input_ids, labels = random_batch(model, config)
+        self._input_ids, self._labels = input_ids.clone(), labels.clone()
+        self._check_first_loss()
+        self._capture()
+        self.optimizer = FlatAdamW(self._step.flat, config)
+        copies = ", bfloat16 copies of the weights" if self._step.flat.shadow is not None else ""
+        self.note = f"one CUDA graph a step over torch.compile{copies}, fused loss, clipping and AdamW"
+
+    def _check_first_loss(self) -> None:
+        """Refuses a model whose own loss is another one, as of a scaled or capped head."""
+        own = own_loss(self._model, self._input_ids, self._labels, self._config)
+        ours = float(self._step.backward(self._input_ids, self._labels)[0])
+        # Written so that NaN is refused as well.
+        if not abs(ours - own) <= FIRST_LOSS_LIMITS[self._config.dtype] * abs(own):
+            raise Unsuitable(f"its first loss would be {ours:.6f} where the model's own is {own:.6f}")
+
+    def _capture(self) -> None:
+        flat, before = self._step.flat, self._step.flat.master.clone()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UP_STEPS):
+                loss, gradients = self._step.backward(self._input_ids, self._labels)
+                flat.point_to(gradients)
+                flat.update(gradients, self._config)
+        torch.cuda.current_stream().wait_stream(side)
+        del loss, gradients
+        torch.cuda.synchronize()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            loss, gradients = self._step.backward(self._input_ids, self._labels)
+            flat.update(gradients, self._config)
+            self._result = torch.stack((loss, flat.norm))
+        flat.point_to(gradients)
+        flat.master.copy_(before)
+        flat.restart()
+
+    def step(self, input_ids, labels):
+        if input_ids.shape != self._input_ids.shape:
+            raise UsageError(f"a batch of {tuple(input_ids.shape)}", expected=f"{tuple(self._input_ids.shape)}, as captured",
+                             todo="build another engine for another shape")
+        self._input_ids.copy_(input_ids)
+        self._labels.copy_(labels)
+        self._graph.replay()
+        loss, grad_norm = self._result.clone()
+        return loss, grad_norm
+
+    def restart(self) -> None:
+        self._step.flat.restart()
+
+
+class _FlatStep:
+    """Loss and gradients of a causal language model in three parts: embedding lookup, body, head with its loss."""
+
+    def __init__(self, model, config: TrainConfig, *, is_compiled: bool) -> None:
+        from kit.train.flat import FlatWeights
+
+        if reason := _unsuitable(model):
+            raise Unsuitable(reason)
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self._head = names[id(model.get_output_embeddings().weight)]
+        self._lookup = names[id(model.get_input_embeddings().weight)]
+        self.flat = FlatWeights(model, compute_dtype(config), padded=(self._head,))
+        self._parameters = self.flat.compute_parameters()
+        twin = _twin(model, self._parameters)
+        self._vocab_size = model.get_output_embeddings().weight.shape[0]
+        self._padding_idx = model.get_input_embeddings().padding_idx
+        flat = self.flat.master if self.flat.shadow is None else self.flat.shadow
+        self._head_weight = self.flat.view(flat, self._head, filled=True)
+        body = twin.base_model
+        self._body = lambda embeds: body(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        if is_compiled:
+            self._body = compiled(self._body)
+        self._kernels = compute_dtype(config), config.seq_len
+
+    def backward(self, input_ids, labels) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss and the gradient of each parameter by name, each in one piece; the head's with its padding rows."""
+        from kit.train.loss import linear_cross_entropy, shifted, triton_row_loss_
+
+        inner = {name: p for name, p in self._parameters.items() if name not in (self._head, self._lookup)}
+        embeds = torch.nn.functional.embedding(input_ids, self._parameters[self._lookup].detach()).requires_grad_()
+        with fast_kernels(*self._kernels):
+            hidden = self._body(embeds)
+            loss, hidden_grad, head_grad = linear_cross_entropy(
+                hidden.detach().flatten(0, 1), self._head_weight, shifted(labels), vocab_size=self._vocab_size,
+                row_loss_=triton_row_loss_,
+            )
+            grads = torch.autograd.grad(hidden, [embeds, *inner.values()], hidden_grad.view_as(hidden))
+        gradients = dict(zip(inner, map(_in_one_piece, grads[1:])))
+        rows = self._parameters[self._lookup].shape[0]
+        padding = -1 if self._padding_idx is None else self._padding_idx
+        lookup_grad = torch.ops.aten.embedding_dense_backward(grads[0], input_ids, rows, padding, False)
+        if self._lookup == self._head:
+            head_grad[:rows].add_(lookup_grad)
+        else:
+            gradients[self._lookup] = lookup_grad
+        gradients[self._head] = head_grad
+        return loss, gradients
+
+
+def _in_one_piece(gradient: torch.Tensor) -> torch.Tensor:
+    """Contiguous and at an address that the kernels can read 16 bytes at a time; a copy where it is not."""
+    gradient = gradient.contiguous()
+    return gradient if gradient.data_ptr() % 16 == 0 else gradient.clone()
+
+
+def _twin(model, parameters):
+    from kit.train.flat import twin_of
+
+    twin = twin_of(model, parameters)
+    if reason := use_causal_attention(twin):
+        raise Unsuitable(reason)
+    return twin
+
+
+def _unsuitable(model) -> str | None:
+    """What the three parts of `_FlatStep` cannot express; None where they fit."""
+    head, lookup = model.get_output_embeddings(), model.get_input_embeddings()
+    if not isinstance(head, torch.nn.Linear) or head.bias is not None or not isinstance(lookup, torch.nn.Embedding):
+        return "the head is no plain product with the hidden states"
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    if frozen:
+        return f"{len(frozen)} weights are frozen, {frozen[0]} among them"
+    dropping = [name for name, module in model.named_modules()
+                if isinstance(module, torch.nn.Dropout) and module.p > 0 and module.training]
+    return f"dropout at {dropping[0]} would make its losses differ" if dropping else None
+
+
+def compiled(function):
+    """torch.compile for one static shape, whole or not at all. Compiled code is kept where it survives a reboot."""
+    # Earlier engines' code would count against the limit of recompilations, and then run uncompiled.
+    torch.compiler.reset()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kit" / "inductor"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def compute_dtype(config: TrainConfig) -> torch.dtype:
+    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+
+
+def random_batch(model, config: TrainConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """input_ids and labels (B, T) of config's shape on its device, every label supervised."""
+    generator = torch.Generator().manual_seed(config.seed)
+    shape = (config.batch_size, config.seq_len)
+    ids = torch.randint(model.get_input_embeddings().weight.shape[0], shape, generator=generator).to(config.device)
+    return ids, ids.clone()
+
+
+@torch.no_grad()
+def own_loss(model, input_ids, labels, config: TrainConfig) -> float:
+    """The mean loss by the model's own forward pass, a few rows at a time."""
+    rows = max(1, _CHECKED_TOKENS // input_ids.shape[1])
+    total, count = 0.0, 0
+    for ids, targets in zip(input_ids.split(rows), labels.split(rows)):
+        supervised = int((targets[:, 1:] >= 0).sum())
+        if supervised:
+            with autocast(config):
+                total += float(model(input_ids=ids, labels=targets).loss) * supervised
+            count += supervised
+    return total / count if count else float("nan")

@@ -1,0 +1,168 @@
+"""What the scan finds in libraries and wheels: a genuine fat binary, and broken ones.
+
+`genuine.fatbin` was made by ptxas and fatbinary of CUDA 13.0 from an empty kernel, with --compress-all:
+sm_80, sm_90a, sm_100f and sm_120 code and compute_120 PTX.
+"""
+
+import io
+import os
+import random
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from kit.errors import UsageError
+from kit.gpu import scan
+
+GENUINE = (Path(__file__).parent / "genuine.fatbin").read_bytes()
+HELD = ("sm_80", "sm_90a", "sm_100f", "sm_120", "compute_120")
+
+
+def wheel(path, **members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in members.items():
+            file.writestr(name.replace("__", "/").replace("_so", ".so").replace("_dll", ".dll"), content)
+    return path
+
+
+def codes(content):
+    return [str(code) for code in scan.images(io.BytesIO(content))]
+
+
+def test_a_genuine_fat_binary_gives_its_code_with_a_and_f():
+    assert codes(GENUINE) == list(HELD)
+
+
+@pytest.mark.parametrize("before", [0, 1, 4095, scan._CHUNK - 2, scan._CHUNK - 20, 2 * scan._CHUNK + 7])
+def test_code_is_found_wherever_it_lies_in_the_file(before):
+    assert codes(b"x" * before + GENUINE + b"\0" * 100) == list(HELD)
+
+
+def test_several_fat_binaries_are_counted(tmp_path):
+    path = tmp_path / "lib.so"
+    path.write_bytes(b"\x7fELF" + GENUINE + b"pad" + GENUINE)
+    assert scan.scan_library(path).counts == dict.fromkeys(HELD, 2)
+
+
+def test_the_magic_by_chance_is_no_code():
+    assert codes(b"\x50\xed\x55\xba" * 1000) == []
+    assert codes(b"\x50\xed\x55\xba" + bytes(60)) == []
+
+
+def test_a_cut_file_ends_without_an_error():
+    for end in range(0, len(GENUINE), 37):
+        assert set(codes(GENUINE[:end])) <= set(HELD)
+
+
+def test_random_bytes_after_the_magic_never_fail():
+    source = random.Random(7)
+    for _ in range(200):
+        codes(b"\x50\xed\x55\xba\x01\x00\x10\x00" + source.randbytes(300))
+
+
+def test_a_wheel_is_read_library_by_library(tmp_path):
+    path = wheel(
+        tmp_path / "x-1.0-py3-none-any.whl", pkg__a_so=GENUINE, pkg__b_dll=b"MZ" + GENUINE, pkg__c_py=GENUINE
+    )
+    found = scan.scan_wheel(path)
+    assert found.arch_list == HELD
+    assert (found.files_read, [library.name for library in found.libraries]) == (2, ["pkg/a.so", "pkg/b.dll"])
+
+
+def test_a_wheel_without_gpu_code_says_so(tmp_path):
+    found = scan.scan_wheel(wheel(tmp_path / "y.whl", pkg__a_so=b"\x7fELF"))
+    assert found.arch_list == ()
+    assert "no GPU code" in scan.check(found, (9, 0)).found
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04broken"])
+def test_a_broken_wheel_is_refused_in_words(tmp_path, content):
+    path = tmp_path / "z.whl"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="wheel"):
+        scan.scan_wheel(path)
+
+
+def test_progress_is_told_for_each_library(tmp_path):
+    seen = []
+    scan.scan_wheel(
+        wheel(tmp_path / "x.whl", a_so=GENUINE, b_so=GENUINE), progress=lambda *done: seen.append(done)
+    )
+    assert [name for name, _, _ in seen] == ["a.so", "b.so"] and seen[-1][1] == seen[-1][2]
+
+
+def installed(folder):
+    info = folder / "pkg-1.0.dist-info"
+    info.mkdir()
+    (folder / "pkg").mkdir()
+    (folder / "pkg" / "x.so").write_bytes(GENUINE)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pkg\nVersion: 1.0\n", encoding="utf-8")
+    (info / "RECORD").write_text(
+        "pkg/x.so,,\npkg-1.0.dist-info/METADATA,,\npkg/gone.so,,\n", encoding="utf-8"
+    )
+    return [str(folder)]
+
+
+def test_an_installed_package_is_read_by_its_metadata_and_not_imported(tmp_path):
+    found = scan.scan_installed("pkg", search=installed(tmp_path))
+    assert (found.name, found.arch_list) == ("pkg 1.0", HELD)
+
+
+def test_a_package_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="not installed"):
+        scan.scan_installed("nothing", search=[str(tmp_path)])
+
+
+def verdict(libraries, capability):
+    held = tuple(scan.Library(name, counts) for name, counts in libraries.items())
+    arch_list = scan._sorted(code for library in held for code in library.counts)
+    return scan.check(scan.Scan("pkg", arch_list, held, len(held)), capability).outcome
+
+
+def test_an_extension_without_code_for_the_gpu_fails():
+    assert verdict({"a.so": {"sm_80": 1, "sm_90": 1}}, (12, 0)) == "FAIL"
+    assert verdict({"a.so": {"sm_80": 1, "sm_90": 1}}, (8, 9)) == "PASS"
+
+
+def test_ptx_alone_is_no_native_code():
+    assert verdict({"a.so": {"sm_80": 1, "compute_90": 1}}, (12, 0)) == "FAIL"
+
+
+def test_a_library_of_somebody_else_in_the_wheel_does_not_decide():
+    parts = {"pkg/_C.so": {"sm_70": 6}, "pkg.libs/libnvjpeg.so.12": {"sm_50": 11, "sm_61": 11}}
+    assert verdict(parts, (6, 1)) == "FAIL"
+
+
+def test_a_library_for_another_chip_does_not_decide():
+    assert verdict({"_C.so": {"sm_80": 6}, "_C_90a.so": {"sm_90a": 8}}, (8, 0)) == "PASS"
+
+
+def test_parts_that_differ_are_not_called_fine():
+    assert verdict({"big.so": {"sm_80": 60, "sm_90": 60}, "small.so": {"sm_80": 1}}, (9, 0)) == "INCONCLUSIVE"
+    assert verdict({"big.so": {"sm_80": 60}, "small.so": {"sm_90": 1}}, (9, 0)) == "FAIL"
+
+
+@pytest.mark.parametrize(
+    ("name", "library", "expected"),
+    [
+        (
+            "torchvision-0.20.1-cp311-cp311-manylinux1_x86_64.whl",
+            "torchvision/_C.so",
+            ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "compute_50"),
+        ),
+        (
+            "torchvision-0.24.1-cp311-cp311-manylinux_2_28_x86_64.whl",
+            "torchvision/_C.so",
+            ("sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"),
+        ),
+    ],
+)
+def test_published_wheels_hold_what_the_table_says_of_their_torch(name, library, expected):
+    """torchvision 0.20.1 is built beside torch 2.5 (cu124), 0.24.1 beside 2.9 (cu128). Needs the wheels:
+    `pip download --no-deps torchvision==0.20.1 -d FOLDER`, then KIT_WHEELS=FOLDER."""
+    path = Path(os.environ.get("KIT_WHEELS", "")) / name
+    if not os.environ.get("KIT_WHEELS") or not path.exists():
+        pytest.skip(f"KIT_WHEELS names no folder with {name}")
+    found = {part.name: tuple(part.counts) for part in scan.scan_wheel(path).libraries}
+    assert found[library] == expected

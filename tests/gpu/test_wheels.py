@@ -1,0 +1,176 @@
+"""The tables of wheels and drivers, and the choice of a build from them."""
+
+import itertools
+
+import pytest
+
+from kit.gpu import compat, data, wheels
+from kit.gpu.specs import families
+
+LINUX, WINDOWS, ARM = "linux_x86_64", "windows_x86_64", "linux_aarch64"
+
+
+def choose(capabilities, driver, platform=LINUX, **more):
+    return wheels.choose(capabilities=capabilities, driver_version=driver, platform=platform, **more)
+
+
+def test_every_row_names_sources_that_exist():
+    table = data.load("wheels")
+    for row in table["wheels"]:
+        assert row["sources"] or row["known"] == "unverified", row
+        assert set(row["sources"]) <= set(table["sources"]), row
+        assert row["known"] in table["known"], row
+    for table in (data.load("drivers"), data.load("gpus")):
+        assert table["checked"] and table["sources"]
+
+
+def test_no_row_stands_twice():
+    rows = [(row.torch, row.variant, row.platform) for row in wheels.wheels()]
+    assert len(rows) == len(set(rows))
+
+
+def test_a_release_has_at_most_one_pypi_build_for_a_platform():
+    for torch, platform in itertools.product({row.torch for row in wheels.wheels()}, (LINUX, WINDOWS, ARM)):
+        found = [
+            r.variant
+            for r in wheels.wheels()
+            if (r.torch, r.platform) == (torch, platform) and r.is_pypi_default
+        ]
+        assert len(found) <= 1, (torch, platform, found)
+
+
+def test_no_build_holds_code_that_its_toolkit_cannot_compile():
+    known = families()
+    for row in wheels.wheels():
+        for capability in row.native:
+            family = known[capability]
+            assert family.first_toolkit is None or family.first_toolkit <= row.cuda, (row, capability)
+            assert family.dropped_in is None or row.cuda < family.dropped_in, (row, capability)
+
+
+def test_a_later_toolkit_never_needs_an_older_driver():
+    for system in ("Linux", "Windows"):
+        floors = [
+            compat.toolkit_driver(cuda, system)
+            for cuda in ((11, 8), (12, 0), (12, 4), (12, 8), (13, 0), (13, 2))
+        ]
+        assert floors == sorted(floors)
+
+
+def test_the_minimum_of_a_major_is_the_driver_of_its_first_toolkit():
+    """12.0 came with 527.41 on Windows; NVIDIA's table gives the driver of its first update, 528.33."""
+    for system, major in itertools.product(("Linux", "Windows"), (12, 13)):
+        shipped = [floor for cuda, floor in compat._toolkits(system) if cuda == (major, 0)]
+        floor = compat.driver_floor(f"cu{major}0", system)
+        assert floor[0] == min(shipped)[0] or floor in shipped
+
+
+@pytest.mark.parametrize(
+    ("what", "capabilities", "driver", "platform", "expected"),
+    [
+        ("the milestone's machine", [(12, 0)], "576.88", WINDOWS, "2.11.0+cu128"),
+        ("Blackwell, newest driver", [(12, 0)], "595.58.03", LINUX, "2.15.0+cu132"),
+        ("GTX 1080 on R580", [(6, 1)], "580.95.05", LINUX, "2.14.1+cu126"),
+        ("V100 on R580", [(7, 0)], "580.95.05", LINUX, "2.14.1+cu126"),
+        ("H100 on R580", [(9, 0)], "580.159.04", LINUX, "2.15.0+cu132"),
+        ("H100 on R535", [(9, 0)], "535.129.03", LINUX, "2.14.1+cu126"),
+        ("V100 beside RTX 5090", [(7, 0), (12, 0)], "580.95.05", LINUX, "2.10.0+cu128"),
+        ("GB10", [(12, 1)], "580.95.05", ARM, "2.15.0+cu132"),
+        ("RTX 4090 on Windows R581", [(8, 9)], "581.29", WINDOWS, "2.15.0+cu130"),
+    ],
+)
+def test_the_choice_is_the_newest_build_that_serves_gpu_and_driver(
+    what, capabilities, driver, platform, expected
+):
+    choice = choose(capabilities, driver, platform, python=(3, 12))
+    assert f"{choice.wheel.release}+{choice.wheel.variant}" == expected, what
+
+
+def test_no_build_serves_pascal_and_blackwell_together():
+    choice = choose([(6, 1), (12, 0)], "580.95.05")
+    assert choice.wheel is None and "6.1 and 12.0 together" in choice.reason
+
+
+def test_turing_on_arm_has_no_official_build():
+    assert choose([(7, 5)], "580.95.05", ARM).wheel is None
+
+
+def test_a_driver_of_the_cuda_11_era_gets_no_recent_build_but_an_old_one():
+    recent = choose([(8, 0)], "470.82.01")
+    assert recent.wheel is None and "525.60.13" in recent.driver_advice
+    assert choose([(8, 0)], "470.82.01", torch_min="2.0").wheel.variant == "cu118"
+
+
+def test_an_unknown_capability_is_not_guessed():
+    assert choose([], "580.95.05").wheel is None
+    assert choose([(13, 7)], "640.10").wheel is None
+
+
+def test_a_python_without_builds_is_said_so():
+    choice = choose([(9, 0)], "580.95.05", python=(3, 8))
+    assert choice.wheel is None and "Python 3.8" in choice.reason
+
+
+def test_an_unknown_driver_gets_the_build_that_the_oldest_one_starts():
+    choice = choose([(8, 6)], None)
+    assert choice.wheel.cuda[0] == 12 and "525.60.13" in choice.driver_advice
+    assert "570" in choose([(12, 0)], None).driver_advice
+
+
+def test_the_drivers_cuda_serves_where_its_version_is_unknown():
+    assert choose([(8, 6)], None, driver_cuda=(12, 8)).wheel.cuda[0] == 12
+    assert choose([(8, 6)], None, driver_cuda=(13, 0)).wheel.cuda[0] == 13
+
+
+def test_wsl_is_measured_by_the_windows_floor():
+    """528.33 is the Windows minimum of CUDA 12; on Linux a driver 526 would do."""
+    assert choose([(8, 6)], "526.10").wheel is not None
+    assert choose([(8, 6)], "526.10", is_wsl=True).wheel is None
+
+
+def test_every_choice_holds_code_and_starts_on_the_driver():
+    """The law over the whole grid: no choice that the tables themselves deny, and nothing unverified."""
+    drivers = (
+        "470.82",
+        "526.98",
+        "535.129.03",
+        "550.54.15",
+        "570.133.20",
+        "576.88",
+        "580.95.05",
+        "595.58.03",
+        None,
+    )
+    capabilities = [family for family in families() if family >= (3, 7)]
+    for gpu, driver, platform in itertools.product(capabilities, drivers, (LINUX, WINDOWS, ARM)):
+        wheel = choose([gpu], driver, platform, torch_min="2.0").wheel
+        if wheel is None:
+            continue
+        system = "Windows" if platform == WINDOWS else "Linux"
+        assert wheels.serves(wheel, gpu).how == "native", (gpu, driver, platform, wheel)
+        assert wheels.driver_runs(wheel.variant, driver, system) is not False, (gpu, driver, platform, wheel)
+        assert wheel.status != "unverified", (gpu, driver, platform, wheel)
+
+
+def test_the_cpu_build_is_for_rehearsals_only():
+    choice = wheels.choose_cpu(platform=LINUX, python=(3, 11), torch_max="2.13")
+    assert (choice.wheel.release, choice.index_url) == ("2.13.0", "https://download.pytorch.org/whl/cpu")
+
+
+@pytest.mark.parametrize(
+    ("variant", "driver", "system", "runs"),
+    [
+        ("cu128", "525.60.13", "Linux", True),
+        ("cu130", "570.133.20", "Linux", False),
+        ("cu130", "580.65.06", "Linux", True),
+        ("cu124", "535.183.01", "Linux", True),
+        ("cu118", "450.80.02", "Linux", True),
+        ("cu121", "527.41", "Windows", False),
+        ("cu102", "440.33", "Linux", True),
+        ("cu102", "418.39", "Linux", False),
+        ("cu130", None, "Linux", None),
+        ("cpu", "390.10", "Linux", True),
+    ],
+)
+def test_minor_versions_of_cuda_share_a_driver_and_majors_do_not(variant, driver, system, runs):
+    assert compat.driver_runs(variant, driver, system) is runs

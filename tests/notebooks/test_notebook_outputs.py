@@ -1,0 +1,119 @@
+"""nbval as a regression test that can fail: what is compared is stored, and a planted change is found."""
+
+import configparser
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from kit.report import NOTEBOOKS, PROJECT
+from kit.testing import SANITIZE, _environment, _options
+
+TAG = "nbval-check-output"
+PATHS = {name: PROJECT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS}
+
+
+def read(name):
+    return json.loads(PATHS[name].read_text(encoding="utf-8"))
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def compared_cells(notebook):
+    return [cell for cell in code_cells(notebook) if TAG in cell["metadata"].get("tags", ())]
+
+
+def stored_text(cell):
+    return "".join("".join(output["text"]) for output in cell["outputs"])
+
+
+def rules():
+    config = configparser.RawConfigParser()
+    config.read(PROJECT / SANITIZE, encoding="utf-8")
+    return {name: re.compile(config[name]["regex"]) for name in config.sections()}
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_every_notebook_has_a_compared_cell_with_a_stored_output(name):
+    cells = compared_cells(read(name))
+    assert cells
+    # nbval skips a cell without an execution count and finds an empty reference equal to nothing.
+    assert all(cell["execution_count"] and stored_text(cell).strip() for cell in cells)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_compared_output_is_plain_printed_text(name):
+    for cell in compared_cells(read(name)):
+        assert {(output["output_type"], output["name"]) for output in cell["outputs"]} == {("stream", "stdout")}
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_no_other_cell_stores_an_output(name):
+    for cell in code_cells(read(name)):
+        if TAG not in cell["metadata"].get("tags", ()):
+            assert cell["outputs"] == [] and cell["execution_count"] is None
+
+
+def test_each_sanitising_rule_is_used_and_has_its_reason():
+    everything = "\n".join(stored_text(cell) for name in NOTEBOOKS for cell in compared_cells(read(name)))
+    lines = (PROJECT / SANITIZE).read_text(encoding="utf-8").splitlines()
+    assert rules()
+    for name, pattern in rules().items():
+        assert pattern.search(everything), name
+        assert lines[lines.index(f"[{name}]") - 1].startswith("# "), name
+
+
+def test_no_sanitising_rule_touches_a_loss_a_verdict_or_a_shape():
+    kept = "\n".join(stored_text(cell) for name in NOTEBOOKS for cell in compared_cells(read(name)))
+    for pattern in rules().values():
+        kept = pattern.sub("", kept)
+    for word in ("REHEARSAL", "loss 10.80 → 10.34", "10.803", "10.343", "arch_missing_from_build", "4 points, 17 columns"):
+        assert word in kept
+
+
+def test_the_test_command_compares_with_the_rules():
+    options = _options([])
+    assert {"--nbval-lax", "--nbval-current-env", f"--nbval-sanitize-with={SANITIZE}"} <= set(options)
+    assert any(option.startswith("--nbval-cell-timeout=") for option in options)
+
+
+def short_copy(tmp_path, name, change):
+    """The repeatable run alone: parameters on the CPU, imports, and the compared cell, with its output changed."""
+    notebook = copy.deepcopy(read("02_smoke_training"))
+    notebook["cells"] = [c for c in code_cells(notebook) if c["id"] in ("02-01", "02-02", "02-again")]
+    parameters, _, compared = notebook["cells"]
+    parameters["source"] = "".join(parameters["source"]).replace('"auto"', '"cpu"')
+    for output in compared["outputs"]:
+        output["text"] = change("".join(output["text"]))
+    path = tmp_path / f"{name}.ipynb"
+    path.write_text(json.dumps(notebook), encoding="utf-8", newline="\n")
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(os.environ.get("PYTEST_XDIST_WORKER")), reason="it starts pytest itself")
+def test_a_planted_change_in_a_loss_turns_nbval_red(tmp_path):
+    def one_digit(text):
+        changed = text.replace("10.475", "10.474")
+        assert changed != text
+        return changed
+
+    def other_time(text):
+        changed = re.sub(r"in [0-9.]+ m?s, [0-9.]+ samples/s", "in 99 s, 0.123 samples/s", text)
+        assert changed != text
+        return changed
+
+    short_copy(tmp_path, "true", other_time)
+    short_copy(tmp_path, "planted", one_digit)
+    options = [*_options(["tests"]), "-p", "no:cacheprovider", "-q", f"--rootdir={tmp_path}", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-m", "pytest", *options], cwd=PROJECT, env=_environment(PROJECT),
+                          capture_output=True, text=True, encoding="utf-8", errors="replace")
+    assert done.returncode == 1, done.stdout
+    assert "planted" in done.stdout and "1 failed, 5 passed" in done.stdout, done.stdout
+    assert "10.474" in done.stdout

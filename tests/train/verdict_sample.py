@@ -1,0 +1,100 @@
+"""A recorded run and what becomes of its verdict when one thing about it changes. Needs no torch."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from kit.records import Outcome, from_json, loads
+from kit.train.flops import weight_flop, weight_products
+from kit.train.metrics import StepRecord, TelemetrySample, TrainingRun
+from kit.train.verdict import judge_training
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+# NVIDIA H100 SXM, float32 without matrix units: 66.9 TFLOP/s (datasheet).
+H100_FLOAT32 = 66.9e12
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A run with its steps and telemetry, as a bundle holds them."""
+
+    run: TrainingRun
+    steps: tuple[StepRecord, ...]
+    samples: tuple[TelemetrySample, ...]
+    peak: float | None = H100_FLOAT32
+
+    def checks(self):
+        found = judge_training(self.run, self.steps, self.samples, peak_flop_per_s=self.peak)
+        return {check.id: check for check in found}
+
+    def outcome(self, id):
+        return self.checks()[id].outcome
+
+    def red(self):
+        """Ids of the checks that are not green, without those that only warn."""
+        return {id for id, check in self.checks().items() if check.outcome is not Outcome.PASS and check.required}
+
+    def with_run(self, **changes):
+        return dataclasses.replace(self, run=dataclasses.replace(self.run, **changes))
+
+    def with_config(self, **changes):
+        return self.with_run(config=dataclasses.replace(self.run.config, **changes))
+
+    def with_part(self, part, **changes):
+        """with_part('profile', kernels=0): one record inside the run."""
+        return self.with_run(**{part: dataclasses.replace(getattr(self.run, part), **changes)})
+
+    def with_steps(self, which=None, **changes):
+        """Changes all steps, or the one with number `which`; a callable gets the step."""
+        return dataclasses.replace(
+            self, steps=tuple(self._changed(s, changes) if which in (None, s.step) else s for s in self.steps)
+        )
+
+    def with_samples(self, **changes):
+        return dataclasses.replace(self, samples=tuple(self._changed(s, changes) for s in self.samples))
+
+    def with_audits(self, which=None, **changes):
+        audits = tuple(
+            self._changed(audit, changes) if which in (None, audit.step) else audit for audit in self.run.audits
+        )
+        return self.with_run(audits=audits)
+
+    @staticmethod
+    def _changed(record, changes):
+        values = {name: value(record) if callable(value) else value for name, value in changes.items()}
+        return dataclasses.replace(record, **values)
+
+
+def recorded(folder="h100_smoke"):
+    """As it was written on the H100."""
+    lines = {
+        kind: [from_json(kind, loads(line)) for line in (DATA / folder / name).read_bytes().splitlines()]
+        for kind, name in ((StepRecord, "steps.jsonl"), (TelemetrySample, "telemetry.jsonl"))
+    }
+    run = from_json(TrainingRun, json.loads((DATA / folder / "training.json").read_text(encoding="utf-8")))
+    return Sample(run, tuple(lines[StepRecord]), tuple(lines[TelemetrySample]))
+
+
+def healthy():
+    """The recorded run with the fields that did not exist on that day, filled as today's code fills them."""
+    sample = recorded()
+    shape, positions = sample.run.config.shape, 4 * 64
+    sample = sample.with_steps(device_time_s=lambda s: s.step_time_s - 5e-5, wait_s=2e-6)
+    sample = sample.with_part(
+        "profile", products={"cuda": weight_products(shape)}, positions=positions,
+        product_flop={"cuda": float(weight_flop(shape, positions))},
+    )
+    sample = sample.with_audits(
+        kinds={"parameter": 148, "gradient": 148, "optimizer": 296, "batch": 2},
+        product_dtypes={"float32": 49}, is_training=True, is_profiled=False,
+    )
+    name = sample.run.device_name
+    sample = sample.with_part("telemetry", device_name=name, memory_total_bytes=85520809984)
+    return sample.with_run(wall_window_s=sample.run.device_window_s, compute_capability=(9, 0))
+
+
+def rehearsed():
+    """The same records as a run that was asked to use the CPU would have them."""
+    sample = healthy().with_config(device="cpu").with_run(telemetry=None, device_name="CPU", device_window_s=None)
+    sample = sample.with_audits(expected_device="cpu", counted=lambda audit: {"cpu": audit.counted["cuda"]})
+    return dataclasses.replace(sample, samples=())
