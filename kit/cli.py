@@ -267,14 +267,17 @@ def _bundles(path: Path) -> list[Path]:
 
 
 def run_lab(args: argparse.Namespace) -> Answer:
+    from jupyterlab.labapp import LabApp
+
     from kit.report import PROJECT
 
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={PROJECT}",
-               "--LabApp.default_url=/lab/tree/notebooks/01_env_check.ipynb", *args.rest]
-    import subprocess
-
-    return Answer("", None, subprocess.run(command, check=False).returncode)
+    # The kernel of this environment, not one of the same name that somebody installed for another.
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    ours = [f"--ServerApp.root_dir={PROJECT}", "--LabApp.default_url=/lab/tree/notebooks/01_env_check.ipynb"]
+    given = {word.partition("=")[0] for word in args.rest}
+    LabApp.launch_instance(argv=[*(word for word in ours if word.partition("=")[0] not in given), *args.rest])
+    return Answer("", None)
 
 
 def run_completion(args: argparse.Namespace) -> Answer:

@@ -195,7 +195,7 @@ def _unusable(bundle: Bundle, record: RunRecord) -> str | None:
     """Why training must not start: the environment's verdict is red. No step runs on the CPU instead."""
     files = {name: (bundle.path / name).read_bytes() for name in ("raw/run.json", "facts/begin.json")}
     checks = conclude(files).verdict.checks
-    red = Verdict.of(c for c in checks if c.claim in ("environment", "native") and c.id != "environment.same_at_end")
+    red = Verdict.of(c for c in checks if c.claim in ("environment", "native") and c.id != "environment.still_there")
     if red.outcome is not Outcome.FAIL:
         return None
     return f"the GPU is not usable: {red.findings[0].found}"

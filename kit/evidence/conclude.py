@@ -16,7 +16,7 @@ from kit.evidence.manifest import Entry, root
 from kit.evidence.model import COMPLETE, SCHEMA_VERSION, Evidence, NotebookRun, Number, Promise
 from kit.gpu.facts import MachineFacts
 from kit.gpu.specs import peak_flop_per_s
-from kit.gpu.verdict import Expectation, judge
+from kit.gpu.verdict import Expectation, judge, still_there
 from kit.records import CLAIMS, Check, Outcome, Verdict, from_json, loads, worst
 from kit.sweep.table import Ceilings, Row, floor_s, from_csv, mfu
 from kit.train.config import DATASHEET_DTYPES
@@ -139,7 +139,7 @@ def _checks(raw: Raw) -> Iterator[Check]:
         yield Check("environment.facts", Outcome.INCONCLUSIVE, "the machine was not looked at", "facts/begin.json")
     else:
         yield from judge(raw.begin, raw.run.expectation).checks
-        yield _same_at_end(raw)
+        yield still_there(raw.begin, raw.end)
     if raw.training is None:
         yield Check("learning.ran", Outcome.INCONCLUSIVE, raw.run.reason or "no training was recorded",
                     "a training run", "see the first red check")
@@ -166,22 +166,6 @@ def _privacy(files: Mapping[str, bytes]) -> Iterator[Check]:
         found = "; ".join(sorted({f"{hit['kind']} in {hit['file']}" for hit in hits}))
         yield Check("integrity.privacy", Outcome.FAIL, f"taken out: {found}", "no private value in a report",
                     "look where this value comes from and run again")
-
-
-def _same_at_end(raw: Raw) -> Check:
-    """The card that was looked at is still there, under the same driver, when the report ends."""
-    expected = "the same devices and driver at the end as at the beginning"
-
-    def seen(facts: MachineFacts | None) -> Any:
-        driver = facts.driver if facts else None
-        return driver and (driver.version, tuple(sorted(gpu.uuid or "" for gpu in driver.gpus)))
-
-    if raw.end is None:
-        return Check("environment.same_at_end", Outcome.INCONCLUSIVE, "not looked at again", expected, "run again")
-    is_same = seen(raw.begin) == seen(raw.end)
-    return Check("environment.same_at_end", Outcome.PASS if is_same else Outcome.FAIL,
-                 "unchanged" if is_same else "a device or the driver changed during the run", expected,
-                 "" if is_same else "look for a device that was lost: dmesg, nvidia-smi")
 
 
 def _same_device(raw: Raw) -> Check:

@@ -41,25 +41,33 @@ def judge(facts: MachineFacts, expectation: Expectation) -> Verdict:
     return Verdict.of(checks, "other" if lied else found.word)
 
 
-def still_there(begin: MachineFacts, end: MachineFacts) -> Check:
-    """Whether the devices that the run began with are still those at its end; a lost GPU is a FAIL."""
-    before, after = (
-        [(gpu.name, gpu.uuid, gpu.compute_capability) for gpu in (facts.torch.gpus if facts.torch else ())]
-        for facts in (begin, end)
-    )
+def still_there(begin: MachineFacts, end: MachineFacts | None) -> Check:
+    """Whether the driver and its devices at the end of a run are those of its beginning; a lost GPU is a
+    FAIL."""
+    expected = "the same driver and devices at the end as at the beginning"
+    if end is None:
+        return Check(
+            "environment.still_there", Outcome.INCONCLUSIVE, "the machine was not looked at again", expected
+        )
+    before, after = (_devices(facts) for facts in (begin, end))
     new_xids = sorted(set(end.xids or ()) - set(begin.xids or ()))
-    is_same = before == after and bool(before) and not new_xids
-    found = f"{len(before)} GPU(s) at the beginning, {len(after)} at the end"
+    is_same = before == after and not new_xids
+    found = f"{len(before)} devices at the beginning, {len(after)} at the end"
     if not is_same:
-        found += f"; new Xid errors: {new_xids}" if new_xids else "; not the same ones"
+        found += f"; new Xid errors: {new_xids}" if new_xids else "; not the same ones, or another driver"
     return Check(
         "environment.still_there",
         Outcome.PASS if is_same else Outcome.FAIL,
         found,
-        "the same GPUs at the beginning and at the end",
+        expected,
         "" if is_same else "Restart the machine and run again; look for Xid errors in the kernel log.",
-        {"before": before, "after": after, "new_xids": new_xids},
+        {"new_xids": new_xids},
     )
+
+
+def _devices(facts: MachineFacts) -> list[tuple[str | None, str | None, str | None]]:
+    driver = facts.driver
+    return [(driver.version, gpu.name, gpu.uuid) for gpu in driver.gpus] if driver else []
 
 
 def _shows_no_gpu(case: Case) -> bool:

@@ -306,9 +306,10 @@ def test_an_xid_in_the_log_fails_and_an_unreadable_log_does_not():
 
 def test_a_gpu_that_is_gone_at_the_end_fails():
     assert still_there(h100(), h100()).outcome is Outcome.PASS
-    assert still_there(h100(), h100(torch=torch(gpus=()))).outcome is Outcome.FAIL
+    assert still_there(h100(), h100(driver=driver(gpus=()))).outcome is Outcome.FAIL
+    assert still_there(h100(), h100(driver=driver(version="590.1"))).outcome is Outcome.FAIL
     assert still_there(h100(), h100(xids=(79,))).outcome is Outcome.FAIL
-    assert still_there(h100(torch=torch(gpus=())), h100(torch=torch(gpus=()))).outcome is Outcome.FAIL
+    assert still_there(h100(), None).outcome is Outcome.INCONCLUSIVE
 
 
 def test_two_installations_of_torch_in_one_environment_fail():
