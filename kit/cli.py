@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -194,7 +195,7 @@ def run_sweep(args: argparse.Namespace) -> Answer:
     def show(row) -> None:
         done.append(row)
         figure = f"{row.step_time_s * 1e3:.1f} ms" if row.step_time_s else row.outcome
-        print(f"[{len(done)}/{len(plan.configs())}] batch {row.batch_size} × {row.seq_len} {row.dtype}: {figure}",
+        print(f"[{len(done)}/{len(plan.configs())}] {row.engine} {row.batch_size} × {row.seq_len} {row.dtype}: {figure}",
               file=sys.stderr)
 
     result = sweep(plan, out=args.out, on_row=show)
@@ -203,9 +204,27 @@ def run_sweep(args: argparse.Namespace) -> Answer:
     return Answer(f"{result.table}\n\n{result.sentence}", record, outcome.exit_code)
 
 
+def run_bench(args: argparse.Namespace) -> Answer:
+    from kit.bench import ENGINES, bench
+    from kit.train.config import TrainConfig
+
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    given = {name: value for name, value in vars(args).items() if name in names and value is not None}
+
+    def show(run) -> None:
+        print(f"{run.engine} {run.dtype}: {run.training_s:.2f} s, {run.process_s:.1f} s from process start", file=sys.stderr)
+
+    result = bench(TrainConfig(**given), engines=tuple(args.engines or ENGINES), out=args.out, on_run=show)
+    is_same = all(row.is_same for row in result.losses)
+    outcome = Outcome.FAIL if not is_same else Outcome.PASS if result.runs else Outcome.INCONCLUSIVE
+    return Answer(str(result), {"sentence": result.sentence, "bench": result}, outcome.exit_code)
+
+
 def run_report(args: argparse.Namespace) -> Answer:
     from kit.report import progress_line, report
 
+    # A scheduler stops a job with SIGTERM; like Ctrl-C it ends in a bundle that says INTERRUPTED.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     done = report(
         device=args.device, params=args.params, out=args.out, expect_gpu=args.expect_gpu, min_cuda=args.min_cuda,
         nonce=args.nonce, progress=progress_line(),
@@ -356,6 +375,8 @@ def parser() -> argparse.ArgumentParser:
     _add_train(command("train", run_train, "one training run with its witnesses, without a notebook"))
     _add_sweep(command("sweep", run_sweep, "measure a grid of shapes beside what the card can do"))
 
+    _add_bench(command("bench", run_bench, "the short run engine by engine, from process start, beside the Trainer"))
+
     verify = command("verify", run_verify, "check a bundle, offline, with the standard library alone")
     verify.add_argument("bundle", type=Path, metavar="BUNDLE", help="a folder or a zip of one")
     verify.add_argument("--allowed-signers", type=Path, metavar="FILE", help="whom you trust, see man ssh-keygen")
@@ -403,7 +424,18 @@ def _add_sweep(command: argparse.ArgumentParser) -> None:
     command.add_argument("--batch-sizes", type=int, nargs="+", metavar="B", help="samples a step")
     command.add_argument("--seq-lens", type=int, nargs="+", metavar="T", help="tokens a sample")
     command.add_argument("--dtypes", nargs="+", metavar="DTYPE", help="float32, tf32, bfloat16")
+    command.add_argument("--engines", nargs="+", metavar="ENGINE", help="trainer, eager, compiled, captured, graphed")
     command.add_argument("--blocks", type=int, help="timed blocks a point")
+
+
+def _add_bench(command: argparse.ArgumentParser) -> None:
+    _add_device(command, "cuda")
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder for bench.json")
+    command.add_argument("--engines", nargs="+", metavar="ENGINE", help="trainer, eager, compiled, captured, graphed")
+    for name in ("model", "dtype"):
+        command.add_argument(f"--{name}", help=f"see TrainConfig.{name}")
+    for name in ("batch-size", "seq-len", "steps", "seed"):
+        command.add_argument(f"--{name}", type=int, help=f"see TrainConfig.{name.replace('-', '_')}")
 
 
 __all__ = ["EXIT_USAGE", "Answer", "main", "parser"]

@@ -10,7 +10,8 @@ import argparse
 _SCRIPT = """\
 [ -n "$ZSH_VERSION" ] && autoload -U +X bashcompinit && bashcompinit
 _kit() {{
-  local command="${{COMP_WORDS[1]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}" cur="${{COMP_WORDS[COMP_CWORD]}}" words=""
+  local command="${{COMP_WORDS[1]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}"
+  local cur="${{COMP_WORDS[COMP_CWORD]}}" words=""
   case "$cur" in
     -*) case "$command" in
 {options}
@@ -32,7 +33,9 @@ def script(parser: argparse.ArgumentParser) -> str:
     options, choices = [], []
     for name, command in commands.items():
         named = [action for action in command._actions if action.option_strings]
-        options.append(f'      {name}) words="{" ".join(o for action in named for o in action.option_strings)}" ;;')
+        options.append(
+            f'      {name}) words="{" ".join(o for action in named for o in action.option_strings)}" ;;'
+        )
         for action in named:
             if action.choices:
                 pattern = "|".join(f"{name}:{option}" for option in action.option_strings)

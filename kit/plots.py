@@ -12,8 +12,10 @@ from matplotlib.figure import Figure
 
 from kit.stats import spread
 from kit.sweep.table import Ceilings, Row, floor_s
-from kit.train.metrics import STEADY_FROM, StepRecord, TelemetrySample, throughput
-from kit.units import GiB, number, seconds
+from kit.train.config import MODELS
+from kit.train.flops import adamw_step_bytes
+from kit.train.metrics import STEADY_FROM, KernelProfile, StepRecord, TelemetrySample, throughput
+from kit.units import GiB, number, percent, seconds
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -30,23 +32,30 @@ def _figure(columns: int, title: str, caption: str):
 def training(steps: Sequence[StepRecord], samples: Sequence[TelemetrySample], *, caption: str) -> Figure:
     """Loss and memory of a run: loss of each step, memory as torch counts it and as the driver sees it."""
     losses = [(step.step, step.loss) for step in steps if step.loss is not None]
-    title = f"Loss {number(losses[0][1], 4)} → {number(losses[-1][1], 4)} in {len(steps)} steps" if losses else "No loss"
-    figure, (left, right) = _figure(2, title, caption)
+    title = (
+        f"Loss {number(losses[0][1], 4)} → {number(losses[-1][1], 4)} in {len(steps)} steps"
+        if losses
+        else "No loss"
+    )
+    torch_memory = [
+        (s.started_s + s.step_time_s, s.memory_peak_bytes / GiB) for s in steps if s.memory_peak_bytes
+    ]
+    driver_memory = [(s.at_s, s.memory_used_bytes / GiB) for s in samples if s.memory_used_bytes is not None]
+    has_memory = bool(torch_memory or driver_memory)
+    figure, (left, *others) = _figure(
+        1 + has_memory, title, caption if has_memory else f"{caption}; no GPU memory"
+    )
     left.plot(*zip(*losses) if losses else ([], []), color=COLOURS[0], marker=MARKERS[0], markersize=4)
     left.set(xlabel="step", ylabel="loss (cross-entropy, nats per token)")
-    torch_memory = [(s.started_s + s.step_time_s, s.memory_peak_bytes / GiB) for s in steps if s.memory_peak_bytes]
-    driver_memory = [(s.at_s, s.memory_used_bytes / GiB) for s in samples if s.memory_used_bytes is not None]
-    for points, label, colour, style in (
-        (torch_memory, "allocated by torch, peak of the step", COLOURS[1], "s-"),
-        (driver_memory, "in use, as the driver sees it", COLOURS[2], ".:"),
-    ):
-        if points:
-            right.plot(*zip(*points), style, color=colour, label=label, markersize=4)
-    if torch_memory or driver_memory:
+    for right in others:
+        for points, label, colour, style in (
+            (torch_memory, "allocated by torch, peak of the step", COLOURS[1], "s-"),
+            (driver_memory, "in use, as the driver sees it", COLOURS[2], ".:"),
+        ):
+            if points:
+                right.plot(*zip(*points), style, color=colour, label=label, markersize=4)
         right.legend(fontsize=8)
         right.set(xlabel="time since the first step (s)", ylabel="GPU memory (GiB)", ylim=(0, None))
-    else:
-        _no_gpu_memory(right)
     return figure
 
 
@@ -54,38 +63,53 @@ def step_times(steps: Sequence[StepRecord], *, caption: str) -> Figure:
     """The time of every step; the cold ones apart from the steady ones."""
     figures = throughput(steps)
     steady = figures.steady if figures else None
-    title = f"First step {seconds(figures.first_step_s)}, then {seconds(steady.median)}" if steady else "Step times"
+    title = (
+        f"First step {seconds(figures.first_step_s)}, then {seconds(steady.median)}"
+        if steady
+        else "Step times"
+    )
     figure, (axis,) = _figure(1, title, caption)
-    for is_steady, label, colour, marker in ((False, "warm-up", COLOURS[1], "s"), (True, "steady", COLOURS[0], "o")):
+    for is_steady, label, colour, marker in (
+        (False, "warm-up", COLOURS[1], "s"),
+        (True, "steady", COLOURS[0], "o"),
+    ):
         points = [(s.step, s.step_time_s * 1e3) for s in steps if (s.step >= STEADY_FROM) == is_steady]
         if points:
             axis.plot(*zip(*points), marker, color=colour, label=label)
     if steady:
-        axis.axhline(steady.median * 1e3, color=COLOURS[0], linewidth=1, linestyle="--", label="steady median")
+        axis.axhline(
+            steady.median * 1e3, color=COLOURS[0], linewidth=1, linestyle="--", label="steady median"
+        )
     axis.set(xlabel="step", ylabel="step time (ms)", ylim=(0, None))
     axis.legend(fontsize=8)
     return figure
 
 
 def sweep_throughput(rows: Sequence[Row], ceilings: Ceilings, *, caption: str) -> Figure:
-    """Tokens a second against batch size, a line for each sequence length and precision; the card's limit dashed."""
+    """Tokens a second against batch size, a line for each engine, sequence length and precision; the limit dashed."""
     best = max((row for row in rows if row.tokens_per_s), key=lambda row: row.tokens_per_s, default=None)
     title = (
         f"Best: {number(best.tokens_per_s)} tokens/s at batch {best.batch_size} × {best.seq_len}, {best.dtype}"
-        if best else "No point could be measured"
+        if best
+        else "No point could be measured"
     )
     figure, (axis,) = _figure(1, title, caption)
     for index, (label, line) in enumerate(_lines(rows)):
         colour, marker = COLOURS[index % 6], MARKERS[index % 6]
         good = [row for row in line if row.tokens_per_s]
         _with_spread(axis, good, colour=colour, marker=marker, label=label)
-        limit = [(row.batch_size, row.batch_size * row.seq_len / floor_s(row, ceilings)) for row in good
-                 if floor_s(row, ceilings)]
+        limit = [
+            (row.batch_size, row.batch_size * row.seq_len / floor_s(row, ceilings))
+            for row in good
+            if floor_s(row, ceilings)
+        ]
         if limit:
             axis.plot(*zip(*limit), "--", color=colour, linewidth=0.8)
         for row in line:
             if row.outcome == "oom":
-                axis.annotate("out of memory", (row.batch_size, 0), color=colour, fontsize=7, rotation=90, va="bottom")
+                axis.annotate(
+                    "out of memory", (row.batch_size, 0), color=colour, fontsize=7, rotation=90, va="bottom"
+                )
     axis.set(xlabel="batch size", ylabel="tokens/s (dashed: limit of this card)", ylim=(0, None))
     _batch_axis(axis, rows)
     return figure
@@ -103,8 +127,14 @@ def _with_spread(axis, rows: Sequence[Row], *, colour: str, marker: str, label: 
     sizes = [row.batch_size for row in rows]
     axis.errorbar(sizes, middle, yerr=[below, above], color=colour, marker=marker, capsize=3, label=label)
     for row, count in zip(rows, tokens):
-        axis.plot([row.batch_size] * len(row.block_step_s), [count / s for s in row.block_step_s], ".", color=colour,
-                  markersize=3, alpha=0.5)
+        axis.plot(
+            [row.batch_size] * len(row.block_step_s),
+            [count / s for s in row.block_step_s],
+            ".",
+            color=colour,
+            markersize=3,
+            alpha=0.5,
+        )
 
 
 def sweep_memory(rows: Sequence[Row], *, caption: str) -> Figure:
@@ -114,8 +144,13 @@ def sweep_memory(rows: Sequence[Row], *, caption: str) -> Figure:
     title = f"Peak memory up to {top / GiB:.1f} GiB" if top else "GPU memory: none, this sweep ran on the CPU"
     figure, (axis,) = _figure(1, title, caption)
     for index, (label, line) in enumerate(_lines(known)):
-        axis.plot([row.batch_size for row in line], [row.peak_memory_bytes / GiB for row in line],
-                  color=COLOURS[index % 6], marker=MARKERS[index % 6], label=label)
+        axis.plot(
+            [row.batch_size for row in line],
+            [row.peak_memory_bytes / GiB for row in line],
+            color=COLOURS[index % 6],
+            marker=MARKERS[index % 6],
+            label=label,
+        )
     if known:
         axis.set(xlabel="batch size", ylabel="peak memory allocated (GiB)", ylim=(0, None))
         _batch_axis(axis, known)
@@ -130,11 +165,17 @@ def _no_gpu_memory(axis) -> None:
 
 
 def _lines(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    keys = sorted({(row.dtype, row.seq_len) for row in rows})
+    keys = sorted({(row.engine, row.dtype, row.seq_len) for row in rows})
+    has_engines = len({row.engine for row in rows}) > 1
     return [
-        (f"{dtype}, {seq_len} tokens a sample",
-         sorted((r for r in rows if (r.dtype, r.seq_len) == (dtype, seq_len)), key=lambda r: r.batch_size))
-        for dtype, seq_len in keys
+        (
+            f"{engine}, " * has_engines + f"{dtype}, {seq_len} tokens a sample",
+            sorted(
+                (r for r in rows if (r.engine, r.dtype, r.seq_len) == (engine, dtype, seq_len)),
+                key=lambda r: r.batch_size,
+            ),
+        )
+        for engine, dtype, seq_len in keys
     ]
 
 
@@ -144,3 +185,89 @@ def _batch_axis(axis, rows: Sequence[Row]) -> None:
     axis.set_xticks(sizes, [str(size) for size in sizes])
     axis.minorticks_off()
     axis.legend(fontsize=8)
+
+
+def roofline(rows: Sequence[Row], ceilings: Ceilings, *, caption: str) -> Figure:
+    """FLOP/s against FLOP a byte, every point under the roof of the measured copy and matrix-product rates.
+
+    Bytes are the least a step moves for weights, gradients and optimizer (`adamw_step_bytes`);
+    activations are left out, so that points stand too far right rather than too far left.
+    """
+    good = [row for row in rows if row.flop_per_s]
+    best = max(good, key=lambda row: row.flop_per_s, default=None)
+    title = (
+        f"Best: {best.flop_per_s / 1e12:.3g} TFLOP/s by {best.engine} at {best.batch_size} × {best.seq_len}, "
+        f"{best.dtype}"
+        if best
+        else "No point could be measured"
+    )
+    figure, (axis,) = _figure(1, title, caption)
+    density = {
+        row.point: row.flop_per_s * row.step_time_s / adamw_step_bytes(MODELS[row.model], row.dtype)
+        for row in good
+    }
+    for index, (label, line) in enumerate(_lines(good)):
+        axis.plot(
+            [density[row.point] for row in line],
+            [row.flop_per_s for row in line],
+            color=COLOURS[index % 6],
+            marker=MARKERS[index % 6],
+            linestyle="",
+            label=label,
+        )
+    if good and ceilings.copy_bytes_per_s:
+        left, right = min(density.values()) / 2, max(density.values()) * 2
+        for dtype, rate in ceilings.matmul_flop_per_s.items():
+            ridge = min(max(rate / ceilings.copy_bytes_per_s, left), right)
+            heights = [min(rate, x * ceilings.copy_bytes_per_s) for x in (left, ridge, right)]
+            axis.plot((left, ridge, right), heights, color="#555555", linewidth=1)
+            axis.annotate(f"{dtype}, measured", (right, heights[-1]), fontsize=7, ha="right", va="bottom")
+    axis.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP/byte)", ylabel="achieved FLOP/s")
+    if good:
+        axis.legend(fontsize=7)
+    return figure
+
+
+def sweep_step_times(rows: Sequence[Row], *, caption: str) -> Figure:
+    """Step time of each measured point: its blocks as dots, the median as a bar across, one line a point."""
+    good = sorted((row for row in rows if row.step_time_s), key=lambda row: -row.step_time_s)
+    widest = max((spread(row.block_step_s) for row in good), key=lambda s: s.iqr / s.median, default=None)
+    title = (
+        f"Widest spread: IQR {percent(widest.iqr / widest.median)} of the median"
+        if widest
+        else "No point could be measured"
+    )
+    figure, (axis,) = _figure(1, title, caption)
+    engines = sorted({row.engine for row in good})
+    for height, row in enumerate(good):
+        colour = COLOURS[engines.index(row.engine) % 6]
+        axis.plot(
+            [s * 1e3 for s in row.block_step_s],
+            [height] * len(row.block_step_s),
+            ".",
+            color=colour,
+            alpha=0.6,
+        )
+        axis.plot(row.step_time_s * 1e3, height, "|", color=colour, markersize=14)
+    labels = [f"{row.engine} {row.batch_size} × {row.seq_len} {row.dtype}" for row in good]
+    axis.set_yticks(range(len(good)), labels, fontsize=7)
+    axis.set(xscale="log", xlabel="step time (ms)")
+    return figure
+
+
+def where_time_goes(profile: KernelProfile, *, caption: str) -> Figure:
+    """One profiled step: device time by kind of kernel, and the time in which no kernel ran."""
+    total = profile.step_time_s or 0.0
+    idle = max(0.0, total - (profile.device_time_s or 0.0))
+    parts = [*profile.groups.items(), ("no kernel running", idle)] if profile.groups else []
+    title = (
+        f"Kernels run for {percent((total - idle) / total)} of the step" if parts and total else "No profile"
+    )
+    figure, (axis,) = _figure(1, title, caption)
+    parts.sort(key=lambda part: part[1])
+    for height, (name, value) in enumerate(parts):
+        axis.barh(height, value * 1e3, color="#999999" if name == "no kernel running" else COLOURS[0])
+        axis.annotate(f" {seconds(value)}", (value * 1e3, height), fontsize=8, va="center")
+    axis.set_yticks(range(len(parts)), [name for name, _ in parts])
+    axis.set(xlabel="time of one step (ms)", xlim=(0, None))
+    return figure

@@ -96,7 +96,9 @@ def report(
         )
         bundle.write_json("raw/run.json", record)
         record = _run(bundle, record, progress)
-        return _finish(bundle, record)
+        done = _finish(bundle, record)
+    write_overview(out)
+    return done
 
 
 def load_params(path: Path) -> dict[str, Any]:
@@ -262,6 +264,21 @@ def _finish(bundle: Bundle, record: RunRecord) -> Report:
     files = bundle.settle()
     evidence = conclude(files)
     return Report(bundle.finish(evidence), evidence, (*_remedy(files, record), *bundle.notes))
+
+
+def write_overview(folder: Path) -> Path:
+    """Writes index.html over all bundles in `folder`. A folder that cannot be read as a bundle is left out."""
+    from kit.evidence.overview import Listed, overview
+    from kit.evidence.write import write_atomic
+
+    listed = []
+    for path in sorted(folder.glob("*/evidence.json")):
+        with contextlib.suppress(OSError, ValueError, UsageError):
+            evidence = from_json(Evidence, loads(path.read_bytes()))
+            begin = path.parent / "facts" / "begin.json"
+            listed.append(Listed.of(path.parent.name, evidence, loads(begin.read_bytes()) if begin.is_file() else {}))
+    write_atomic(folder / "index.html", overview(listed))
+    return folder / "index.html"
 
 
 def _remedy(files: Mapping[str, bytes], record: RunRecord) -> tuple[str, ...]:

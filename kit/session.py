@@ -39,8 +39,11 @@ class Session:
         self._thread_errors: list[str] = []
         threading.excepthook = self._note_thread_error
         if self.out and not self.out.is_dir():
-            raise UsageError(f"out={out!r} is not a folder", expected="an existing folder, or empty to keep nothing",
-                             todo="create it or leave it empty")
+            raise UsageError(
+                f"out={out!r} is not a folder",
+                expected="an existing folder, or empty to keep nothing",
+                todo="create it or leave it empty",
+            )
 
     def model(self, name: str) -> str:
         """The model's name; 'auto' is GPT-2 on a GPU and a tiny model in a rehearsal."""
@@ -80,10 +83,18 @@ class Session:
         """Writes the final record; a notebook without one has not ended. Returns the closing sentence."""
         self.keep_json(
             f"raw/records/{self.name}.json",
-            {"notebook": self.name, "nonce": self.nonce, "outcome": outcome, "device": self.device,
-             "is_optimized": bool(sys.flags.optimize), "thread_errors": self._thread_errors},
+            {
+                "notebook": self.name,
+                "nonce": self.nonce,
+                "outcome": outcome,
+                "device": self.device,
+                "is_optimized": bool(sys.flags.optimize),
+                "thread_errors": self._thread_errors,
+            },
         )
-        return f"{self.name}: {outcome} on {self.device}" + ("" if self.out else " (nothing kept: no folder named)")
+        return f"{self.name}: {outcome} on {self.device}" + (
+            "" if self.out else " (nothing kept: no folder named)"
+        )
 
     def _note_thread_error(self, args: Any) -> None:
         self._thread_errors.append(f"{args.exc_type.__name__}: {args.exc_value}")
@@ -99,19 +110,21 @@ class Session:
             return f"<p>{escape(repr(self))}</p>"
         return card(
             "<b>REHEARSAL on the CPU</b>",
-            "<p>This machine shows no NVIDIA device, or the CPU was asked for by name. Everything but the GPU is "
-            "exercised; nothing below says anything about a GPU.</p>",
+            "<p>This machine shows no NVIDIA device, or the CPU was asked for by name. Everything but the GPU "
+            "is exercised; nothing below says anything about a GPU.</p>",
             Outcome.REHEARSAL,
         )
 
 
 def recorded_machines(*names: str) -> Table:
-    """What the judge says of machines whose facts were recorded, one a row; `names` are files of tests/machines."""
+    """What the judge says of recorded machines, one a row; `names` are files of tests/machines."""
     rows = []
     for name in names:
         path = Path(__file__).resolve().parents[1] / "tests" / "machines" / f"{name}.json"
         if not path.is_file():
-            raise UsageError(f"{path} is no file", expected="a recorded machine", todo="run in a checkout of the kit")
+            raise UsageError(
+                f"{path} is no file", expected="a recorded machine", todo="run in a checkout of the kit"
+            )
         facts = from_json(MachineFacts, loads(path.read_bytes())["facts"])
         result = check(device="cuda", facts=facts)
         variants = () if result.verdict.outcome is Outcome.PASS else result.remedy.torch_variants
@@ -134,18 +147,22 @@ class Picture:
 
 
 class LivePlot:
-    """Loss and memory of a run while it runs: called with each step's record, it redraws one picture in place.
+    """Loss and memory of a run while it runs: called with each step's record, it redraws one picture.
 
-    Drawing happens between the timed steps. It is at most four times a second and a fifth of the time, whatever a
-    picture costs here. With the last step the picture gives way to one line, since the whole figure follows. Outside a
-    kernel nothing is shown. show, clock: for tests.
+    Drawing happens between the timed steps. It is at most four times a second and a fifth of the time,
+    whatever a picture costs here. With the last step the picture gives way to one line, since the whole
+    figure follows. Outside a kernel nothing is shown. show, clock: for tests.
     """
 
     LEAST_GAP_S = 0.25
     LARGEST_SHARE = 0.2
 
     def __init__(
-        self, steps: int, *, show: Callable[[Any], None] | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        steps: int,
+        *,
+        show: Callable[[Any], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._steps, self._clock = steps, clock
         self._show = show or _one_place()

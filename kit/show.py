@@ -10,7 +10,6 @@ import dataclasses
 import html
 import re
 import textwrap
-import unicodedata
 from collections.abc import Iterable, Sequence
 
 from kit.records import Check, Outcome, Verdict
@@ -23,25 +22,45 @@ COLOURS = {
     Outcome.FAIL: "#D55E00",
     Outcome.INVALID: "#CC79A7",
 }
+# Black or white, whichever has the higher contrast on the colour (WCAG 2.1): at least 4.5 each.
+_INK = {outcome: "#fff" if outcome is Outcome.REHEARSAL else "#000" for outcome in Outcome}
 MEANING = {
     Outcome.PASS: "the evidence supports every required claim",
-    Outcome.REHEARSAL: "a CPU run that was asked for: everything but the GPU was exercised, nothing is claimed of a GPU",
+    Outcome.REHEARSAL: "a CPU run that was asked for: all but the GPU was exercised, nothing is claimed of a GPU",
     Outcome.INCONCLUSIVE: "required evidence is missing or too weak",
     Outcome.FAIL: "the evidence contradicts a claim",
     Outcome.INVALID: "the evidence is broken, edited or unsafe",
 }
-_ESCAPED_CATEGORIES = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
+# Unicode 15 categories Cc, Cf, Cs, Zl, Zp: control, format (bidirectional, zero-width, tags), lone
+# surrogates, separators.
+_HIDDEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f\u2028-\u202e"
+    "\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
+    "\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
+    "\U0001d173-\U0001d17a\U000e0001-\U000e007f]"
+)
+
+
+def visible(text: str, keep: str = "\n\t") -> str:
+    """`text` with characters that hide, reorder or command shown as escapes, but for those in `keep`.
+
+    The set is fixed, so that every Python writes the same: a verifier makes the pages again.
+    """
+    return _HIDDEN.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), text)
 
 
 def plain(text: object) -> str:
-    """`text` with control, bidi and zero-width characters shown as escapes, since a terminal would obey them."""
-    return "".join(
-        f"\\u{ord(c):04x}" if unicodedata.category(c) in _ESCAPED_CATEGORIES and c != "\n" else c for c in str(text)
-    )
+    """`text` for a terminal, which would obey a control character."""
+    return visible(str(text), keep="\n")
 
 
 def escape(text: object) -> str:
     return html.escape(plain(text), quote=True)
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def check_lines(checks: Iterable[Check], *, width: int = 100) -> list[str]:
@@ -64,7 +83,7 @@ def verdict_text(verdict: Verdict, *, title: str = "Verdict", width: int = 100) 
     return "\n".join([head, "", *check_lines(verdict.checks, width=width)])
 
 
-# Foreground colours of ECMA-48, which every terminal maps to something that can be read on its own background.
+# Foreground colours of ECMA-48, which a terminal maps to something readable on its own background.
 _TERMINAL_COLOURS = {
     Outcome.PASS: 32, Outcome.REHEARSAL: 36, Outcome.INCONCLUSIVE: 33, Outcome.FAIL: 31, Outcome.INVALID: 35,
 }  # fmt: skip
@@ -80,7 +99,11 @@ def screen(
     not fit `height`, the green checks become one line.
     """
     lines = _screen_lines(verdict, width, is_short=False)
-    below = [part for line in advice for part in ([plain(line)] if line[:1] == " " else textwrap.wrap(plain(line), width))]
+    below = [
+        part
+        for line in advice
+        for part in ([plain(line)] if line[:1] == " " else textwrap.wrap(plain(line), width))
+    ]
     rows = 2 + len(lines) + sum(1 + len(line) // width for line in below) + bool(below)
     if rows >= height:
         lines = _screen_lines(verdict, width, is_short=True)
@@ -117,16 +140,21 @@ def _coloured(text: str) -> str:
     words = "|".join(Outcome)
     return re.sub(
         rf"^({words})\b|(?<=: )({words})\b(?=[^\n]*\n\n)",
-        lambda found: f"\x1b[{_TERMINAL_COLOURS[Outcome(found[0])]}m{found[0]}\x1b[0m", text, flags=re.MULTILINE,
+        lambda found: f"\x1b[{_TERMINAL_COLOURS[Outcome(found[0])]}m{found[0]}\x1b[0m",
+        text, flags=re.MULTILINE,
     )  # fmt: skip
 
 
 def verdict_html(verdict: Verdict, *, title: str = "Verdict") -> str:
     detail = f" · {escape(verdict.diagnosis)}" if verdict.diagnosis else ""
-    rows = [[badge(check.outcome), f"<code>{escape(check.id)}</code>", _found(check)] for check in verdict.checks]
+    rows = [
+        [badge(check.outcome), f"<code>{escape(check.id)}</code>", _found(check)] for check in verdict.checks
+    ]
     return card(
-        f"{escape(title)}: {badge(verdict.outcome)}{detail}", f"<p>{escape(MEANING[verdict.outcome])}</p>"
-        + table_html(["outcome", "check", "found"], rows, is_escaped=True), verdict.outcome
+        f"{escape(title)}: {badge(verdict.outcome)}{detail}",
+        f"<p>{escape(MEANING[verdict.outcome])}</p>"
+        + table_html(["outcome", "check", "found"], rows, is_escaped=True),
+        verdict.outcome,
     )
 
 
@@ -140,7 +168,7 @@ def _found(check: Check) -> str:
 
 def badge(outcome: Outcome) -> str:
     return (
-        f'<span style="background:{COLOURS[outcome]};color:#000;padding:0 .5em;border-radius:.3em;'
+        f'<span style="background:{COLOURS[outcome]};color:{_INK[outcome]};padding:0 .5em;border-radius:.3em;'
         f'font-weight:600">{outcome}</span>'
     )
 
@@ -182,19 +210,23 @@ def table_html(columns: Sequence[str], rows: Iterable[Sequence[object]], *, is_e
 
     head = "".join(f'<th scope="col" style="text-align:left">{escape(column)}</th>' for column in columns)
     body = "".join(
-        "<tr>" + "".join(f'<td style="text-align:left">{cell(value)}</td>' for value in row) + "</tr>" for row in rows
+        "<tr>" + "".join(f'<td style="text-align:left">{cell(value)}</td>' for value in row) + "</tr>"
+        for row in rows
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def table_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Columns aligned for a fixed-width font; numbers to the right."""
+    columns = [plain(column) for column in columns]
     cells = [[plain(value) for value in row] for row in rows]
-    widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
+    widths = [max(len(row[i]) for row in [columns, *cells]) for i in range(len(columns))]
     is_number = [all(_starts_as_number(row[i]) for row in cells) for i in range(len(columns))]
     lines = [columns, *cells]
     return "\n".join(
-        "  ".join(v.rjust(w) if right else v.ljust(w) for v, w, right in zip(line, widths, is_number)).rstrip()
+        "  ".join(
+            v.rjust(w) if right else v.ljust(w) for v, w, right in zip(line, widths, is_number)
+        ).rstrip()
         for line in lines
     )
 

@@ -29,7 +29,7 @@ def in_ascii(error: UnicodeError) -> tuple[str, int]:
 
 
 def is_coloured() -> bool:
-    """Whether stdout shows colours: a terminal, no NO_COLOR (https://no-color.org), no old Windows console."""
+    """Whether stdout shows colours: a terminal, no NO_COLOR (no-color.org), no old Windows console."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty():
         return False
     return os.name != "nt" or "WT_SESSION" in os.environ

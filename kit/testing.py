@@ -79,10 +79,15 @@ def run_tests(arguments: Sequence[str] = (), *, as_json: bool = False, root: Pat
 def _options(arguments: Sequence[str]) -> list[str]:
     """nbval's, and the folders unless the caller names some.
 
-    Lax: an error in any cell fails, and the cells tagged nbval-check-output must print what is stored in them.
+    Lax: an error in any cell fails, and the cells tagged nbval-check-output must print what is stored.
     """
-    options = ["--nbval-lax", "--nbval-current-env", f"--nbval-sanitize-with={SANITIZE}",
-               f"--nbval-cell-timeout={CELL_TIMEOUT_S}", "-rs"]
+    options = [
+        "--nbval-lax",
+        "--nbval-current-env",
+        f"--nbval-sanitize-with={SANITIZE}",
+        f"--nbval-cell-timeout={CELL_TIMEOUT_S}",
+        "-rs",
+    ]
     return (
         options
         if any(word.startswith(("tests", "notebooks")) for word in arguments)

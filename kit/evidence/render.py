@@ -136,24 +136,6 @@ def page(evidence: Evidence, files: Mapping[str, bytes]) -> str:
     return document(title, "".join(parts))
 
 
-def overview(bundles: Iterable[tuple[str, Evidence]]) -> str:
-    """A page over several bundles, newest first; `name` is the bundle's folder beside the page."""
-    rows = [
-        (
-            f"<td class='{e.verdict.outcome}'>{e.verdict.outcome}</td>",
-            f"<td><a href='{in_html(name)}/index.html'>{in_html(name)}</a></td>",
-            cell(e.headline),
-            cell(e.device),
-            cell(e.ended_utc, "n"),
-        )
-        for name, e in sorted(bundles, key=lambda item: (item[1].ended_utc, item[0]), reverse=True)
-    ]
-    return document(
-        "Reports",
-        "<h1>Reports</h1>\n" + table(("", "Report", "Verdict in words", "Device", "Ended (UTC)"), rows),
-    )
-
-
 # --- parts --------------------------------------------------------------------------
 
 

@@ -7,21 +7,9 @@ import re
 
 from kit import units
 from kit.evidence.model import Number
+from kit.show import visible
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[@-Z\\-_]")
-# Unicode 15 categories Cc, Cf, Cs, Zl, Zp: control, format (bidirectional, zero-width, tags), lone
-# surrogates, separators.
-_HIDDEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f\u2028-\u202e"
-    "\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
-    "\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
-    "\U0001d173-\U0001d17a\U000e0001-\U000e007f]"
-)
-
-
-def visible(text: str, keep: str = "\n\t") -> str:
-    """`text` with characters that hide, reorder or command shown as escapes, but for those in `keep`."""
-    return _HIDDEN.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), text)
 
 
 def in_html(text: object) -> str:
@@ -69,8 +57,3 @@ def _quantity(amount: float | int, unit: str) -> str:
         return units.quantity(amount, unit)
     digits = units.number(amount, 3) if not isinstance(amount, int) else f"{amount:,}"
     return digits if unit == "1" else f"{digits} {unit}".strip()
-
-
-def _escape(char: str) -> str:
-    code = ord(char)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -16,6 +16,7 @@ from kit.gpu.case import Case, capability_of
 from kit.gpu.compat import driver_floor, driver_runs, parse_driver, text_of, toolkit_driver
 from kit.gpu.facts import MachineFacts
 from kit.gpu.specs import families, first_driver, last_driver_branch, still_driven
+from kit.show import card, escape, plain
 
 _OLDEST, _NEWEST = "2.0", "2.15"
 _TRUSTED = ("measured", "read")
@@ -33,6 +34,13 @@ class Remedy:
     driver: str | None = None
     uv: tuple[str, ...] = ()
     conda: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n".join([plain(self.summary), *(f"    {plain(command)}" for command in self.commands)])
+
+    def _repr_html_(self) -> str:
+        commands = "".join(f"<pre>{escape(command)}</pre>" for command in self.commands)
+        return card("What to do", f"<p>{escape(self.summary)}</p>{commands}")
 
 
 def _capabilities(case: Case) -> tuple[Capability, ...]:

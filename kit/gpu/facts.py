@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from kit.show import Table
+
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
@@ -146,3 +148,27 @@ class MachineFacts:
     messages: tuple[str, ...] = ()
     xids: tuple[int, ...] | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def table(self) -> Table:
+        """The facts that a person asks for first; everything is in the fields."""
+        driver, torch, here = self.driver or Driver(), self.torch or Torch(), self.platform
+        rows = [
+            ("system", " ".join(filter(None, (here.os or here.system, here.machine, "in WSL" if here.is_wsl else "")))),
+            ("Python", _dotted(here.python)),
+            ("driver", f"{driver.version} for CUDA up to {_dotted(driver.cuda_version)}" if driver.version else "none seen"),
+            ("torch", f"{torch.version}, code for {' '.join(torch.arch_list) or 'no GPU'}" if torch.version else "none"),
+        ]
+        rows += [(f"GPU {gpu.index}", f"{gpu.name}, compute capability {_dotted(gpu.compute_capability)}")
+                 for gpu in driver.gpus or torch.gpus] or [("GPU", "none seen")]
+        return Table(("fact", "value"), (*rows, *(("unknown", note) for note in self.notes)))
+
+    def __str__(self) -> str:
+        return str(self.table)
+
+    def _repr_html_(self) -> str:
+        return self.table._repr_html_()
+
+
+def _dotted(version: tuple[int, int] | None) -> str:
+    return ".".join(map(str, version)) if version else "unknown"

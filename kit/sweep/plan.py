@@ -22,6 +22,7 @@ class SweepPlan:
     batch_sizes: tuple[int, ...] = (1, 4, 16)
     seq_lens: tuple[int, ...] = (64, 256)
     dtypes: tuple[str, ...] = ("float32",)
+    engines: tuple[str, ...] = ("eager",)
     model: str = "gpt2"
     device: str = "cuda"
     blocks: int = 5
@@ -29,7 +30,7 @@ class SweepPlan:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        for name in ("batch_sizes", "seq_lens", "dtypes"):
+        for name in ("batch_sizes", "seq_lens", "dtypes", "engines"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
                 raise UsageError(f"{name}={list(values)}", expected=f"at least one of {name}, each once",
@@ -42,11 +43,11 @@ class SweepPlan:
 
     def configs(self) -> tuple[TrainConfig, ...]:
         """One checked TrainConfig a point, in the shuffled order. Raises UsageError for an impossible point."""
-        grid = itertools.product(self.batch_sizes, self.seq_lens, self.dtypes)
+        grid = itertools.product(self.batch_sizes, self.seq_lens, self.dtypes, self.engines)
         points = [
             TrainConfig(model=self.model, device=self.device, dtype=dtype, batch_size=batch_size, seq_len=seq_len,
-                        seed=self.seed)
-            for batch_size, seq_len, dtype in grid
+                        seed=self.seed, engine=engine)
+            for batch_size, seq_len, dtype, engine in grid
         ]
         return tuple(shuffled(points, self.seed))
 

@@ -11,7 +11,7 @@ from kit.errors import UsageError
 from kit.show import Table
 from kit.stats import spread
 from kit.train.config import MODELS, TrainConfig
-from kit.train.flops import adamw_step_bytes, step_flop
+from kit.train.flops import adamw_step_bytes, least_step_flop, step_flop
 from kit.units import UNKNOWN, quantity, seconds
 
 
@@ -44,9 +44,10 @@ class Ceilings:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One measured point. outcome: 'ok', 'oom' or 'error'; figures are None unless it is 'ok'.
+    """One measured point. outcome: 'ok', 'oom', 'error', or 'missing' where the engine cannot run here.
 
-    block_step_s: mean step time of each block, the raw values. steps: timed steps in all.
+    Figures are None unless it is 'ok'. block_step_s: mean step time of each block, the raw
+    values. steps: timed steps in all. note: what the engine says that it does.
     """
 
     batch_size: int
@@ -58,6 +59,13 @@ class Row:
     steps: int = 0
     peak_memory_bytes: int | None = None
     reason: str | None = None
+    engine: str = "eager"
+    note: str | None = None
+
+    @property
+    def point(self) -> tuple[int, int, str, str, str]:
+        """What tells it from the other rows of a sweep."""
+        return self.batch_size, self.seq_len, self.dtype, self.model, self.engine
 
     @property
     def step_time_s(self) -> float | None:
@@ -97,21 +105,22 @@ def higher(a: Ceilings, b: Ceilings) -> Ceilings:
 
 
 def row_of(config: TrainConfig, outcome: str, **figures) -> Row:
-    return Row(config.batch_size, config.seq_len, config.dtype, config.model, outcome, **figures)
+    return Row(config.batch_size, config.seq_len, config.dtype, config.model, outcome, engine=config.engine, **figures)
 
 
 def floor_s(row: Row, ceilings: Ceilings) -> float | None:
     """Least seconds of a step on this card: arithmetic at the measured matmul rate, or the bytes of
     weights, gradients and AdamW at the measured copy rate, whichever takes longer.
 
-    It leaves activations out, so no step can be faster; None where a ceiling is not known.
+    It leaves activations and the masked half of attention out, so no step can be faster; None
+    where a ceiling is not known.
     """
     rate = ceilings.matmul_flop_per_s.get(row.dtype)
     if rate is None or ceilings.copy_bytes_per_s is None:
         return None
     shape = MODELS[row.model]
-    compute_s = step_flop(shape, batch_size=row.batch_size, seq_len=row.seq_len) / rate
-    return max(compute_s, adamw_step_bytes(shape) / ceilings.copy_bytes_per_s)
+    compute_s = least_step_flop(shape, batch_size=row.batch_size, seq_len=row.seq_len) / rate
+    return max(compute_s, adamw_step_bytes(shape, row.dtype) / ceilings.copy_bytes_per_s)
 
 
 def mfu(row: Row, ceilings: Ceilings, *, of: str = "measured") -> float | None:
@@ -124,7 +133,7 @@ def mfu(row: Row, ceilings: Ceilings, *, of: str = "measured") -> float | None:
 COLUMNS = (
     "batch_size", "seq_len", "dtype", "model", "outcome", "steps", "step_time_s", "step_time_q1_s", "step_time_q3_s",
     "samples_per_s", "tokens_per_s", "peak_memory_bytes", "floor_s", "mfu_measured", "mfu_datasheet",
-    "block_step_s", "reason",
+    "block_step_s", "reason", "engine", "note",
 )
 
 
@@ -149,6 +158,8 @@ def as_record(row: Row, ceilings: Ceilings) -> dict[str, object]:
         "mfu_datasheet": mfu(row, ceilings, of="datasheet"),
         "block_step_s": " ".join(repr(value) for value in row.block_step_s),
         "reason": row.reason,
+        "engine": row.engine,
+        "note": row.note,
     }
 
 
@@ -182,8 +193,11 @@ def _from_record(record: dict[str, str]) -> Row:
         steps=int(record["steps"]),
         peak_memory_bytes=int(peak) if peak else None,
         reason=record["reason"] or None,
+        # Files from before there were engines have no such columns.
+        engine=record.get("engine") or "eager",
+        note=record.get("note") or None,
     )
 
 
 def in_grid_order(rows: Sequence[Row]) -> tuple[Row, ...]:
-    return tuple(sorted(rows, key=lambda row: (row.dtype, row.seq_len, row.batch_size)))
+    return tuple(sorted(rows, key=lambda row: (row.engine, row.dtype, row.seq_len, row.batch_size)))

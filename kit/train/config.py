@@ -9,8 +9,9 @@ from kit.errors import UsageError
 DEVICES = ("cuda", "cpu")
 DTYPES = ("float32", "tf32", "bfloat16")
 WEIGHTS = ("random", "pretrained")
-# From the baseline to the fastest: Hugging Face's Trainer, the plain loop, torch.compile, one CUDA graph a step.
-ENGINES = ("trainer", "eager", "compiled", "graphed")
+# From the baseline to the fastest: Hugging Face's Trainer, the plain loop, torch.compile, one CUDA graph a
+# step without torch.compile (which starts at once), and with it.
+ENGINES = ("trainer", "eager", "compiled", "captured", "graphed")
 # What a datasheet calls the peak that a run of this dtype is measured against.
 DATASHEET_DTYPES = {"float32": "fp32", "tf32": "tf32", "bfloat16": "bf16"}
 

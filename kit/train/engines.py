@@ -7,20 +7,21 @@ Hugging Face's Trainer drives its own loop and stands in `trainer`.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-import os
-from pathlib import Path
-from typing import Any, Protocol
+import warnings
+from typing import Protocol
 
 import torch
 
 from kit.errors import UsageError
-from kit.train.attention import fast_kernels, use_causal_attention
+from kit.train.attention import fast_kernels
 from kit.train.config import TrainConfig
 from kit.train.loop import eager_step
-from kit.train.model import autocast, build_optimizer, precision
+from kit.train.model import autocast, build_optimizer
+from kit.train.step import FlatStep, Unsuitable, compiled, compute_dtype, twin_of
 
-# Relative difference of the first loss between the graphed engine and the model's own forward pass.
+# Difference of the first loss from that of the model's own forward pass, relative to it (to 1 where it is less).
 FIRST_LOSS_LIMITS = {"float32": 1e-5, "tf32": 1e-3, "bfloat16": 5e-3}
 _WARM_UP_STEPS = 2
 # Tokens at a time in the check of the first loss; the model's own forward holds all of their logits in float32.
@@ -53,25 +54,31 @@ def build_engine(name: str, model, config: TrainConfig) -> Engine:
     """
     if name == "eager":
         return EagerEngine(model, config)
-    kinds = {"compiled": CompiledEngine, "graphed": GraphedEngine}
+    kinds = {"compiled": CompiledEngine, "captured": CapturedEngine, "graphed": GraphedEngine}
     if name not in kinds:
         raise UsageError(f"engine={name}", expected=f"one of eager, {', '.join(kinds)}",
                          todo="kit bench and kit sweep run the Trainer; kit train needs an engine with steps")
     try:
         reason = kinds[name].missing(model, config)
         if reason is None:
-            return kinds[name](model, config)
+            with _without_known_warnings():
+                return kinds[name](model, config)
     except torch.cuda.OutOfMemoryError:
         raise
     except Unsuitable as error:
         reason = str(error)
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+    except (ImportError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
     return EagerEngine(model, config, asked_for=name, reason=reason)
 
 
-class Unsuitable(Exception):
-    """This model cannot be computed by this engine; the text says why."""
+@contextlib.contextmanager
+def _without_known_warnings():
+    """Hides what torch says while it compiles and what is wanted here: IEEE products, and its own old code."""
+    with warnings.catch_warnings():
+        for message in ("TensorFloat32 tensor cores", "`torch.jit.script_method` is deprecated"):
+            warnings.filterwarnings("ignore", message=message)
+        yield
 
 
 class EagerEngine:
@@ -107,12 +114,8 @@ class CompiledEngine:
         return None
 
     def __init__(self, model, config: TrainConfig) -> None:
-        from kit.train.flat import twin_of
-
         self._model, self._config = model, config
         twin = twin_of(model, dict(model.named_parameters()))
-        if reason := use_causal_attention(twin):
-            raise Unsuitable(reason)
         self._compiled = compiled(lambda ids, labels: twin(input_ids=ids, labels=labels, use_cache=False).loss)
         self._loss_and_backward(*random_batch(model, config))
         self.restart()
@@ -138,14 +141,14 @@ class CompiledEngine:
         )
 
 
-class GraphedEngine:
-    """The whole step as one CUDA graph: compiled forward and backward, our loss, clipping and AdamW in two kernels.
+class CapturedEngine:
+    """The whole step as one CUDA graph: forward, backward, our loss, and clipping with AdamW in two kernels.
 
     In bfloat16 the forward pass computes with bfloat16 copies of the float32 weights, which the
     update writes; autocast would make them anew at every step.
     """
 
-    name, is_fallback = "graphed", False
+    name, is_fallback, _is_compiled = "captured", False, False
 
     @staticmethod
     def missing(model, config: TrainConfig) -> str | None:
@@ -156,51 +159,55 @@ class GraphedEngine:
             return "its kernels need Triton, and it is not installed"
         return None
 
-    def __init__(self, model, config: TrainConfig, *, is_compiled: bool = True) -> None:
+    def __init__(self, model, config: TrainConfig) -> None:
         from kit.train.flat import FlatAdamW
 
         self._model, self._config = model, config
-        self._step = _FlatStep(model, config, is_compiled=is_compiled)
-        input_ids, labels = random_batch(model, config)
-        self._input_ids, self._labels = input_ids.clone(), labels.clone()
+        self._step = FlatStep(model, config, is_compiled=self._is_compiled)
+        self._input_ids, self._labels = random_batch(model, config)
         self._check_first_loss()
         self._capture()
         self.optimizer = FlatAdamW(self._step.flat, config)
+        over = " over torch.compile" if self._is_compiled else ""
         copies = ", bfloat16 copies of the weights" if self._step.flat.shadow is not None else ""
-        self.note = f"one CUDA graph a step over torch.compile{copies}, fused loss, clipping and AdamW"
+        self.note = f"one CUDA graph a step{over}{copies}, fused loss, clipping and AdamW"
 
     def _check_first_loss(self) -> None:
         """Refuses a model whose own loss is another one, as of a scaled or capped head."""
         own = own_loss(self._model, self._input_ids, self._labels, self._config)
         ours = float(self._step.backward(self._input_ids, self._labels)[0])
-        # Written so that NaN is refused as well.
-        if not abs(ours - own) <= FIRST_LOSS_LIMITS[self._config.dtype] * abs(own):
+        # Written so that NaN is refused as well; a loss near 0, of a batch known by heart, is compared absolutely.
+        if not abs(ours - own) <= FIRST_LOSS_LIMITS[self._config.dtype] * max(1.0, abs(own)):
             raise Unsuitable(f"its first loss would be {ours:.6f} where the model's own is {own:.6f}")
 
     def _capture(self) -> None:
-        flat, before = self._step.flat, self._step.flat.master.clone()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UP_STEPS):
+        """Warms up on a stream of its own, as capturing needs, and captures. The weights end as they were."""
+        flat = self._step.flat
+        before = flat.master.clone()
+        try:
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(_WARM_UP_STEPS):
+                    loss, gradients = self._step.backward(self._input_ids, self._labels)
+                    flat.point_to(gradients)
+                    flat.update(gradients, self._config)
+            torch.cuda.current_stream().wait_stream(side)
+            del loss, gradients
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
                 loss, gradients = self._step.backward(self._input_ids, self._labels)
-                flat.point_to(gradients)
                 flat.update(gradients, self._config)
-        torch.cuda.current_stream().wait_stream(side)
-        del loss, gradients
-        torch.cuda.synchronize()
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            loss, gradients = self._step.backward(self._input_ids, self._labels)
-            flat.update(gradients, self._config)
-            self._result = torch.stack((loss, flat.norm))
-        flat.point_to(gradients)
-        flat.master.copy_(before)
-        flat.restart()
+                self._result = torch.stack((loss, flat.norm))
+            flat.point_to(gradients)
+        finally:
+            flat.master.copy_(before)
+            flat.restart()
 
     def step(self, input_ids, labels):
         if input_ids.shape != self._input_ids.shape:
-            raise UsageError(f"a batch of {tuple(input_ids.shape)}", expected=f"{tuple(self._input_ids.shape)}, as captured",
+            raise UsageError(f"a batch of {tuple(input_ids.shape)}",
+                             expected=f"{tuple(self._input_ids.shape)}, as captured",
                              todo="build another engine for another shape")
         self._input_ids.copy_(input_ids)
         self._labels.copy_(labels)
@@ -212,94 +219,10 @@ class GraphedEngine:
         self._step.flat.restart()
 
 
-class _FlatStep:
-    """Loss and gradients of a causal language model in three parts: embedding lookup, body, head with its loss."""
+class GraphedEngine(CapturedEngine):
+    """The same graph over the compiled model: fewer and longer kernels, after half a minute of compiling once."""
 
-    def __init__(self, model, config: TrainConfig, *, is_compiled: bool) -> None:
-        from kit.train.flat import FlatWeights
-
-        if reason := _unsuitable(model):
-            raise Unsuitable(reason)
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
-        self._head = names[id(model.get_output_embeddings().weight)]
-        self._lookup = names[id(model.get_input_embeddings().weight)]
-        self.flat = FlatWeights(model, compute_dtype(config), padded=(self._head,))
-        self._parameters = self.flat.compute_parameters()
-        twin = _twin(model, self._parameters)
-        self._vocab_size = model.get_output_embeddings().weight.shape[0]
-        self._padding_idx = model.get_input_embeddings().padding_idx
-        flat = self.flat.master if self.flat.shadow is None else self.flat.shadow
-        self._head_weight = self.flat.view(flat, self._head, filled=True)
-        body = twin.base_model
-        self._body = lambda embeds: body(inputs_embeds=embeds, use_cache=False).last_hidden_state
-        if is_compiled:
-            self._body = compiled(self._body)
-        self._kernels = compute_dtype(config), config.seq_len
-
-    def backward(self, input_ids, labels) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Loss and the gradient of each parameter by name, each in one piece; the head's with its padding rows."""
-        from kit.train.loss import linear_cross_entropy, shifted, triton_row_loss_
-
-        inner = {name: p for name, p in self._parameters.items() if name not in (self._head, self._lookup)}
-        embeds = torch.nn.functional.embedding(input_ids, self._parameters[self._lookup].detach()).requires_grad_()
-        with fast_kernels(*self._kernels):
-            hidden = self._body(embeds)
-            loss, hidden_grad, head_grad = linear_cross_entropy(
-                hidden.detach().flatten(0, 1), self._head_weight, shifted(labels), vocab_size=self._vocab_size,
-                row_loss_=triton_row_loss_,
-            )
-            grads = torch.autograd.grad(hidden, [embeds, *inner.values()], hidden_grad.view_as(hidden))
-        gradients = dict(zip(inner, map(_in_one_piece, grads[1:])))
-        rows = self._parameters[self._lookup].shape[0]
-        padding = -1 if self._padding_idx is None else self._padding_idx
-        lookup_grad = torch.ops.aten.embedding_dense_backward(grads[0], input_ids, rows, padding, False)
-        if self._lookup == self._head:
-            head_grad[:rows].add_(lookup_grad)
-        else:
-            gradients[self._lookup] = lookup_grad
-        gradients[self._head] = head_grad
-        return loss, gradients
-
-
-def _in_one_piece(gradient: torch.Tensor) -> torch.Tensor:
-    """Contiguous and at an address that the kernels can read 16 bytes at a time; a copy where it is not."""
-    gradient = gradient.contiguous()
-    return gradient if gradient.data_ptr() % 16 == 0 else gradient.clone()
-
-
-def _twin(model, parameters):
-    from kit.train.flat import twin_of
-
-    twin = twin_of(model, parameters)
-    if reason := use_causal_attention(twin):
-        raise Unsuitable(reason)
-    return twin
-
-
-def _unsuitable(model) -> str | None:
-    """What the three parts of `_FlatStep` cannot express; None where they fit."""
-    head, lookup = model.get_output_embeddings(), model.get_input_embeddings()
-    if not isinstance(head, torch.nn.Linear) or head.bias is not None or not isinstance(lookup, torch.nn.Embedding):
-        return "the head is no plain product with the hidden states"
-    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    if frozen:
-        return f"{len(frozen)} weights are frozen, {frozen[0]} among them"
-    dropping = [name for name, module in model.named_modules()
-                if isinstance(module, torch.nn.Dropout) and module.p > 0 and module.training]
-    return f"dropout at {dropping[0]} would make its losses differ" if dropping else None
-
-
-def compiled(function):
-    """torch.compile for one static shape, whole or not at all. Compiled code is kept where it survives a reboot."""
-    # Earlier engines' code would count against the limit of recompilations, and then run uncompiled.
-    torch.compiler.reset()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kit" / "inductor"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
-    return torch.compile(function, fullgraph=True, dynamic=False)
-
-
-def compute_dtype(config: TrainConfig) -> torch.dtype:
-    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    name, _is_compiled = "graphed", True
 
 
 def random_batch(model, config: TrainConfig) -> tuple[torch.Tensor, torch.Tensor]:

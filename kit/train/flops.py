@@ -42,11 +42,22 @@ def step_flop(shape: ModelShape, *, batch_size: int, seq_len: int) -> int:
     return weight_flop(shape, positions) + positions * attention
 
 
-def adamw_step_bytes(shape: ModelShape) -> int:
-    """Least bytes that an unfused float32 step with clipping moves for weights, gradients and moments.
+def least_step_flop(shape: ModelShape, *, batch_size: int, seq_len: int) -> int:
+    """FLOP that no causal step can do without: attention over the half of the square that is not masked.
 
-    44 bytes a parameter: weight read in forward and backward (8), gradient written (4), read
-    once for its norm (4), AdamW reads weight, gradient, two moments and writes weight and two
-    moments (28). Activations come on top.
+    6 · L · C · (T + 1) per position: (T + 1) / 2 keys on average where `step_flop` counts T.
     """
-    return 44 * parameters(shape)
+    positions = batch_size * seq_len
+    return weight_flop(shape, positions) + positions * 6 * shape.n_layer * (seq_len + 1) * shape.n_embd
+
+
+def adamw_step_bytes(shape: ModelShape, dtype: str = "float32") -> int:
+    """Least bytes that a step with clipping and an optimizer of its own moves for weights, gradients and moments.
+
+    Bytes a parameter in float32 and TF32, 44: weight read in forward and backward (8), gradient
+    written (4), read once for its norm (4), AdamW reads weight, gradient, two moments and writes
+    weight and two moments (28). In bfloat16, 36: weight read twice (4), gradient written (2) and
+    read for its norm (2), AdamW as before with a gradient of 2 and a bfloat16 copy to write (28).
+    Activations come on top.
+    """
+    return (36 if dtype == "bfloat16" else 44) * parameters(shape)

@@ -57,14 +57,14 @@ class gpu_guard:
     def _tensors(self, batch: Any) -> Iterator[tuple[str, Any]]:
         import torch
 
-        for name, parameter in self._model.named_parameters():
+        names = {parameter: name for name, parameter in self._model.named_parameters()}
+        for parameter, name in names.items():
             yield f"parameter {name}", parameter
             if parameter.grad is not None:
                 yield f"gradient of {name}", parameter.grad
         for name, buffer in self._model.named_buffers():
             yield f"buffer {name}", buffer
         state = getattr(self._optimizer, "state", None) or {}
-        names = {parameter: name for name, parameter in self._model.named_parameters()}
         for parameter, values in list(state.items()):
             for key, value in values.items() if isinstance(values, Mapping) else ():
                 # Optimizers keep their step counts on the CPU on purpose.

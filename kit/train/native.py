@@ -43,8 +43,9 @@ def native_checks(
 
 def _placement(run: TrainingRun, steps: Sequence[StepRecord]) -> Check:
     device, audits = run.config.device, run.audits
-    strays = sorted({name for audit in audits for name in audit.strays})
-    strays += sorted({f"audited against {a.expected_device}" for a in audits if a.expected_device != device})
+    # In the order they were found: parameters come first.
+    strays = list(dict.fromkeys(name for audit in audits for name in audit.strays))
+    strays += [f"audited against {audit.expected_device}" for audit in audits if audit.expected_device != device]
     on_device = [audit.counted.get(device, 0) for audit in audits]
     unseen = sorted({kind for audit in audits for kind in _unseen(audit.kinds)})
     wanted = {1, (len(steps) + 1) // 2, len(steps)} if steps else {1}

@@ -41,7 +41,10 @@ def missing_trainer() -> str | None:
 
 
 def run_trainer(model, config: TrainConfig, batches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> TrainerRun:
-    """Trains `model` on `batches` of (input_ids, labels), each (B, T), in their order, one step a batch."""
+    """Trains `model` on `batches` of (input_ids, labels), each (B, T), in their order, one step a batch.
+
+    Only its weights are changed: accelerate wraps the forward pass for bfloat16, and that is undone.
+    """
     from transformers import PrinterCallback, Trainer, TrainerCallback
 
     losses: list[torch.Tensor] = []
@@ -67,14 +70,19 @@ def run_trainer(model, config: TrainConfig, batches: Sequence[tuple[torch.Tensor
         {"input_ids": ids, "labels": targets}
         for input_ids, labels in batches for ids, targets in zip(input_ids.cpu(), labels.cpu())
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Recorded(model, _arguments(config, len(batches), folder), train_dataset=rows, callbacks=[Clock()])
-        # Otherwise it divides the loss by the labels before their shift: (T - 1) / T of the mean.
-        trainer.model_accepts_loss_kwargs = False
-        # It would print its summary to stdout, where an answer as JSON may stand.
-        trainer.remove_callback(PrinterCallback)
-        metrics = trainer.train().metrics
-    steps = tuple(after - before for before, after in zip(ends, ends[1:]))
+    before = set(vars(model))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = Recorded(model, _arguments(config, len(batches), folder), train_dataset=rows, callbacks=[Clock()])
+            # Otherwise it divides the loss by the labels before their shift: (T - 1) / T of the mean.
+            trainer.model_accepts_loss_kwargs = False
+            # It would print its summary to stdout, where an answer as JSON may stand.
+            trainer.remove_callback(PrinterCallback)
+            metrics = trainer.train().metrics
+    finally:
+        for name in set(vars(model)) - before:
+            delattr(model, name)
+    steps = tuple(end - start for start, end in zip(ends, ends[1:]))
     return TrainerRun(tuple(float(loss) for loss in losses), steps, len(rows), metrics["train_runtime"])
 
 
@@ -84,7 +92,8 @@ def _arguments(config: TrainConfig, steps: int, folder: str):
     arguments = TrainingArguments(
         output_dir=folder, per_device_train_batch_size=config.batch_size, max_steps=steps, learning_rate=config.lr,
         weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, lr_scheduler_type="constant",
-        bf16=config.dtype == "bfloat16", tf32=True if config.dtype == "tf32" else None, seed=config.seed,
+        # TF32 is set around the whole run already, by `model.precision`.
+        bf16=config.dtype == "bfloat16", seed=config.seed,
         use_cpu=config.device == "cpu", logging_strategy="no", save_strategy="no", report_to=[], disable_tqdm=True,
         dataloader_pin_memory=config.device == "cuda",
     )

@@ -187,7 +187,9 @@ def profile_step(model, optimizer, batches, config: TrainConfig) -> KernelProfil
     # The profiler below torch.profiler, which imports torch's compiler when it starts: seconds.
     from torch.autograd.profiler import profile
 
-    options = {"use_kineto": True, "use_device": "cuda" if config.device == "cuda" else None}
+    # A torch that cannot trace CUDA would time every operator by hand; without it the trace has no kernel.
+    can_trace = torch.profiler.ProfilerActivity.CUDA in torch.profiler.supported_activities()
+    options = {"use_kineto": True, "use_device": "cuda" if config.device == "cuda" and can_trace else None}
     try:
         # The first profile of a process starts CUPTI, which takes its time; the CPU has nothing to start.
         warm_up = profile(**options) if config.device == "cuda" else contextlib.nullcontext()

@@ -16,7 +16,8 @@ from kit.evidence.bundle import open_bundle
 from kit.evidence.model import Number
 from kit.evidence.notebook import problems, source_sha256
 from kit.evidence.notebook_html import markdown, notebook_html
-from kit.evidence.render import derived, overview, page, readme
+from kit.evidence.overview import Listed, overview
+from kit.evidence.render import derived, page, readme
 from kit.evidence.text import in_markdown, value, value_range, visible
 from kit.records import Outcome, dumps
 
@@ -37,7 +38,7 @@ EVIL = [
 ]
 ALLOWED_TAGS = set(
     "html head meta link title style body p h1 h2 h3 h4 div b i small code pre table thead tbody tr th td ul ol li figure figcaption "
-    "img a details summary".split()
+    "img a details summary main svg path polyline circle".split()
 )
 
 
@@ -128,7 +129,7 @@ def test_hostile_text_stays_text_in_every_page(text):
     for made in (
         page(evidence_with(text), files),
         notebook_html(hostile_notebook(text), text),
-        overview([("a", evidence_with(text))]),
+        overview([Listed.of("a", evidence_with(text), {"torch": {"version": text, "gpus": [{"name": text}]}})]),
     ):
         read = Reader(made)
         assert not read.problems

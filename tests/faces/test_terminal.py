@@ -1,6 +1,6 @@
-"""The terminal: recorded machines give golden screens that fit 80 × 24; colour and characters only where they show.
+"""The terminal: golden screens of recorded machines that fit 80 × 24; colour only where it shows.
 
-After a change that is meant: `PYTHONPATH=. python tests/faces/test_terminal.py` writes the golden screens anew.
+After a change that is meant: `PYTHONPATH=. python tests/faces/test_terminal.py` writes them anew.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""Stores the outputs that nbval compares: `python tests/notebooks/store_outputs.py`, after a change that is meant.
+"""Stores the outputs that nbval compares, after a change that is meant: run this file.
 
 Runs each notebook on the CPU with its own parameters and keeps the outputs of the tagged cells only;
 all others stay empty. Look at the diff before you commit it.
@@ -21,7 +21,9 @@ def store(path: Path) -> None:
     for cell in ran.cells:
         if "parameters" in cell.metadata.get("tags", ()):
             cell.source = cell.source.replace('device: str = "auto"', 'device: str = "cpu"')
-    NotebookClient(ran, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    NotebookClient(
+        ran, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+    ).execute()
     for cell, done in zip(notebook.cells, ran.cells):
         if cell.cell_type == "code":
             is_compared = TAG in cell.metadata.get("tags", ())

@@ -14,7 +14,9 @@ PATHS = [PROJECT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
 
 
 def cells(path, kind):
-    return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind]
+    return [
+        cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind
+    ]
 
 
 def test_every_notebook_is_in_the_report():
@@ -34,7 +36,9 @@ def test_code_cells_are_short_and_define_nothing(path):
         source = "".join(cell["source"])
         if "parameters" not in cell["metadata"].get("tags", ()):
             assert len(source.splitlines()) <= 12, source
-        assert not [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        assert not [
+            node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+        ]
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -60,8 +64,17 @@ def test_every_parameter_file_fits_the_notebooks(path):
 
 def test_the_smoke_is_the_milestone_run():
     given = load_params(PROJECT / "params" / "gpu_smoke.yaml")
-    expected = {"device": "cuda", "model": "gpt2", "dtype": "float32", "batch_size": 4, "seq_len": 64, "steps": 14,
-                "lr": 2e-5, "weight_decay": 0.01, "dataset": "dev-reasoning-v2"}
+    expected = {
+        "device": "cuda",
+        "model": "gpt2",
+        "dtype": "float32",
+        "batch_size": 4,
+        "seq_len": 64,
+        "steps": 14,
+        "lr": 2e-5,
+        "weight_decay": 0.01,
+        "dataset": "dev-reasoning-v2",
+    }
     assert {name: given[name] for name in expected} == expected
 
 

@@ -10,7 +10,7 @@ from kit.sweep.plan import SweepPlan, shuffled
 from kit.sweep.run import SweepResult, rows_of, sweep
 from kit.sweep.table import Ceilings, Row, floor_s, from_csv, mfu, row_of, to_csv
 from kit.train.config import MODELS
-from kit.train.flops import adamw_step_bytes, step_flop
+from kit.train.flops import adamw_step_bytes, least_step_flop, step_flop
 
 GOOD = Row(4, 64, "float32", "gpt2", "ok", block_step_s=(0.05, 0.04, 0.06), steps=30, peak_memory_bytes=2 * 1024**3)
 OOM = Row(4096, 1024, "float32", "gpt2", "oom", reason="tried to allocate, 1,000 GiB")
@@ -77,7 +77,7 @@ def test_an_unknown_card_has_no_mfu_and_no_floor():
 
 def test_the_floor_is_arithmetic_or_bytes_whichever_takes_longer():
     shape = MODELS["gpt2"]
-    compute_s = step_flop(shape, batch_size=4, seq_len=64) / 50.9e12
+    compute_s = least_step_flop(shape, batch_size=4, seq_len=64) / 50.9e12
     bytes_s = adamw_step_bytes(shape) / 2.96e12
     assert floor_s(GOOD, H100) == max(compute_s, bytes_s) == compute_s
     small = dataclasses.replace(GOOD, batch_size=1)
@@ -111,3 +111,52 @@ def test_a_real_sweep_on_the_cpu_measures_each_point_and_keeps_it(tmp_path):
     assert from_csv((tmp_path / "sweep.csv").read_text(encoding="utf-8")) == result.rows
     assert result.ceilings.matmul_flop_per_s["float32"] > 1e9
     assert list(result.frame["tokens_per_s"]) == [row.tokens_per_s for row in result.rows]
+
+
+def test_the_floor_counts_only_what_no_step_can_do_without():
+    shape = MODELS["gpt2"]
+    assert least_step_flop(shape, batch_size=64, seq_len=1024) == 52_289_247_117_312
+    assert least_step_flop(shape, batch_size=4, seq_len=64) < step_flop(shape, batch_size=4, seq_len=64)
+    assert adamw_step_bytes(shape, "bfloat16") / adamw_step_bytes(shape) == 36 / 44
+
+
+def test_a_csv_from_before_there_were_engines_still_reads():
+    lines = [line.split(",") for line in to_csv([GOOD], H100).splitlines()]
+    assert lines[0][-2:] == ["engine", "note"]
+    assert from_csv("\n".join(",".join(line[:-2]) for line in lines)) == (GOOD,)
+
+
+def test_each_engine_is_a_point_and_one_that_cannot_run_here_says_why():
+    result = sweep(plan(batch_sizes=(1,), seq_lens=(16,), engines=("eager", "captured")))
+    rows = {row.engine: row for row in result.rows}
+    assert rows["eager"].outcome == "ok" and rows["captured"].outcome == "missing"
+    assert "CUDA" in rows["captured"].reason and rows["captured"].step_time_s is None
+    assert "not here" in str(result.table)
+
+
+def test_a_sweep_that_was_killed_goes_on_where_it_stopped(tmp_path):
+    grid = plan(seq_lens=(16,))
+    full = sweep(grid, out=tmp_path)
+    failed = dataclasses.replace(full.rows[1], outcome="error", reason="killed")
+    (tmp_path / "sweep.csv").write_text(to_csv([full.rows[0], failed], full.ceilings), encoding="utf-8", newline="\n")
+    again, progress = [], []
+    result = sweep(grid, out=tmp_path, on_row=again.append, on_progress=lambda *seen: progress.append(seen))
+    assert [row.point for row in again] == [failed.point]
+    assert result.rows[0] == full.rows[0] and result.rows[1].outcome == "ok"
+    assert [seen[:2] for seen in progress] == [(2, 2)]
+
+
+def test_a_sweep_of_another_plan_is_not_taken_over(tmp_path):
+    sweep(plan(batch_sizes=(1,), seq_lens=(16,)), out=tmp_path)
+    seen = []
+    sweep(plan(batch_sizes=(1,), seq_lens=(16,), blocks=3), out=tmp_path, on_row=seen.append)
+    assert len(seen) == 1
+
+
+def test_a_loss_that_is_not_finite_is_no_measurement(monkeypatch):
+    from kit.train import engines
+
+    nan = torch.tensor(float("nan"))
+    monkeypatch.setattr(engines.EagerEngine, "step", lambda self, ids, labels: (nan, nan))
+    (row,) = sweep(plan(batch_sizes=(1,), seq_lens=(16,))).rows
+    assert row.outcome == "error" and "nan" in row.reason

@@ -35,7 +35,7 @@ def test_one_stray_tensor_at_one_step_fails_and_is_named():
 
 def test_strays_of_several_steps_are_counted_once_each():
     sample = healthy().with_audits(strays=("b on cpu",)).with_audits(7, strays=("a on cpu", "b on cpu"))
-    assert placement(sample).found == "2 tensors elsewhere, first: a on cpu"
+    assert placement(sample).found == "2 tensors elsewhere, first: b on cpu"
 
 
 def test_nothing_on_the_device_fails():

@@ -1,0 +1,311 @@
+"""The short run that people report, engine by engine: 14 steps with their start, from the start of the process.
+
+Each run is a fresh process, so that imports, CUDA's start, compiling and capturing are inside. It
+is measured twice: the first run finds the caches as they are, the second finds them filled.
+Beside it stands what makes the comparison fair: the first losses of every engine against the
+plain loop's in float32, from the same weights, on the same batches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import itertools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from kit.errors import KitError, TrainingFailed, UsageError
+from kit.records import dumps, from_json, to_json
+from kit.show import Table
+from kit.train.config import TrainConfig
+from kit.units import number, seconds
+
+ENGINES = ("trainer", "eager", "captured", "graphed")
+# Largest difference from the plain loop's loss in float32 over the first ten steps, in nats.
+LOSS_LIMITS = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 1e-2}
+LOSS_STEPS = 10
+_TIMEOUT_S = 600
+
+
+@dataclasses.dataclass(frozen=True)
+class ShortRun:
+    """One fresh process. `training_s`: what the Trainer calls its runtime, compiling and capturing included.
+
+    process_s: from the start of the process to its last step. engine_s: until the engine could
+    step. bytecode: why Python's compiled modules were kept in the kit's cache, None where it did so itself.
+    """
+
+    engine: str
+    dtype: str
+    is_first: bool
+    note: str
+    process_s: float
+    import_s: float
+    data_s: float
+    model_s: float
+    engine_s: float
+    steps_s: float
+    training_s: float
+    samples: int
+    losses: tuple[float | None, ...]
+    bytecode: str | None = None
+
+    @property
+    def samples_per_s(self) -> float:
+        return self.samples / self.training_s
+
+
+@dataclasses.dataclass(frozen=True)
+class SameLosses:
+    """How far an engine's losses are from the plain loop's in float32. is_same: all finite and within the limit."""
+
+    engine: str
+    dtype: str
+    losses: tuple[float | None, ...]
+    largest_difference: float | None
+    limit: float
+    is_same: bool
+    note: str
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchResult:
+    """All short runs, and whether the engines compute the same. missing: engines that cannot run here, and why."""
+
+    device_name: str
+    runs: tuple[ShortRun, ...]
+    losses: tuple[SameLosses, ...]
+    missing: dict[str, str]
+
+    @property
+    def table(self) -> Table:
+        columns = ("engine", "precision", "run", "from process start", "imports", "model", "engine", "steps",
+                   "training as the Trainer counts it", "samples/s")
+        return Table(columns, tuple(
+            (run.engine, run.dtype, "first" if run.is_first else "second", seconds(run.process_s),
+             seconds(run.import_s), seconds(run.model_s), seconds(run.engine_s), seconds(run.steps_s), seconds(run.training_s),
+             number(run.samples_per_s))
+            for run in self.runs
+        ))
+
+    @property
+    def losses_table(self) -> Table:
+        columns = ("engine", "precision", "largest difference from eager float32", "limit", "the same")
+        return Table(columns, tuple(
+            (row.engine, row.dtype, "–" if row.largest_difference is None else f"{row.largest_difference:.1e}",
+             f"{row.limit:.0e}", "yes" if row.is_same else f"no: {row.note}")
+            for row in self.losses
+        ))
+
+    @property
+    def sentence(self) -> str:
+        """The finding in words: the fastest engine against the Trainer, once the caches are filled."""
+        warm = [run for run in self.runs if not run.is_first]
+        base = next((run for run in warm if run.engine == "trainer"), None)
+        best = min(warm, key=lambda run: run.training_s, default=None)
+        if best is None:
+            return f"No engine could run on {self.device_name}."
+        peer = f"; the Trainer takes {seconds(base.training_s)}" if base else ""
+        return (f"{self.device_name}: {len(best.losses)} steps in {seconds(best.training_s)} by the {best.engine} "
+                f"engine in {best.dtype}, start included{peer}.")
+
+    def __str__(self) -> str:
+        missing = [f"not here: {name}, {reason}" for name, reason in self.missing.items()]
+        return "\n\n".join([self.sentence, str(self.table), str(self.losses_table), *missing])
+
+
+def bench(
+    config: TrainConfig,
+    *,
+    engines: tuple[str, ...] = ENGINES,
+    out: str | Path | None = None,
+    on_run: Callable[[ShortRun], None] | None = None,
+) -> BenchResult:
+    """Runs each engine twice in a process of its own, then compares losses in this one.
+
+    config: of the short run; its engine is left out. out: a folder for `bench.json`. Raises
+    GpuNotUsable where the device is cuda and cannot be used, TrainingFailed where a run broke.
+    """
+    from kit.train.run import require_device
+
+    torch = require_device(config.device)
+    device_name = torch.cuda.get_device_name() if config.device == "cuda" else "CPU"
+    runs, missing = [], {}
+    for engine in engines:
+        for is_first in (True, False):
+            run = _in_a_process(dataclasses.replace(config, engine=engine), is_first)
+            if isinstance(run, str):
+                missing[engine] = run
+                break
+            runs.append(run)
+            if on_run:
+                on_run(run)
+    same = same_losses(config, tuple(engine for engine in engines if engine not in missing))
+    result = BenchResult(device_name, tuple(runs), same, missing)
+    if out:
+        _write(Path(out), result)
+    return result
+
+
+def _write(folder: Path, result: BenchResult) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "bench.json").write_text(dumps(result), encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written: {error.strerror}", expected="a folder you may write to",
+                         todo="name another folder with --out") from error
+
+
+def _in_a_process(config: TrainConfig, is_first: bool) -> ShortRun | str:
+    """The short run of one engine in a fresh Python; its reason as a text where the engine cannot run here."""
+    request = json.dumps({"config": to_json(config), "is_first": is_first, "began": time.time()})
+    done = subprocess.run(
+        [sys.executable, "-m", "kit.bench", request], capture_output=True, text=True, encoding="utf-8",
+        errors="replace", timeout=_TIMEOUT_S, cwd=Path(__file__).resolve().parents[1],
+    )
+    lines = done.stdout.splitlines()
+    if done.returncode or not lines:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise TrainingFailed(f"the {config.engine} engine's process ended with {done.returncode}: {last}",
+                             expected=f"{config.steps} steps",
+                             todo="python -m kit check tells whether this GPU and this torch fit")
+    answer = json.loads(lines[-1])
+    if "failed" in answer:
+        raise TrainingFailed(f"the {config.engine} engine's process: {answer['failed']}",
+                             expected=f"{config.steps} steps", todo=answer["todo"])
+    return answer["missing"] if "missing" in answer else from_json(ShortRun, answer)
+
+
+def short_run(config: TrainConfig, *, is_first: bool, began: float) -> ShortRun | str:
+    """In a fresh process: import, build, train. began: `time.time()` when the process was started."""
+    from kit.train.startup import keep_bytecode, start_device
+
+    bytecode = keep_bytecode()
+    start = time.perf_counter()
+    from kit.train.run import require_device
+
+    torch = require_device(config.device)
+    thread = start_device(config.device, config.dtype)
+    _import_all(config)
+    imported = time.perf_counter()
+    batches = _batches(torch, config)
+    loaded = time.perf_counter()
+    from kit.train.model import build_model, precision
+
+    model = build_model(config)[0].to(config.device)
+    if thread:
+        thread.join()
+    built = time.perf_counter()
+    with precision(config):
+        trained = _train(model, config, batches)
+    if isinstance(trained, str):
+        return trained
+    return ShortRun(
+        engine=config.engine, dtype=config.dtype, is_first=is_first, process_s=time.time() - began,
+        import_s=imported - start, data_s=loaded - imported, model_s=built - loaded,
+        samples=sum(ids.shape[0] for ids, _ in batches), bytecode=bytecode, **trained,
+    )
+
+
+def _import_all(config: TrainConfig) -> None:
+    """What the run will need, here, so that it counts as import time and not as training."""
+    from transformers.models.gpt2 import modeling_gpt2  # noqa: F401
+
+    from kit.train import engines  # noqa: F401
+
+    if config.engine == "trainer":
+        from transformers import Trainer  # noqa: F401
+    if config.engine in ("captured", "graphed") and importlib.util.find_spec("triton"):
+        from kit.train import kernels  # noqa: F401
+
+
+def _batches(torch, config: TrainConfig) -> list:
+    """The run's batches on its device, as (input_ids, labels)."""
+    from kit.train import data
+
+    endless = data.batches(
+        data.load_texts(config.dataset), data.load_tokenizer("gpt2"), batch_size=config.batch_size,
+        seq_len=config.seq_len, seed=config.seed,
+    )
+    found = itertools.islice(endless, config.steps)
+    return [(batch.input_ids.to(config.device), batch.labels.to(config.device)) for batch in found]
+
+
+def _train(model, config: TrainConfig, batches) -> dict | str:
+    """All steps, with what stands before the first: their times, losses and the engine's note."""
+    from kit.train.engines import build_engine
+    from kit.train.loop import synchronize
+    from kit.train.trainer import NOTE, missing_trainer, run_trainer
+
+    start = time.perf_counter()
+    if config.engine == "trainer":
+        if reason := missing_trainer():
+            return reason
+        run = run_trainer(model, config, batches)
+        return {"note": NOTE, "engine_s": time.perf_counter() - start - sum(run.step_s), "steps_s": sum(run.step_s),
+                "training_s": run.runtime_s, "losses": run.losses}
+    engine = build_engine(config.engine, model, config)
+    if engine.is_fallback:
+        return engine.note
+    synchronize(config.device)
+    ready = time.perf_counter()
+    losses = [engine.step(*batch)[0] for batch in batches]
+    synchronize(config.device)
+    end = time.perf_counter()
+    return {"note": engine.note, "engine_s": ready - start, "steps_s": end - ready, "training_s": end - start,
+            "losses": tuple(float(loss) for loss in losses)}
+
+
+def same_losses(config: TrainConfig, engines: tuple[str, ...]) -> tuple[SameLosses, ...]:
+    """Each engine's first losses beside those of the plain loop in float32, from the same weights and batches."""
+    import torch
+
+    from kit.train.model import build_model, precision
+
+    config = dataclasses.replace(config, steps=LOSS_STEPS)
+    batches = _batches(torch, config)
+    initial = build_model(config)[0].state_dict()
+
+    def losses_of(engine: str, dtype: str) -> dict | str:
+        one = dataclasses.replace(config, engine=engine, dtype=dtype)
+        model = build_model(one)[0]
+        model.load_state_dict(initial)
+        with precision(one):
+            return _train(model.to(one.device), one, batches)
+
+    reference = losses_of("eager", "float32")["losses"]
+    return tuple(_compared(engine, config.dtype, losses_of(engine, config.dtype), reference) for engine in engines)
+
+
+def _compared(engine: str, dtype: str, trained: dict | str, reference: tuple[float, ...]) -> SameLosses:
+    limit = LOSS_LIMITS[dtype]
+    if isinstance(trained, str):
+        return SameLosses(engine, dtype, (), None, limit, False, trained)
+    losses = trained["losses"]
+    # `not <=` so that NaN is a difference too; it is stored as none, since JSON has no NaN.
+    differences = [abs(a - b) for a, b in zip(losses, reference)]
+    is_finite = all(difference == difference and difference != float("inf") for difference in differences)
+    is_same = is_finite and len(losses) == len(reference) and max(differences) <= limit
+    note = "" if is_same else f"{max(differences):.1e} apart" if is_finite else "a loss is not finite"
+    kept = tuple(loss if loss == loss and abs(loss) != float("inf") else None for loss in losses)
+    return SameLosses(engine, dtype, kept, max(differences) if is_finite else None, limit, is_same, note)
+
+
+def main(request: str) -> int:
+    """The child process: one request as JSON in, one line of JSON out."""
+    asked = json.loads(request)
+    try:
+        answer = short_run(from_json(TrainConfig, asked["config"]), is_first=asked["is_first"], began=asked["began"])
+    except KitError as error:
+        print(json.dumps({"failed": error.found, "todo": error.todo}))
+        return 0
+    print(json.dumps({"missing": answer} if isinstance(answer, str) else to_json(answer)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

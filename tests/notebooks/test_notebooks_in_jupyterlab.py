@@ -1,0 +1,176 @@
+"""JupyterLab in a real browser: a newcomer runs all cells and sees a verdict and a figure.
+
+Needs Debian's chromium and `pip install playwright`, which brings no browser of its own; skipped with the
+reason elsewhere. Screenshots in light and dark are kept in tests/output/ to be looked at.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from kit.report import PROJECT
+
+OUTPUT = PROJECT / "tests" / "output"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+TOKEN = "for-this-test"
+START_S, RUN_S = 90, 240
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path"),
+    pytest.mark.skipif(
+        not importlib.util.find_spec("playwright"), reason="playwright is missing: pip install playwright"
+    ),
+    pytest.mark.skipif(not importlib.util.find_spec("jupyterlab"), reason="jupyterlab is missing"),
+]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """The address of a JupyterLab that `kit lab` started over a copy of the notebooks."""
+    root = tmp_path_factory.mktemp("lab")
+    shutil.copytree(PROJECT / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    # Without the question whether one wants news, which would lie over the screenshots.
+    settings = root / "jupyterlab_settings_dir" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}', encoding="utf-8")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {
+        name: str(root / name.lower())
+        for name in (
+            "JUPYTER_CONFIG_DIR",
+            "JUPYTER_DATA_DIR",
+            "JUPYTERLAB_SETTINGS_DIR",
+            "JUPYTERLAB_WORKSPACES_DIR",
+            "IPYTHONDIR",
+        )
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "kit",
+        "lab",
+        "--no-browser",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+        f"--IdentityProvider.token={TOKEN}",
+        f"--ServerApp.root_dir={root}",
+        "--allow-root",
+    ]
+    environ = {**os.environ, **own, "PYTHONPATH": str(PROJECT)}
+    with (root / "server.log").open("w", encoding="utf-8") as log:
+        server = subprocess.Popen(command, cwd=PROJECT, env=environ, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        wait_for_server(server, address, root / "server.log")
+        yield address
+    finally:
+        server.terminate()
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def wait_for_server(server, address, log):
+    until = time.monotonic() + START_S
+    while time.monotonic() < until and server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{address}/api/status?token={TOKEN}", timeout=5):
+                return
+        except OSError:
+            time.sleep(0.3)
+    pytest.fail(f"JupyterLab did not start:\n{log.read_text(encoding='utf-8', errors='replace')[-3000:]}")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
+
+
+def choose(page, *path):
+    """Picks an entry of the menu bar, as a person does."""
+    page.locator(".lm-MenuBar-itemLabel", has_text=re.compile(f"^{path[0]}$")).click()
+    for name in path[1:]:
+        entry = page.locator(".lm-Menu-itemLabel", has_text=re.compile(f"^{re.escape(name)}$")).last
+        entry.wait_for()
+        entry.click()
+
+
+def run_all_cells(page, lab, name):
+    # A workspace of its own, else the notebooks of the page before would be open too.
+    page.goto(f"{lab}/lab/workspaces/{name}/tree/notebooks/{name}.ipynb?token={TOKEN}")
+    idle(page)
+    choose(page, "Run", "Run All Cells")
+    # The prompt of a cell that waits or runs is [*]; the last cell has its number when all have run.
+    page.wait_for_function(
+        "() => { const p = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')]"
+        ".map(x => x.innerText.trim());"
+        " return (p.length && p.every(x => /^\\[\\d+\\]:$/.test(x)))"
+        " || document.querySelector('[data-mime-type=\"application/vnd.jupyter.error\"]') }",
+        timeout=RUN_S * 1000,
+    )
+    idle(page)
+
+
+def idle(page):
+    """Waits for the status bar: the circle in the toolbar says idle before there is a kernel."""
+    page.locator(".jp-StatusBar-Widget", has_text="Idle").wait_for(timeout=START_S * 1000)
+
+
+def keep_screenshots(page, name):
+    """The whole notebook in light, then in dark."""
+    OUTPUT.mkdir(exist_ok=True)
+    for theme in ("Light", "Dark"):
+        choose(page, "Settings", "Theme", f"JupyterLab {theme}")
+        page.locator(f"body[data-jp-theme-light={'true' if theme == 'Light' else 'false'}]").wait_for(
+            state="attached"
+        )
+        page.locator(".jp-NotebookPanel-notebook .jp-WindowedPanel-outer").first.evaluate(
+            "panel => panel.scrollTo(0, 0)"
+        )
+        page.wait_for_timeout(1000)
+        page.screenshot(path=OUTPUT / f"{name}_{theme.lower()}.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "height", "card", "figures"),
+    [("01_env_check", 2400, "GPU check:", 0), ("02_smoke_training", 5000, "trained", 2)],
+)
+def test_a_newcomer_runs_a_notebook_to_the_end(lab, browser, name, height, card, figures):
+    page = browser.new_page(viewport={"width": 1200, "height": height})
+    try:
+        run_all_cells(page, lab, name)
+        errors = page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
+        keep_screenshots(page, name)
+        assert errors == []
+        prompts = [text.strip() for text in page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()]
+        assert prompts == [f"[{number}]:" for number in range(1, len(prompts) + 1)]
+        assert page.locator(".jp-OutputArea-output.jp-RenderedHTMLCommon", has_text=card).first.is_visible()
+        shown = page.locator(".jp-OutputArea-output img")
+        assert shown.count() == figures
+        assert all(
+            shown.nth(i).evaluate("img => img.complete && img.naturalWidth > 300") for i in range(figures)
+        )
+    except Exception:
+        OUTPUT.mkdir(exist_ok=True)
+        page.screenshot(path=OUTPUT / f"{name}_failed.png")
+        raise
+    finally:
+        page.close()

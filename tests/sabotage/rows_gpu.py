@@ -1,0 +1,269 @@
+"""The rows that need a real GPU: whole runs and processes on it, sabotaged from outside."""
+
+import contextlib
+import functools
+import subprocess
+import sys
+import threading
+from unittest import mock
+
+from kit.records import Verdict
+from kit.train import run
+from kit.train.config import TrainConfig
+
+from .rows_training import built
+from .seams import Said, child
+from .table import FAIL, INCONCLUSIVE, row
+
+# Long enough for the driver to be asked often, short enough for a table of many rows.
+TINY = {"model": "tiny", "batch_size": 16, "steps": 60, "lr": 1e-3}
+SHORT = {"model": "tiny", "steps": 5, "batch_size": 2, "seq_len": 32, "lr": 1e-3}
+
+
+def trained(*patches, **config):
+    with contextlib.ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+        result = run.train(TrainConfig(**config))
+    return Said.of(result.verdict)
+
+
+@functools.cache
+def healthy():
+    """The smoke itself: GPT-2 124M."""
+    return trained()
+
+
+@functools.cache
+def healthy_tiny():
+    return trained(**TINY)
+
+
+def check(**more):
+    return child("check", "--device", "cuda", **more)[1]
+
+
+@functools.cache
+def checked():
+    return check()
+
+
+on_gpu = functools.partial(row, seam="GPU", must=FAIL, twin=healthy, is_gpu=True)
+
+
+# --- environment --------------------------------------------------------------------
+
+
+@on_gpu("A02g", "every GPU hidden by CUDA_VISIBLE_DEVICES", at="environment.cuda_starts", words="CUDA_VISIBLE_DEVICES",
+        twin=checked)
+def a02():
+    return check(env={"CUDA_VISIBLE_DEVICES": ""})
+
+
+@on_gpu("A12g", "PTX JIT forced on the libraries; the twin runs without any PTX JIT and without a cache (A12)",
+        at="native.kernel_ran", words="CUDA_FORCE_PTX_JIT",
+        twin=lambda: check(env={"CUDA_DISABLE_PTX_JIT": "1", "CUDA_CACHE_DISABLE": "1"}))
+def a12():
+    return check(env={"CUDA_FORCE_PTX_JIT": "1"})
+
+
+@on_gpu("A28g", "torch calls the card by another name", at="environment.two_witnesses", words="RTX 5090", twin=checked)
+def a28():
+    return check(recipe="other_name")
+
+
+@on_gpu("A28t", "the same inside a training run", at="native.driver_view", words="torch names", twin=healthy_tiny)
+def a28t():
+    import torch
+
+    return trained(mock.patch.object(torch.cuda, "get_device_name", lambda *a: "NVIDIA GeForce RTX 5090"), **TINY)
+
+
+# --- training -----------------------------------------------------------------------
+
+
+def swallowed():
+    """`.to('cuda')` does nothing: what is trained stays on the CPU, and the configuration says cuda."""
+    import torch
+
+    def deaf(real):
+        def moved(self, *args, **kwargs):
+            kept = [arg for arg in args if not str(arg).startswith("cuda")]
+            return real(self, *kept) if kept else self
+
+        return moved
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(mock.patch.object(torch.Tensor, "to", deaf(torch.Tensor.to)))
+    stack.enter_context(mock.patch.object(torch.nn.Module, "to", deaf(torch.nn.Module.to)))
+    return stack
+
+
+@on_gpu("B01g", "model and batches left on the CPU", at="native.placement", words="parameter transformer.wte.weight on cpu")
+def b01():
+    return trained(swallowed(), **SHORT)
+
+
+def one_block_left(state):
+    """The second block stays on the CPU; a wrapper carries what flows through it there and back."""
+    import torch
+    from torch.utils._pytree import tree_map
+
+    block, home = state.model.transformer.h[1].to("cpu"), state.model.transformer.wte.weight
+
+    def move(values, device):
+        return tree_map(lambda value: value.to(device) if torch.is_tensor(value) else value, values)
+
+    block.register_forward_pre_hook(lambda m, args, kwargs: (move(args, "cpu"), move(kwargs, "cpu")), with_kwargs=True)
+    block.register_forward_hook(lambda m, args, output: move(output, home.device))
+
+
+@functools.cache
+def split():
+    return trained(built(one_block_left), **SHORT)
+
+
+@on_gpu("B02g", "one block on the CPU: by name", at="native.placement", words="transformer.h.1.", twin=healthy_tiny)
+def b02():
+    return split()
+
+
+@on_gpu("B02gk", "one block on the CPU: its products", at="native.kernels", words="matrix products on the CPU", twin=healthy_tiny)
+def b02k():
+    return split()
+
+
+@on_gpu("B08g", "a dummy tensor makes memory look used, training is on the CPU", at="native.kernels", words="on the CPU")
+def b08():
+    import torch
+
+    dummy = torch.ones(3 * 1024**3 // 4, device="cuda")
+    try:
+        return trained(swallowed(), **SHORT)
+    finally:
+        del dummy
+
+
+@on_gpu("B13g", "learning rate 0", at="learning.moved", words="learning rate was 0", twin=healthy_tiny)
+def b13():
+    return trained(**{**SHORT, "lr": 0.0})
+
+
+def perturbed():
+    import torch
+
+    real, calls = torch.addmm, []
+
+    def addmm(*args, **kwargs):
+        calls.append(1)
+        product = real(*args, **kwargs)
+        return product * 1.01 if len(calls) % 31 == 0 else product
+
+    return mock.patch.object(torch, "addmm", addmm)
+
+
+@on_gpu("B32g", "one product in 31 off by one percent", at="native.replay", words="first difference", twin=healthy_tiny)
+def b32():
+    return trained(perturbed(), **{**SHORT, "steps": 8})
+
+
+LONG = {"model": "tiny", "steps": 30, "batch_size": 8, "seq_len": 256, "lr": 1e-3, "dtype": "bfloat16"}
+
+
+@on_gpu("B33g", "the same at 8 × 256 in bfloat16, where attention may add in changing order", at="native.replay",
+        words="different also", twin=lambda: trained(**LONG))
+def b33():
+    return trained(perturbed(), **{**LONG, "steps": 8})
+
+
+# --- timing -------------------------------------------------------------------------
+
+
+@on_gpu("C01g", "torch.cuda.synchronize does nothing", at="throughput.clocks", words="did not wait", twin=healthy_tiny,
+        twin_at="throughput.clocks")
+def c01():
+    import torch
+
+    deaf = mock.patch.object(torch.cuda, "synchronize", lambda *a: None)
+    return trained(deaf, **{**TINY, "batch_size": 64, "seq_len": 256, "steps": 30})
+
+
+HOG = """
+import torch
+left = torch.randn(8192, 8192, device="cuda")
+right = left @ left
+torch.cuda.synchronize()
+print("ready", flush=True)
+while True:
+    torch.mm(left, left, out=right)
+    torch.cuda.synchronize()
+"""
+
+
+@on_gpu("C05g", "a hog on the same card", must=INCONCLUSIVE, at="throughput.undisturbed", words="other processes",
+        twin=healthy_tiny, twin_at="throughput.undisturbed")
+def c05():
+    hog = subprocess.Popen([sys.executable, "-c", HOG], stdout=subprocess.PIPE)
+    try:
+        if hog.stdout.readline().strip() != b"ready":
+            raise RuntimeError("the hog did not start")
+        return trained(**TINY)
+    finally:
+        hog.kill()
+        hog.communicate()
+
+
+@on_gpu("C13g", "a spinning kernel fills the card, training is on the CPU", at="native.kernels", words="on the CPU")
+def c13():
+    import torch
+
+    stop = threading.Event()
+
+    def spin():
+        value, stream = torch.ones(1, device="cuda"), torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            while not stop.is_set():
+                for _ in range(100):
+                    value.add_(1)
+                stream.synchronize()
+
+    thread = threading.Thread(target=spin, daemon=True)
+    thread.start()
+    try:
+        return trained(swallowed(), **SHORT)
+    finally:
+        stop.set()
+        thread.join()
+
+
+# --- the detector itself ------------------------------------------------------------
+
+
+@on_gpu("N0g", "the negative control flips, within 15 s; sabotaged, it is judged without its facts", at="negative_control",
+        twin=lambda: control(True))
+def n0():
+    return control(False)
+
+
+@functools.cache
+def _control():
+    from kit.evidence.control_run import run_control
+
+    return run_control()
+
+
+def control(is_whole):
+    """PASS where the control turned red in time."""
+    import dataclasses
+
+    from kit.evidence.control import control_check
+    from kit.records import Outcome
+
+    record = _control()
+    found = control_check(record if is_whole else dataclasses.replace(record, steps=()))
+    is_good = found.outcome is Outcome.PASS and record.seconds <= 15
+    found = dataclasses.replace(
+        found, id="negative_control", outcome=Outcome.PASS if is_good else Outcome.FAIL,
+        found=f"{found.found}; {record.seconds:.1f} s",
+    )  # fmt: skip
+    return Said.of(Verdict.of([found]))

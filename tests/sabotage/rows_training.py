@@ -1,0 +1,415 @@
+"""Section B: training. Whole small runs on the CPU as a rehearsal, sabotaged from outside; the recorded H100 run,
+changed in one thing; and a process whose torch lies about its GPU."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+from kit.records import Verdict
+from kit.train import run
+from kit.train.config import TrainConfig
+
+from . import recorded
+from .recorded import healthy, judged
+from .seams import Said, card, child, nvml_file, working
+from .table import FAIL, INCONCLUSIVE, INVALID, row
+
+TINY = {"model": "tiny", "device": "cpu", "batch_size": 2, "seq_len": 16, "steps": 6, "lr": 1e-3}
+
+
+# --- a whole run, rehearsed on the CPU ----------------------------------------------
+
+_loaded = functools.cache(run._batches)
+
+
+@contextlib.contextmanager
+def one_thread():
+    """Threads of these small products wait for each other by spinning: many times slower on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _copied(config):
+    """The same texts would be made and tokenised anew for every run."""
+    batches, text_set = _loaded(dataclasses.replace(config, lr=1.0, dtype="float32"))
+    return [dataclasses.replace(b, input_ids=b.input_ids.clone(), labels=b.labels.clone()) for b in batches], text_set
+
+
+def trained(*patches, **config):
+    """The kit's own run from data to verdict."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(one_thread())
+        stack.enter_context(mock.patch.object(run, "_batches", _copied))
+        for patch in patches:
+            stack.enter_context(patch)
+        result = run.train(TrainConfig(**{**TINY, **config}))
+    return Said.of(result.verdict)
+
+
+@functools.cache
+def rehearsal():
+    return trained()
+
+
+@functools.cache
+def rehearsal_in_bfloat16():
+    return trained(dtype="bfloat16")
+
+
+def built(change):
+    """A run whose model is changed after it was built."""
+    real = run._build
+
+    def build(torch, config):
+        state = real(torch, config)
+        change(state)
+        return state
+
+    return mock.patch.object(run, "_build", build)
+
+
+def fed(change):
+    """A run whose batches are changed."""
+
+    def batches(config):
+        found, text_set = _copied(config)
+        return change(found), text_set
+
+    return mock.patch.object(run, "_batches", batches)
+
+
+on_run = functools.partial(row, seam="whole run", must=FAIL, twin=rehearsal)
+
+
+def broken_loss(at):
+    from kit.train import loop
+
+    real, seen = loop.eager_step, []
+
+    def step(*args):
+        loss, norm = real(*args)
+        seen.append(1)
+        return (loss * float("nan"), norm) if len(seen) in at else (loss, norm)
+
+    return trained(mock.patch.object(loop, "eager_step", step))
+
+
+@on_run("B11", "loss NaN from the fourth step on", at="learning.finite", words="first at step 4")
+def b11():
+    return broken_loss({4, 5, 6})
+
+
+@on_run("B12", "one step NaN, then recovered", at="learning.finite", words="1 of 6 steps, first at step 3")
+def b12():
+    return broken_loss({3})
+
+
+@functools.cache
+def still():
+    return trained(lr=0.0)
+
+
+@on_run("B13", "learning rate 0: the losses still vary by batch", at="learning.moved", words="learning rate was 0")
+def b13():
+    return still()
+
+
+@on_run("B13c", "the same, by the fixed batch", at="learning.canary")
+def b13c():
+    return still()
+
+
+@on_run("B15", "all labels masked", at="learning.supervised_tokens")
+def b15():
+    def mask(batches):
+        return [dataclasses.replace(b, labels=b.labels.fill_(-100), supervised_tokens=0) for b in batches]
+
+    return trained(fed(mask))
+
+
+@on_run("B15b", "all labels masked behind the count: the loss is NaN", at="learning.finite")
+def b15b():
+    return trained(fed(lambda batches: [dataclasses.replace(b, labels=b.labels.fill_(-100)) for b in batches]))
+
+
+@on_run("B16", "all but one block frozen", at="learning.trainable")
+def b16():
+    def freeze(state):
+        state.model.requires_grad_(False)
+        state.model.transformer.h[0].requires_grad_(True)
+
+    return trained(built(freeze))
+
+
+@on_run("B17", "a loss scaler that skips every step", at="learning.applied", words="0 of 6")
+def b17():
+    def skip(state):
+        state.optimizer.step = lambda closure=None: None
+
+    return trained(built(skip))
+
+
+@on_run("B16o", "the optimizer holds a copy of the model", at="learning.moved", words="0 of 28")
+def b16o():
+    def other(state):
+        import copy
+
+        from kit.train.model import build_optimizer
+
+        state.optimizer = build_optimizer(copy.deepcopy(state.model), TrainConfig(**TINY))
+
+    return trained(built(other))
+
+
+@on_run("B19", "bfloat16 autocast declared and not active", at="native.precision", words="put out float32",
+        twin=rehearsal_in_bfloat16)
+def b19():
+    from kit.train import loop
+
+    return trained(mock.patch.object(loop, "autocast", lambda config: contextlib.nullcontext()), dtype="bfloat16")
+
+
+@on_run("B19b", "autocast around the whole loop: weights of the first step for ever", at="native.cpu_agreement",
+        twin=rehearsal_in_bfloat16)
+def b19b():
+    real = run._timed
+
+    def timed(torch, *args):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return real(torch, *args)
+
+    return trained(mock.patch.object(run, "_timed", timed), dtype="bfloat16")
+
+
+def on_data(rows):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "data.jsonl"
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows), encoding="utf-8")
+        return trained(dataset=str(path))
+
+
+@on_run("B27", "one row repeated", at="learning.batches", words="repeated")
+def b27():
+    return on_data(["the same few words again and again until nobody listens"] * 40)
+
+
+@on_run("B27b", "empty dataset", at="UsageError")
+def b27b():
+    return on_data([])
+
+
+@on_run("B27c", "texts without a token to learn from", at="UsageError")
+def b27c():
+    return on_data(["a"] * 40)
+
+
+@row("B29", "evaluation mode: a warning", seam="whole run", must=FAIL, at="learning.mode", twin=rehearsal,
+     twin_at="learning.mode")
+def b29():
+    return trained(built(lambda state: state.model.eval()))
+
+
+@on_run("B31", "a loader that swallows an error and repeats a batch", at="learning.batches", words="1 batches repeated")
+def b31():
+    return trained(fed(lambda batches: [*batches[:3], batches[2], *batches[4:]]))
+
+
+@on_run("B32", "one product in 31 off by one percent", at="native.replay", words="first difference")
+def b32():
+    import torch
+
+    real, calls = torch.addmm, []
+
+    def addmm(*args, **kwargs):
+        calls.append(1)
+        product = real(*args, **kwargs)
+        return product * 1.01 if len(calls) % 31 == 0 else product
+
+    return trained(mock.patch.object(torch, "addmm", addmm))
+
+
+# --- the recorded run, changed ------------------------------------------------------
+
+on_record = functools.partial(row, seam="recorded run", must=FAIL, twin=recorded.good)
+
+
+@on_record("B02", "one block on the CPU: its name", at="native.placement", words="h.5.mlp.c_fc.weight on cpu")
+def b02():
+    return judged(healthy().with_audits(strays=("parameter transformer.h.5.mlp.c_fc.weight on cpu",)))
+
+
+@on_record("B02k", "one block on the CPU: its products", at="native.kernels", words="12 matrix products on the CPU")
+def b02k():
+    return judged(healthy().with_part("profile", products={"cuda": 135, "cpu": 12}))
+
+
+@on_record("B02c", "one block on the CPU: its copies", at="native.kernels", words="copied between host and device")
+def b02c():
+    return judged(healthy().with_part("profile", copies=5, copied_bytes=3_150_000))
+
+
+@on_record("B03", "a buffer on the CPU", at="native.placement", words="buffer")
+def b03():
+    return judged(healthy().with_audits(strays=("buffer transformer.h.0.attn.bias on cpu",)))
+
+
+@on_record("B06", "optimizer state on the CPU", at="native.placement", words="exp_avg")
+def b06():
+    return judged(healthy().with_audits(strays=("optimizer exp_avg of transformer.wte.weight on cpu",)))
+
+
+@on_record("B08", "a dummy tensor makes memory look used: no kernel", at="native.kernels", words="no kernel ran")
+def b08():
+    return judged(healthy().with_part("profile", device_time_s=0.0, kernels=0, matmul_kernels=0, products={"cpu": 147},
+                                      product_flop={"cpu": 1.9e11}))  # fmt: skip
+
+
+@on_record("B08w", "the same: power and clock as when idle", at="native.driver_view", must=INCONCLUSIVE)
+def b08w():
+    idle = healthy().run.telemetry.idle
+    return judged(healthy().with_samples(power_w=idle.power_w, clock_mhz=idle.clock_mhz, utilization=1.0))
+
+
+@row("B20", "bfloat16 on a card that emulates it: said beside the figures", seam="recorded run", must=INCONCLUSIVE,
+     at="throughput.dtype", words="emulates", twin=lambda: judged(healthy().with_config(dtype="tf32")),
+     twin_at="throughput.dtype")
+def b20():
+    return judged(healthy().with_config(dtype="bfloat16").with_run(compute_capability=(7, 5)))
+
+
+@on_record("B21", "the losses of different batches rise in a healthy run; sabotaged, the fixed batch rises",
+           at="learning.canary", twin=lambda: judged(healthy().with_steps(loss=lambda s: s.loss)))
+def b21():
+    return judged(healthy().with_part("learning", canary_after=10.9))
+
+
+@on_record("B33", "kernels that add in changing order; sabotaged, they differ deterministically too", at="native.replay",
+           twin=lambda: judged(varied(True)))
+def b33():
+    return judged(varied(False))
+
+
+def varied(is_equal):
+    losses = tuple(loss * (1 + 1e-7) for loss in healthy().run.replay.losses)
+    return healthy().with_part("replay", losses=losses, deterministic_is_equal=is_equal)
+
+
+# --- placement of a model in memory -------------------------------------------------
+
+
+def audited(change=lambda model: None):
+    """An audit of a small model on the CPU that is put into the recorded run; 'cpu' stands for its cuda."""
+    import torch
+
+    from kit.train.witness import audit_placement
+
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    change(model)
+    audit = audit_placement(7, model, optimizer, {"input_ids": torch.ones(2, 4)}, "cpu")
+    return judged(healthy().with_audits(7, strays=audit.strays))
+
+
+on_model = functools.partial(row, seam="model in memory", must=FAIL, at="native.placement", twin=audited)
+
+
+@on_model("B03m", "a buffer elsewhere", words="buffer 1.running_mean on meta")
+def b03m():
+    import torch
+
+    return audited(lambda model: setattr(model[1], "running_mean", torch.empty(4, device="meta")))
+
+
+@on_model("B04", "device_map offloads a module; the twin has everything on the device (B05)",
+          words="module 1 on disk (hf_device_map)",
+          twin=lambda: audited(lambda model: setattr(model, "hf_device_map", {"0": "cpu", "1": "cpu"})))
+def b04():
+    return audited(lambda model: setattr(model, "hf_device_map", {"0": "cpu", "1": "disk"}))
+
+
+# --- a process whose torch lies -----------------------------------------------------
+
+
+@functools.cache
+def lied():
+    """`kit train --device cuda` where torch claims an RTX 5090 and swallows every move to it."""
+    with tempfile.TemporaryDirectory() as folder:
+        world = nvml_file(Path(folder) / "nvml.json", card(frames=[working(1)]))
+        argv = ("train", "--device", "cuda", "--model", "tiny", "--batch-size", "1", "--seq-len", "16", "--steps", "5")
+        return child(*argv, recipe="lie_available", nvml=world)[1]
+
+
+on_lie = functools.partial(row, seam="site + nvml", must=FAIL, twin=rehearsal, is_slow=True)
+
+
+@on_lie("B01", "model on the CPU, configuration says cuda: the first parameter by name", at="native.placement",
+        words="parameter transformer.wte.weight on cpu")
+def b01():
+    return lied()
+
+
+@on_lie("B10", ".to('cuda') swallowed: no kernel, products on the CPU", at="native.kernels", words="no kernel ran")
+def b10():
+    return lied()
+
+
+@on_lie("B08d", "torch says that it holds memory, and the driver sees none", at="native.driver_view")
+def b08d():
+    return lied()
+
+
+# --- the negative control -----------------------------------------------------------
+
+
+@functools.cache
+def control():
+    from kit.evidence.control_run import run_control
+
+    return run_control()
+
+
+def control_said(**changes):
+    from kit.evidence.control import control_check
+
+    record = dataclasses.replace(control(), **changes)
+    return Said.of(Verdict.of([control_check(record)]))
+
+
+on_control = functools.partial(row, seam="child process", must=INVALID, at="integrity.negative_control", twin=control_said,
+                               is_slow=True)
+
+
+@on_control("N1", "a detector that cannot see: the control comes out clean")
+def n1():
+    sample = healthy()
+    return control_said(run=sample.run, steps=sample.steps)
+
+
+@on_control("N2", "a control that ran where the GPU was visible")
+def n2():
+    from .seams import facts
+
+    return control_said(facts=facts())
+
+
+@on_control("N3", "a control that never claimed the GPU")
+def n3():
+    found = control().run
+    return control_said(run=dataclasses.replace(found, config=dataclasses.replace(found.config, device="cpu")))
+
+
+@on_control("N4", "a control that trained nothing")
+def n4():
+    return control_said(steps=())

@@ -1,0 +1,50 @@
+"""Every row of the table as a test: the sabotage is called what it is, and its healthy twin is not."""
+
+import collections
+
+import pytest
+
+from . import rows_environment, rows_gpu, rows_timing, rows_training, table  # noqa: F401
+
+TWINS = {}
+TRIED = []
+
+
+def cases():
+    for row in table.ROWS:
+        yield pytest.param(row, id=row.id, marks=[pytest.mark.gpu] if row.is_gpu else [])
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("row", list(cases()))
+def test_a_sabotage_is_called_what_it_is_and_its_healthy_twin_is_not(row):
+    tried = table.attempt(row, twins=TWINS)
+    TRIED.append(tried)
+    assert not tried.problems, "\n".join(tried.problems)
+
+
+def test_no_row_is_there_twice():
+    counted = collections.Counter(row.id for row in table.ROWS)
+    assert [id for id, count in counted.items() if count > 1] == []
+
+
+def test_a_wrong_verdict_makes_a_row_red():
+    """The table itself is no stamp: a sabotage that is called PASS, or a twin that is called FAIL, is a problem."""
+    import dataclasses
+
+    good = next(row for row in table.ROWS if row.id == "B02")
+    assert table.attempt(good).problems == ()
+    blind = dataclasses.replace(good, sabotage=good.twin)
+    assert "must be FAIL" in table.attempt(blind).problems[0]
+    harsh = dataclasses.replace(good, twin=good.sabotage)
+    assert "the twin is red" in table.attempt(harsh).problems[0]
+    vague = dataclasses.replace(good, words=("nowhere",))
+    assert "is missing in" in table.attempt(vague).problems[0]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def show_the_table(request):
+    """With -s the table is printed at the end."""
+    yield
+    if request.config.getoption("capture") == "no" and TRIED:
+        print("\n" + table.markdown(TRIED))

@@ -1,0 +1,101 @@
+"""The control that must fail, and fail for the right reason; else the report is worth nothing."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from verdict_sample import DATA, healthy
+
+from kit.errors import KitError
+from kit.evidence import control_run
+from kit.evidence.control import ControlRecord, control_check, judge_control, judge_environment
+from kit.gpu.facts import MachineFacts
+from kit.records import Outcome, from_json, loads
+
+
+def recorded():
+    return from_json(ControlRecord, loads((DATA / "h100_smoke" / "negative_control.json").read_bytes()))
+
+
+def with_run(record, **changes):
+    return dataclasses.replace(record, run=dataclasses.replace(record.run, **changes))
+
+
+def test_the_recorded_control_flipped():
+    check = control_check(recorded())
+    assert check.outcome is Outcome.PASS and check.todo == ""
+    assert check.found.startswith("FAIL (visible_devices_masked); environment FAIL, native.placement FAIL")
+    assert check.values["seconds"] == pytest.approx(11.468, rel=0.001)
+    assert judge_control(recorded()).outcome is Outcome.FAIL
+
+
+def test_a_control_that_looks_healthy_makes_the_report_invalid():
+    sample, facts = healthy(), from_json(MachineFacts, loads((DATA / "h100_smoke" / "begin.json").read_bytes()))
+    check = control_check(ControlRecord(facts, sample.run, sample.steps, 9.0))
+    assert check.outcome is Outcome.INVALID and "do not trust this report" in check.todo
+    assert judge_environment(ControlRecord(facts, sample.run, sample.steps, 9.0)).outcome is Outcome.PASS
+
+
+def test_each_part_of_the_detector_has_to_see_it():
+    record, sample = recorded(), healthy()
+    facts = from_json(MachineFacts, loads((DATA / "h100_smoke" / "begin.json").read_bytes()))
+    blind = {
+        "environment": dataclasses.replace(record, facts=facts),
+        "placement": with_run(record, audits=sample.run.audits),
+        "kernels": with_run(record, profile=sample.run.profile),
+        "no profile": with_run(record, profile=None),
+        "the CPU's products": with_run(record, profile=dataclasses.replace(record.run.profile, cpu_operators={})),
+        "no claim": with_run(record, config=dataclasses.replace(record.run.config, device="cpu")),
+        "no work": dataclasses.replace(record, steps=()),
+    }
+    for name, changed in blind.items():
+        assert control_check(changed).outcome is Outcome.INVALID, name
+
+
+def test_a_control_that_was_not_run_is_inconclusive():
+    check = control_check(None)
+    assert check.outcome is Outcome.INCONCLUSIVE and "python -m kit" in check.todo and check.required
+
+
+def test_the_child_is_judged_by_the_same_code_and_flips():
+    """The real one, in a process of its own."""
+    record = control_run.run_control()
+    assert control_check(record).outcome is Outcome.PASS
+    checks = {check.id: check for check in judge_control(record).checks}
+    assert {id for id in checks if id.startswith("learning")} and all(
+        check.outcome is Outcome.PASS for id, check in checks.items() if id.startswith(("learning", "integrity"))
+    )
+    assert checks["native.kernels"].values["cpu_products"] == 3
+    assert "parameter embedding.weight on cpu" in checks["native.placement"].found
+    assert record.run.config.device == "cuda" and record.run.device_name == "CPU"
+
+
+@pytest.mark.parametrize(("program", "words"), [
+    ("print('no record')", "exit code 0"), ("raise SystemExit('broken')", "exit code 1: broken"),
+    ("import time; time.sleep(9)", "no answer within 1 s"), ("print('{\"facts\": 1}')", "exit code 0"),
+])  # fmt: skip
+def test_a_child_without_a_record_is_an_error_with_its_reason(monkeypatch, program, words):
+    real = subprocess.run
+    monkeypatch.setattr(control_run.subprocess, "run", lambda command, **more: real([sys.executable, "-c", program], **more))
+    monkeypatch.setattr(control_run, "_TIMEOUT_S", 1)
+    with pytest.raises(KitError, match="gave no record") as caught:
+        control_run.run_control()
+    assert words in caught.value.found
+
+
+def test_the_child_hides_every_gpu_and_finds_the_kit_from_any_folder(monkeypatch, tmp_path):
+    seen = {}
+
+    def run(command, **more):
+        seen.update(more["env"])
+        record = (DATA / "h100_smoke" / "negative_control.json").read_text(encoding="utf-8")
+        return subprocess.CompletedProcess(command, 0, (json.dumps(json.loads(record)) + "\n").encode(), b"")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(control_run.subprocess, "run", run)
+    assert control_run.run_control().seconds < 5
+    assert seen["CUDA_VISIBLE_DEVICES"] == "" and (DATA.parents[1] / "kit").samefile(Path(seen["PYTHONPATH"].split(os.pathsep)[0], "kit"))

@@ -1,0 +1,363 @@
+"""The witnesses at work on small models on the CPU: what they name, count and measure."""
+
+import contextlib
+import dataclasses
+import types
+
+import pytest
+import torch
+
+from kit.train import witness
+from kit.train.config import MODELS, TrainConfig
+from kit.train.flops import parameters, step_flop, weight_flop, weight_products
+from kit.train.loop import applied_steps, eager_step, training_steps
+from kit.train.model import autocast, build_model, build_optimizer, precision
+
+TINY = TrainConfig(model="tiny", device="cpu", batch_size=2, seq_len=16, lr=1e-3)
+
+
+class Small(torch.nn.Module):
+    """Two blocks, a buffer, one loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(64, 32)
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(32, 32) for _ in range(2))
+        self.register_buffer("mask", torch.ones(8))
+
+    def forward(self, input_ids, labels):
+        hidden = self.embedding(input_ids)
+        for block in self.blocks:
+            hidden = block(hidden)
+        logits = hidden @ self.embedding.weight.T
+        return types.SimpleNamespace(loss=torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()))
+
+
+@dataclasses.dataclass
+class Batch:
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    samples: int = 2
+    tokens: int = 32
+    supervised_tokens: int = 30
+    sha256: str = "0" * 64
+
+
+def batch(number=0, vocabulary=64, shape=(2, 16)):
+    ids = torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(number))
+    return Batch(ids, ids, sha256=f"{number:064d}")
+
+
+@pytest.fixture
+def trained():
+    torch.manual_seed(0)
+    model = Small()
+    optimizer = build_optimizer(model, TINY)
+    ids = batch().input_ids
+    eager_step(model, optimizer, ids, ids, TINY)
+    return model, optimizer, {"input_ids": ids, "labels": ids}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return build_model(TINY)[0]
+
+
+# --- placement ----------------------------------------------------------------------
+
+
+def test_a_model_on_the_cpu_is_home_there_and_a_stray_elsewhere(trained):
+    """B01; the twin is the same model where the CPU was asked for."""
+    audit = witness.audit_placement(3, *trained, "cpu")
+    kinds = {"parameter": 5, "gradient": 5, "optimizer": 10, "buffer": 1, "batch": 2}
+    assert (audit.strays, audit.counted, audit.kinds) == ((), {"cpu": 23}, kinds)
+    assert (audit.step, audit.expected_device, audit.is_training, audit.is_profiled) == (3, "cpu", True, False)
+    lie = witness.audit_placement(3, *trained, "cuda")
+    assert len(lie.strays) == 23 and "parameter embedding.weight on cpu" in lie.strays and "cuda" not in lie.counted
+
+
+@pytest.mark.parametrize("kind", ["parameter", "gradient", "optimizer", "buffer", "batch"])
+def test_one_tensor_elsewhere_is_named(trained, kind):
+    """B02, B03, B06, B07: 'meta' stands for another device."""
+    model, optimizer, tensors = trained
+    weight = model.blocks[1].weight
+    if kind in ("parameter", "gradient"):
+        model.blocks[1].register_parameter("extra", torch.nn.Parameter(torch.empty(2, device="meta")))
+        model.blocks[1].extra.grad = torch.empty(2, device="meta") if kind == "gradient" else None
+    elif kind == "optimizer":
+        optimizer.state[weight]["exp_avg"] = torch.empty(32, 32, device="meta")
+    elif kind == "buffer":
+        model.mask = torch.ones(8, device="meta")
+    else:
+        tensors["labels"] = torch.empty(2, 16, device="meta")
+    named = {"parameter": "parameter blocks.1.extra", "gradient": "gradient blocks.1.extra",
+             "optimizer": "optimizer exp_avg of blocks.1.weight", "buffer": "buffer mask", "batch": "batch labels"}
+    assert f"{named[kind]} on meta" in witness.audit_placement(1, model, optimizer, tensors, "cpu").strays
+
+
+def test_scalars_that_optimizers_keep_on_the_cpu_are_no_strays(trained):
+    model, optimizer, tensors = trained
+    optimizer.state[model.blocks[0].weight]["step"] = torch.tensor(3.0, device="meta")
+    assert witness.audit_placement(1, model, optimizer, tensors, "cpu").strays == ()
+
+
+def test_what_the_optimizer_holds_beside_the_model_is_seen(trained):
+    """An optimizer that was made for a copy of the model updates the copy."""
+    model, _, tensors = trained
+    stranger = torch.optim.AdamW([torch.nn.Parameter(torch.empty(4, device="meta"))])
+    assert witness.audit_placement(1, model, stranger, tensors, "cpu").strays == ("parameter number 0 of the optimizer on meta",)
+
+
+def test_modules_that_device_map_put_elsewhere_are_listed(trained):
+    """B04, and B05: everything on the device in question is no finding."""
+    model, optimizer, tensors = trained
+    model.hf_device_map = {"embedding": 0, "blocks.0": "cpu", "blocks.1": "disk", "": torch.device("meta")}
+    found = witness.audit_placement(1, model, optimizer, tensors, "cuda").strays
+    assert "module blocks.0 on cpu (hf_device_map)" in found and "module blocks.1 on disk (hf_device_map)" in found
+    assert "module model on meta (hf_device_map)" in found and not any("embedding on" in name for name in found)
+    model.hf_device_map = {"": "cpu"}
+    assert witness.audit_placement(1, model, optimizer, tensors, "cpu").strays == ()
+
+
+def test_evaluation_mode_and_a_profiler_are_recorded(trained):
+    model, optimizer, tensors = trained
+    from torch.autograd.profiler import profile
+
+    with profile(use_kineto=True):
+        audit = witness.audit_placement(1, model.eval(), optimizer, tensors, "cpu")
+    assert (audit.is_training, audit.is_profiled) == (False, True)
+
+
+def test_the_auditor_looks_at_its_steps_only_and_leaves_no_hook():
+    torch.manual_seed(0)
+    model = Small()
+    optimizer = build_optimizer(model, TINY)
+    auditor = witness.Auditor(model, optimizer, "cpu", {1, 3})
+    steps = list(training_steps(model, optimizer, map(batch, range(4)), TINY, began_s=0.0, audit=auditor))
+    assert [audit.step for audit in auditor.audits] == [1, 3] and len(steps) == 4
+    assert all(audit.product_dtypes == {"float32": 2} and audit.kinds["gradient"] == 5 for audit in auditor.audits)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_what_the_matrix_layers_put_out_shows_whether_autocast_is_active(monkeypatch):
+    """B19: declared and not active."""
+    config = dataclasses.replace(TINY, dtype="bfloat16")
+
+    def dtypes():
+        model = Small()
+        optimizer = build_optimizer(model, config)
+        auditor = witness.Auditor(model, optimizer, "cpu", {1})
+        list(training_steps(model, optimizer, [batch()], config, began_s=0.0, audit=auditor))
+        return auditor.audits[0].product_dtypes
+
+    assert dtypes() == {"bfloat16": 2}
+    monkeypatch.setattr("kit.train.loop.autocast", lambda config: contextlib.nullcontext())
+    assert dtypes() == {"float32": 2}
+
+
+def test_the_layers_of_gpt2_that_multiply_are_its_four_a_block_and_the_head(tiny):
+    assert 3 * len(witness.matrix_layers(tiny)) == weight_products(MODELS["tiny"])
+
+
+# --- kernels ------------------------------------------------------------------------
+
+
+def test_products_are_counted_by_device_with_their_flop(tiny):
+    """Forward and backward, against the formula; attention is a kernel of its own and not counted here."""
+    optimizer = build_optimizer(tiny, TINY)
+    batches = [batch(n, 50257) for n in range(2)]
+    profile = witness.profile_step(tiny, optimizer, batches, TINY)
+    assert profile.products == {"cpu": weight_products(MODELS["tiny"])}
+    assert profile.product_flop == {"cpu": weight_flop(MODELS["tiny"], 32)}
+    assert profile.positions == 32 and profile.error is None and profile.kernels == 0
+    assert sum(profile.cpu_operators.values()) >= weight_products(MODELS["tiny"])
+
+
+def test_flop_of_a_step_agree_with_torchs_own_counter(tiny):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    ids = batch(0, 50257, (2, 64)).input_ids
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        tiny(input_ids=ids, labels=ids).loss.backward()
+    assert counter.get_total_flops() == step_flop(MODELS["tiny"], batch_size=2, seq_len=64)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_agree_with_transformers_count(name):
+    from transformers.models.gpt2.configuration_gpt2 import GPT2Config
+    from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel
+
+    shape = MODELS[name]
+    config = GPT2Config(n_layer=shape.n_layer, n_head=shape.n_head, n_embd=shape.n_embd, n_positions=shape.n_positions)
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(config)
+    assert sum(p.numel() for p in model.parameters()) == parameters(shape)
+    assert name != "gpt2" or parameters(shape) == 124_439_808
+
+
+def test_a_profiler_that_does_not_start_is_a_reason_and_no_crash(tiny, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("CUPTI is in use\nby another")
+
+    monkeypatch.setattr("torch.autograd.profiler.profile", broken)
+    profile = witness.profile_step(tiny, build_optimizer(tiny, TINY), [batch(0, 50257)] * 2, TINY)
+    assert profile.error == "the profiler did not run: CUPTI is in use" and profile.step_time_s is None
+
+
+# --- numbers ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_precision_class_is_measured(dtype):
+    found = witness.measure_precision(dataclasses.replace(TINY, dtype=dtype))
+    assert (found.declared, found.observed, found.output_dtype) == (dtype, dtype, dtype)
+
+
+def test_a_product_that_is_rounded_more_is_another_class(monkeypatch):
+    """NVIDIA_TF32_OVERRIDE or a flag: the product is rounded to 11 bits whatever the configuration says."""
+    real = torch.Tensor.__matmul__
+
+    def rounded(left, right):
+        product = real(left, right)
+        return product if product.dtype is torch.float64 else product * (1 + 3e-4 * torch.rand_like(product))
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", rounded)
+    assert witness.measure_precision(TINY).observed == "tf32"
+
+
+def test_a_wrong_product_is_of_no_class(monkeypatch):
+    real = torch.Tensor.__matmul__
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: real(a, b) * (1.1 if a.dtype is torch.float32 else 1))
+    assert witness.measure_precision(TINY).observed == "other"
+
+
+def test_a_product_that_varies_does_not_repeat(monkeypatch):
+    assert witness.matmul_repeats(TINY) is True
+    real, calls = torch.Tensor.__matmul__, []
+
+    def varied(left, right):
+        calls.append(1)
+        return real(left, right) * (1 + 1e-7 * len(calls))
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", varied)
+    assert witness.matmul_repeats(TINY) is False
+
+
+def test_autocast_around_several_steps_is_never_part_of_the_precision():
+    """It keeps the casts of the weights until it ends: every step would train with the weights of the first."""
+    config = dataclasses.replace(TINY, dtype="bfloat16", lr=1e-2)
+
+    def losses(around):
+        torch.manual_seed(0)
+        model = Small()
+        optimizer = build_optimizer(model, config)
+        with around:
+            return [s.loss for s in training_steps(model, optimizer, [batch()] * 5, config, began_s=0.0)]
+
+    plain = losses(contextlib.nullcontext())
+    assert losses(precision(config)) == plain and plain[-1] < plain[0] - 0.1
+    assert losses(autocast(config))[-1] > plain[-1] + 0.1
+
+
+# --- learning -----------------------------------------------------------------------
+
+
+def test_learning_rate_zero_moves_nothing():
+    """B13, with weight decay on; the twin learns."""
+    for lr, moved in ((0.0, 0), (1e-3, 5)):
+        config = dataclasses.replace(TINY, lr=lr)
+        torch.manual_seed(0)
+        model = Small()
+        initial = {name: p.detach().clone() for name, p in model.named_parameters()}
+        optimizer = build_optimizer(model, config)
+        before = witness.canary_loss(model, batch(), config)
+        steps = list(training_steps(model, optimizer, map(batch, range(3)), config, began_s=0.0))
+        found = witness.measure_learning(model, initial, before, witness.canary_loss(model, batch(), config))
+        assert (found.moved_tensors, found.trainable_tensors, found.max_change > 0) == (moved, 5, moved > 0)
+        assert (found.canary_after < found.canary_before) == (moved > 0)
+        assert len({step.loss for step in steps}) == 3
+        assert found.unmoved[:1] == (() if moved else ("embedding.weight",))
+
+
+def test_frozen_parameters_show_in_the_count():
+    """B16."""
+    model = Small()
+    model.blocks.requires_grad_(False)
+    found = witness.measure_learning(model, {n: p.detach() for n, p in model.named_parameters()}, None, None)
+    assert (found.trainable_parameters, found.total_parameters) == (64 * 32, 64 * 32 + 2 * (32 * 32 + 32))
+    assert found.trainable_tensors == 1
+
+
+def test_weights_that_became_nan_did_not_move():
+    model = Small()
+    initial = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with torch.no_grad():
+        model.blocks[0].weight.fill_(float("nan"))
+    found = witness.measure_learning(model, initial, None, None)
+    assert found.moved_tensors == 0 and "blocks.0.weight" in found.unmoved and found.max_change == 0
+
+
+def test_a_canary_that_is_not_finite_has_no_value():
+    model = Small()
+    with torch.no_grad():
+        model.blocks[0].weight.fill_(float("nan"))
+    assert witness.canary_loss(model, batch(), TINY) is None
+
+
+# --- the loop -----------------------------------------------------------------------
+
+
+def test_a_step_that_is_not_finite_is_recorded_with_its_reason():
+    """B11, B12."""
+    model = Small()
+    with torch.no_grad():
+        model.blocks[0].weight.fill_(float("inf"))
+    (step,) = training_steps(model, build_optimizer(model, TINY), [batch()], TINY, began_s=0.0)
+    assert step.loss is None and step.grad_norm is None and "loss is nan" in step.problem
+
+
+def test_a_scaler_that_skips_steps_shows_in_the_optimizers_own_count():
+    """B17: the records say so at every step; the twin applies each."""
+    class Skipping(torch.optim.AdamW):
+        def step(self, closure=None):
+            return None
+
+    for kind, applied in ((Skipping, False), (torch.optim.AdamW, True)):
+        model = Small()
+        optimizer = kind(model.parameters(), lr=1e-3)
+        steps = list(training_steps(model, optimizer, map(batch, range(3)), TINY, began_s=0.0))
+        assert [step.is_applied for step in steps] == [applied] * 3
+        assert applied_steps(optimizer) == (3 if applied else 0)
+
+
+def test_an_optimizer_that_holds_a_parameter_without_gradient_applied_nothing():
+    model = Small()
+    optimizer = build_optimizer(model, TINY)
+    model.blocks[0].requires_grad_(False)
+    (step,) = training_steps(model, optimizer, [batch()], TINY, began_s=0.0)
+    assert step.is_applied is False
+    assert applied_steps(torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])) == 0
+
+
+def test_waiting_for_a_batch_is_recorded_beside_the_steps_own_time(monkeypatch):
+    """C04."""
+    import time
+
+    def slow():
+        for number in range(3):
+            time.sleep(0.05)
+            yield batch(number)
+
+    model = Small()
+    steps = list(training_steps(model, build_optimizer(model, TINY), slow(), TINY, began_s=time.perf_counter()))
+    assert all(step.wait_s >= 0.045 for step in steps) and all(step.device_time_s is None for step in steps)
+    assert min(step.step_time_s for step in steps) < 0.045
+    assert [step.started_s for step in steps] == sorted(step.started_s for step in steps)
+
+
+def test_samples_and_tokens_are_those_of_the_batch():
+    """B24, B26: padding and a smaller last batch."""
+    model = Small()
+    ragged = dataclasses.replace(batch(), samples=1, tokens=7, supervised_tokens=5)
+    (step,) = training_steps(model, build_optimizer(model, TINY), [ragged], TINY, began_s=0.0)
+    assert (step.samples, step.tokens, step.supervised_tokens, step.lr) == (1, 7, 5, TINY.lr)
