@@ -33,6 +33,7 @@ from kit.gpu.probe import SMI_QUERY, Capture, capture, probe
 from kit.gpu.remedy import remedy
 from kit.gpu.verdict import judge
 from kit.records import Outcome, Verdict, from_json, loads
+from kit.train.startup import keep_bytecode
 
 PROJECT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ("01_env_check", "02_smoke_training", "03_throughput")
@@ -151,6 +152,10 @@ def _check_values(parameters: Mapping[str, Mapping[str, Any]], device: str) -> N
 def _run(bundle: Bundle, record: RunRecord, progress: Callable[[str], None]) -> RunRecord:
     """Runs the notebooks in order; the first that fails, or an unusable GPU, ends the row."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+    if keep_bytecode():
+        # The kernels are processes of their own; what the first compiles, the others find.
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix or ""
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     runs: list[NotebookRun] = []
     reason = None
     with _Captures(bundle, record.device) as captures:

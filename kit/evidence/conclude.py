@@ -312,7 +312,7 @@ def _sweep_numbers(ceilings: Ceilings, rows: Iterable[Row]) -> Iterator[Number]:
     if best is None:
         yield Number("best_tokens_per_s", None, "tokens/s", "best point of the sweep", reason="no point could be measured")
         return
-    where = f"best point of the sweep: batch {best.batch_size} × {best.seq_len}, {best.dtype}"
+    where = f"best point of the sweep: batch {best.batch_size} × {best.seq_len}, {best.dtype}, engine {best.engine}"
     yield Number("best_tokens_per_s", best.tokens_per_s, "tokens/s", where, n=len(best.block_step_s))
     limit = floor_s(best, ceilings)
     share = limit / best.step_time_s if limit else None

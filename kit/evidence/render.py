@@ -84,7 +84,7 @@ def readme(evidence: Evidence) -> str:
         ]
     lines += [md(_made(evidence)), "", "## The six promises", ""]
     lines += _md_table(
-        ("", "Promise", "Seen"), [(p.outcome, f"{p.number}. {p.text}", p.sentence) for p in evidence.promises]
+        ("Outcome", "Promise", "Seen"), [(p.outcome, f"{p.number}. {p.text}", p.sentence) for p in evidence.promises]
     )
     lines += ["## Numbers", ""]
     rows = [
@@ -96,7 +96,7 @@ def readme(evidence: Evidence) -> str:
     if findings:
         lines += ["## What is not green", ""]
         lines += _md_table(
-            ("", "Check", "Found", "To do"), [(c.outcome, c.id, c.found, c.todo) for c in findings]
+            ("Outcome", "Check", "Found", "To do"), [(c.outcome, c.id, c.found, c.todo) for c in findings]
         )
     lines += ["## Notebooks", ""]
     lines += _md_table(
@@ -114,7 +114,7 @@ def page(evidence: Evidence, files: Mapping[str, bytes]) -> str:
     parts = [
         _opening(evidence),
         _heading(
-            "The six promises", table(("", "Promise", "Seen"), [_promise(p) for p in evidence.promises])
+            "The six promises", table(("Outcome", "Promise", "Seen"), [_promise(p) for p in evidence.promises])
         ),
         _heading(
             "Numbers",
@@ -122,7 +122,7 @@ def page(evidence: Evidence, files: Mapping[str, bytes]) -> str:
         ),
         _figures(files),
         _heading(
-            "Checks", table(("", "Check", "Found", "Expected"), [_check(c) for c in evidence.verdict.checks])
+            "Checks", table(("Outcome", "Check", "Found", "Expected"), [_check(c) for c in evidence.verdict.checks])
         ),
         _heading(
             "Notebooks",

@@ -87,6 +87,6 @@ def _rehearsal(facts: MachineFacts) -> list[Check]:
     if proof is None:
         return checks
     right = proof.ran and (proof.max_relative_error or 0) <= (proof.limit or float("inf"))
-    found = f"on the CPU: {proof.error or f'largest relative error {proof.max_relative_error}'}"
+    found = f"on the CPU: {proof.error or f'largest relative error {proof.max_relative_error or 0:.1e}'}"
     outcome = Outcome.REHEARSAL if right else Outcome.FAIL
     return [*checks, Check("native.numbers", outcome, found, "the product agrees with float64")]

@@ -54,7 +54,6 @@ _REPORT = (
     Need("papermill", "papermill", (2, 6)),
     Need("nbclient", "nbclient"),
     Need("nbformat", "nbformat"),
-    Need("nbconvert", "nbconvert", (7,)),
     Need("ipykernel", "ipykernel"),
 )
 _LAB = (*_REPORT, Need("jupyterlab", "jupyterlab", (4,)))

@@ -14,7 +14,7 @@ import torch
 
 import kit
 from kit import GpuGuardCallback, gpu_guard
-from kit.errors import GpuNotUsable
+from kit.errors import GpuNotUsable, UsageError
 
 ROOT = Path(kit.__file__).resolve().parents[1]
 
@@ -254,6 +254,11 @@ def test_the_guard_needs_torch_alone():
     program = "import kit.train.guard, sys; print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_another_device_is_a_mistake_of_the_caller():
+    with pytest.raises(UsageError, match="device='gpu'"):
+        gpu_guard(small()[0], device="gpu")
 
 
 def test_an_unknown_name_is_an_attribute_error():
