@@ -174,9 +174,20 @@ def _same_device(raw: Raw) -> Check:
     names = [gpu.name for gpu in raw.begin.torch.gpus] if raw.begin and raw.begin.torch else []
     expected = "cuda, on a card that the check saw" if raw.run.device == "cuda" else "the CPU, as asked for"
     is_same = config.device == raw.run.device and (config.device == "cpu" or found in names)
+    if is_same and config.device == "cuda" and not _is_telemetry_of(raw, found):
+        is_same, found = False, f"{found}, with telemetry of a card that the check did not see"
     outcome = Outcome.FAIL if not is_same else Outcome.PASS if config.device == "cuda" else Outcome.REHEARSAL
     return Check("native.device", outcome, f"{config.device}: {found}", expected,
                  "" if is_same else "the run used another device than the one that was checked")
+
+
+def _is_telemetry_of(raw: Raw, name: str) -> bool:
+    """Whether the readings are of a card that the check saw. A MIG slice has a UUID of its own, which NVML lists
+    nowhere; and where one side told none, nothing contradicts."""
+    told = raw.training.telemetry.device_uuid if raw.training.telemetry else None
+    sides = (raw.begin.torch, raw.begin.driver) if raw.begin else ()
+    known = {gpu.uuid.lower() for side in sides if side for gpu in side.gpus if gpu.uuid}
+    return told is None or not known or "MIG" in name.split() or told.lower() in known
 
 
 def _notebooks(raw: Raw) -> Check:

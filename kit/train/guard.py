@@ -32,15 +32,16 @@ class gpu_guard:
     """Checks `model`, `optimizer` and `batch` at once; as a context manager also each step inside it.
 
     device: 'cuda', or 'cpu' to rehearse a script. batch: tensors in any nesting of lists and mappings.
-    steps counts the optimizer's steps inside the context (without an optimizer, backward passes are
-    not seen and forward passes count). Raises GpuNotUsable naming the first tensor that is elsewhere.
+    steps counts the optimizer's steps inside the context (without one, forward passes in training mode). Raises GpuNotUsable naming the first tensor that is elsewhere.
     """
 
     def __init__(self, model: Any, optimizer: Any = None, batch: Any = None, *, device: str = "cuda") -> None:
         if device not in _IS_ON:
             raise UsageError(f"device={device!r}", expected="cuda, or cpu for a rehearsal", todo="correct the device")
         self.steps = 0
-        self._model, self._optimizer, self._device = model, optimizer, device
+        self._model, self._optimizer, self._device = model, _unwrapped(optimizer), device
+        # An optimizer of another make has no hooks; then forward passes are counted in place of its steps.
+        self._counts_forwards = not hasattr(self._optimizer, "register_step_post_hook")
         self._hooks: list[Any] = []
         self._parameters: list[Any] = []
         self._buffers: list[tuple[dict[str, Any], str]] = []
@@ -90,7 +91,7 @@ class gpu_guard:
 
     def __enter__(self) -> gpu_guard:
         self._hooks = [self._model.register_forward_hook(self._after_forward)]
-        if self._optimizer is not None:
+        if not self._counts_forwards:
             self._hooks.append(self._optimizer.register_step_post_hook(lambda *_: self.after_step()))
         return self
 
@@ -111,7 +112,7 @@ class gpu_guard:
 
     def _after_forward(self, model: Any, args: Any, output: Any) -> None:
         """What is trained on has to come out on the device. Inputs may be moved inside, and lengths stay on the CPU."""
-        if self._optimizer is None and model.training:
+        if self._counts_forwards and model.training:
             self.after_step()
         wanted = [(name, value) for name, value in _nested(output, "output") if value.requires_grad]
         if wanted and all(value.device.type != self._device for _, value in wanted):
@@ -134,6 +135,13 @@ class gpu_guard:
         if not all(map(is_home, self._parameters)) or not all(map(is_home, tensors)):
             # The full look finds the name.
             self.check()
+
+
+def _unwrapped(optimizer: Any) -> Any:
+    """What accelerate and the like wrap: their own class has neither hooks nor state of its own."""
+    while hasattr(getattr(optimizer, "optimizer", None), "param_groups"):
+        optimizer = optimizer.optimizer
+    return optimizer
 
 
 def _nested(value: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -193,7 +201,7 @@ def _callback_class() -> type:
 
         def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs) -> None:
             # Gradients are still there, the optimizer's state has just been made.
-            self._guard._optimizer = getattr(optimizer, "optimizer", optimizer)
+            self._guard._optimizer = _unwrapped(optimizer)
             self._guard.after_step()
 
         def on_step_end(self, args, state, control, **kwargs) -> None:

@@ -53,6 +53,16 @@ def _integrity(run: TrainingRun, steps: Sequence[StepRecord]) -> Iterator[Check]
         f"steps 1 to {wanted}, each once and in order, and no error",
         todo="read the error and run again",
     )
+    wrong = [step.step for step in steps if not _is_countable(step, run)]
+    yield check(
+        "integrity.counts",
+        not wrong and bool(steps),
+        f"impossible counts at steps {wrong[:5]}"
+        if wrong
+        else f"{sum(step.samples for step in steps)} samples, {sum(step.tokens for step in steps)} tokens",
+        f"1 to {run.config.batch_size} samples a step, at most {run.config.seq_len} tokens each, no more supervised ones",
+        todo="the records are broken, or batches are counted twice: run again",
+    )
     ends = [step.started_s + step.step_time_s for step in steps]
     is_ordered = all(step.step_time_s > 0 for step in steps) and all(
         end <= step.started_s + 1e-6 for end, step in zip(ends, steps[1:])
@@ -64,6 +74,12 @@ def _integrity(run: TrainingRun, steps: Sequence[StepRecord]) -> Iterator[Check]
         "positive step times in order",
         todo="the records are broken: run again",
     )
+
+
+def _is_countable(step: StepRecord, run: TrainingRun) -> bool:
+    config = run.config
+    is_batch = 1 <= step.samples <= config.batch_size
+    return is_batch and 0 <= step.supervised_tokens <= step.tokens <= step.samples * config.seq_len
 
 
 # --- learning -----------------------------------------------------------------------

@@ -176,7 +176,8 @@ class Products(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         if function.name().partition(".")[0] in MATMULS:
             flop = matmul_flop([list(value.shape) for value in args if torch.is_tensor(value)])
-            if flop >= LARGE_FLOP:
+            # On the device each counts, whatever the batch; on the CPU a scalar's worth of work is no finding.
+            if flop >= LARGE_FLOP or result.device.type != "cpu":
                 self.counted[result.device.type] += 1
                 self.flop[result.device.type] += flop
         return result

@@ -148,6 +148,25 @@ def ramp():
     return dataclasses.replace(sample, samples=tuple(samples)).with_run(wall_window_s=1.6128 + grown)
 
 
+def same_device(**telemetry):
+    """The check of a report that joins its two halves: the environment and the run."""
+    import types
+
+    from kit.evidence.conclude import _same_device
+
+    from .seams import facts
+
+    training = healthy().with_part("telemetry", **telemetry).run
+    raw = types.SimpleNamespace(run=types.SimpleNamespace(device="cuda"), training=training, begin=facts())
+    return Said.of(Verdict.of([_same_device(raw)]))
+
+
+@row("A15d", "telemetry of another card than the one that was checked", seam="recorded run", must=FAIL,
+     at="native.device", words="a card that the check did not see", twin=same_device)
+def a15d():
+    return same_device(device_uuid="gpu-000000000000")
+
+
 # --- the recorder over a fake NVML --------------------------------------------------
 
 

@@ -293,6 +293,16 @@ def b21():
     return judged(healthy().with_part("learning", canary_after=10.9))
 
 
+@on_record("B23", "samples counted twice", at="integrity.counts", words="impossible counts")
+def b23():
+    return judged(healthy().with_steps(samples=lambda s: 2 * s.samples))
+
+
+@on_record("B24", "padding counted as tokens, over a batch's size", at="integrity.counts", words="impossible counts")
+def b24():
+    return judged(healthy().with_steps(tokens=300))
+
+
 @on_record("B33", "kernels that add in changing order; sabotaged, they differ deterministically too", at="native.replay",
            twin=lambda: judged(varied(True)))
 def b33():
@@ -368,6 +378,12 @@ def b10():
 @on_lie("B08d", "torch says that it holds memory, and the driver sees none", at="native.driver_view")
 def b08d():
     return lied()
+
+
+@row("B01s", "device=cuda on a machine whose torch has no usable GPU: refused before any step", seam="process",
+     must=FAIL, at="error", words=("no usable CUDA device", "python -m kit check"), twin=rehearsal, is_slow=True)
+def b01s():
+    return child("train", "--device", "cuda", "--model", "tiny", "--steps", "2", env={"CUDA_VISIBLE_DEVICES": ""})[1]
 
 
 # --- the negative control -----------------------------------------------------------

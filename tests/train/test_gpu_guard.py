@@ -206,6 +206,40 @@ def test_inputs_may_be_moved_inside_the_model():
     assert guard.steps == 1
 
 
+class Wrapper:
+    """As accelerate's: it holds the optimizer and passes on what it is asked for, without hooks of its own."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    def step(self):
+        self.optimizer.step()
+
+    def zero_grad(self):
+        self.optimizer.zero_grad()
+
+
+def test_a_wrapped_optimizer_is_looked_into():
+    model, optimizer = small()
+    with gpu_guard(model, Wrapper(Wrapper(optimizer)), device="cpu") as guard:
+        step(model, Wrapper(optimizer))
+    assert guard.steps == 1
+    optimizer.state[model[0].weight]["exp_avg"] = torch.empty(1, device="meta")
+    assert "exp_avg" in refusal(model, Wrapper(optimizer), device="cpu").found
+
+
+def test_an_optimizer_without_hooks_is_counted_by_forward_passes():
+    class Plain:
+        def __init__(self, model):
+            self.param_groups, self.state = [{"params": list(model.parameters())}], {}
+
+    model = small()[0]
+    with gpu_guard(model, Plain(model), device="cpu") as guard:
+        model(torch.ones(2, 4))
+        model(torch.ones(2, 4))
+    assert guard.steps == 2
+
+
 def test_a_guard_that_saw_no_step_warns():
     model, optimizer = small()
     with pytest.warns(RuntimeWarning, match="nothing was guarded"):

@@ -113,6 +113,45 @@ def test_copies_over_the_bus_are_counted_and_those_on_the_device_are_not():
     assert (profile.copies, profile.copied_bytes) == (2, 120)
 
 
+def test_kernel_times_are_seconds_by_name_and_kind():
+    long = "x" * 130 + "gemm"
+    kernels = [{**kernel(name=f"gemm_{n}", correlation=n), "dur": 10.0 + n} for n in range(14)]
+    kernels += [{**kernel(name=long), "dur": 500.0}, {**kernel(name=long), "dur": 500.0}, {**kernel(name="adam"), "dur": 7.0}]
+    del kernels[0]["dur"]
+    profile = read_trace({"traceEvents": kernels}, step_time_s=2.0)
+    assert profile.device_time_s == pytest.approx((sum(range(11, 24)) + 1000 + 7) / 1e6)
+    assert list(profile.top_kernels)[:2] == ["x" * 120, "gemm_13"] and len(profile.top_kernels) == 12
+    assert profile.top_kernels["x" * 120] == pytest.approx(1e-3)
+    assert list(profile.groups) == ["matmul", "optimizer"] and profile.groups["optimizer"] == pytest.approx(7e-6)
+    assert (profile.kernels, profile.matmul_kernels, profile.step_time_s) == (17, 16, 2.0)
+
+
+def test_copies_without_a_size_are_counted_as_copies():
+    event = {"ph": "X", "cat": "gpu_memcpy", "name": "Memcpy HtoD", "ts": 1.0}
+    profile = read_trace({"traceEvents": [event, {**event, "args": {}}]}, step_time_s=1.0)
+    assert (profile.copies, profile.copied_bytes) == (2, 0)
+
+
+def test_events_that_lack_what_is_looked_for_are_no_crash():
+    bare = {"ph": "X", "cat": "cpu_op", "name": "aten::mm", "ts": 10.0, "tid": 1}
+    assert cpu_operators(bare, launch(), kernel()) == {}
+    lone = operator()
+    del lone["dur"]
+    assert cpu_operators(lone, launch(ts=10.0), kernel()) == {}
+    assert cpu_operators(lone, launch(ts=10.5), kernel()) == {"aten::mm": 1}
+    assert cpu_operators({"ph": "i", "name": "aten::mm"}, operator()) == {"aten::mm": 1}
+
+
+def test_a_kernel_is_tied_by_any_of_its_two_numbers():
+    """One with a launch, or with an operator's id, excuses no other product."""
+    launched = [launch(ts=99.0, correlation=5), kernel(correlation=5)]
+    assert cpu_operators(operator(), *launched) == {"aten::mm": 1}
+    runtime = [launch(ts=99.0, correlation=5, cat="cuda_runtime"), kernel(correlation=5)]
+    assert cpu_operators(operator(), *runtime) == {"aten::mm": 1}
+    known = [operator(name="aten::add", id=9), kernel(correlation=99, id=9)]
+    assert cpu_operators(operator(), *known) == {"aten::mm": 1}
+
+
 def test_an_empty_trace_has_no_kernel():
     profile = read_trace({}, step_time_s=1.0)
     assert (profile.kernels, profile.matmul_kernels, profile.device_time_s) == (0, 0, 0)

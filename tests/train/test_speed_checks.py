@@ -90,6 +90,8 @@ def test_readings_have_to_cover_the_steps():
     assert "4 readings, 5 needed" in said(few, "undisturbed").found
     half = dataclasses.replace(healthy(), samples=healthy().samples[:40])
     assert "no reading for" in said(half, "undisturbed").found
+    five = dataclasses.replace(healthy(), samples=healthy().samples[8:73:16])
+    assert said(five, "undisturbed").outcome is PASS
     long = healthy().with_steps(started_s=lambda s: 100 * s.started_s, step_time_s=lambda s: 100 * s.step_time_s)
     long = long.with_samples(at_s=lambda s: 100 * s.at_s)
     assert "77 readings, 162 needed" in said(long, "undisturbed").found
@@ -116,6 +118,13 @@ def test_a_host_that_did_not_wait_fails():
     assert check.values["gap"] == pytest.approx(14)
     assert said(healthy().with_steps(device_time_s=lambda s: 1.049 * s.step_time_s), "clocks").outcome is PASS
     assert said(healthy().with_steps(device_time_s=lambda s: 1.051 * s.step_time_s), "clocks").outcome is FAIL
+
+
+def test_short_runs_are_judged_as_long_ones():
+    quick = healthy().with_steps(step_time_s=lambda s: s.step_time_s / 10, device_time_s=lambda s: s.step_time_s / 10)
+    assert said(quick, "clocks").outcome is PASS and said(quick, "clocks").found.startswith("host 158 ms")
+    zero = healthy().with_steps(device_time_s=0.0)
+    assert said(zero, "clocks").values["gap"] == -1
 
 
 def test_a_device_that_was_done_long_before_is_inconclusive():

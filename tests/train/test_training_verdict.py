@@ -11,7 +11,7 @@ from kit.train.verdict import judge_training
 PASS, FAIL, INCONCLUSIVE = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE
 REHEARSAL = Outcome.REHEARSAL
 CHECKS = (
-    "integrity.steps_complete", "integrity.times_ordered",
+    "integrity.steps_complete", "integrity.counts", "integrity.times_ordered",
     "native.placement", "native.kernels", "native.driver_view", "native.precision", "native.cpu_agreement",
     "native.replay", "native.hardware",
     "learning.finite", "learning.applied", "learning.supervised_tokens", "learning.batches", "learning.mode",
@@ -96,6 +96,18 @@ def test_a_run_without_each_of_its_steps_fails(change):
     assert check.found.startswith(f"{len(sample.steps)} of 14 steps")
     assert ("out of memory" in check.found) == (change == "error")
     assert "1 to 14" in check.expected and check.todo
+
+
+def test_samples_and_tokens_that_cannot_be_are_refused():
+    """B23, B24: accumulation counted twice, padding counted as text."""
+    for change in ({"samples": 8}, {"samples": 5}, {"samples": 0, "tokens": 0, "supervised_tokens": 0}, {"tokens": 257},
+                   {"supervised_tokens": 257}, {"supervised_tokens": -1}):
+        check = healthy().with_steps(6, **change).checks()["integrity.counts"]
+        assert check.outcome is FAIL and check.found == "impossible counts at steps [6]" and check.todo
+    assert healthy().with_steps(6, samples=1, tokens=64, supervised_tokens=64).outcome("integrity.counts") is PASS
+    assert healthy().with_steps(6, samples=4, tokens=0, supervised_tokens=0).outcome("integrity.counts") is PASS
+    assert dataclasses.replace(healthy(), steps=()).outcome("integrity.counts") is FAIL
+    assert healthy().checks()["integrity.counts"].found == "56 samples, 3544 tokens"
 
 
 def test_steps_that_overlap_or_take_no_time_fail():
