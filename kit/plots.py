@@ -89,7 +89,7 @@ def sweep_throughput(rows: Sequence[Row], ceilings: Ceilings, *, caption: str) -
     """Tokens a second against batch size, a line for each engine, sequence length and precision; the limit dashed."""
     best = max((row for row in rows if row.tokens_per_s), key=lambda row: row.tokens_per_s, default=None)
     title = (
-        f"Best: {number(best.tokens_per_s)} tokens/s at batch {best.batch_size} × {best.seq_len}, {best.dtype}"
+        f"Best: {number(best.tokens_per_s)} tokens/s by {best.engine} at batch {best.batch_size} × {best.seq_len}, {best.dtype}"
         if best
         else "No point could be measured"
     )
@@ -111,6 +111,7 @@ def sweep_throughput(rows: Sequence[Row], ceilings: Ceilings, *, caption: str) -
                     "out of memory", (row.batch_size, 0), color=colour, fontsize=7, rotation=90, va="bottom"
                 )
     axis.set(xlabel="batch size", ylabel="tokens/s (dashed: limit of this card)", ylim=(0, None))
+    axis.yaxis.set_major_formatter("{x:,.0f}")
     _batch_axis(axis, rows)
     return figure
 

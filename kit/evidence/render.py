@@ -157,7 +157,8 @@ def _opening(evidence: Evidence) -> str:
 def _made(evidence: Evidence) -> str:
     """One line: state, device, time, code. A dirty tree is never silent."""
     code = evidence.code
-    commit = str(code.get("commit") or "unknown commit")[:12]
+    commit, source = code.get("commit"), str(code.get("source_sha256") or "unknown")[:12]
+    commit = f"commit {str(commit)[:12]}" if commit else f"source {source}"
     if code.get("is_dirty"):
         commit += f" with uncommitted changes (diff {str(code.get('diff_sha256') or 'unknown')[:12]})"
     nonce = f"; reviewer's nonce {evidence.reviewer_nonce}" if evidence.reviewer_nonce else ""

@@ -25,7 +25,10 @@ class Bench:
         from kit.train.model import build_model
 
         self._plan = plan
-        self._model = build_model(plan.configs()[0])[0].to(plan.device)
+        model = build_model(plan.configs()[0])[0]
+        # On the CPU, so that the copy does not count as memory of the step.
+        self._initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        self._model = model.to(plan.device)
 
     def __call__(self, config: TrainConfig) -> Row:
         import torch
@@ -34,7 +37,7 @@ class Bench:
         from kit.train.model import precision
 
         is_cuda = config.device == "cuda"
-        self._model.zero_grad(set_to_none=True)
+        self._restart()
         gc.collect()
         if is_cuda:
             torch.cuda.empty_cache()
@@ -44,6 +47,15 @@ class Bench:
             figures = (self._trainer if config.engine == "trainer" else self._engine)(batch, config)
         peak = torch.cuda.max_memory_allocated() if is_cuda and figures["outcome"] == "ok" else None
         return row_of(config, figures.pop("outcome"), peak_memory_bytes=peak, **figures)
+
+    def _restart(self) -> None:
+        """The same weights for every point: a model that has learnt the batch by heart rounds differently."""
+        import torch
+
+        with torch.no_grad():
+            for name, parameter in self._model.named_parameters():
+                parameter.copy_(self._initial[name])
+        self._model.zero_grad(set_to_none=True)
 
     def _engine(self, batch, config: TrainConfig) -> dict:
         """A graph's memory counts while it is built: later, torch does not see what the graph holds."""
