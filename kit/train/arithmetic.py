@@ -1,4 +1,4 @@
-"""Are the numbers of the run right? Its precision as measured, the CPU's losses beside its own, and a repetition."""
+"""Are the numbers of the run right? Its precision, the CPU's losses beside its own, a repetition."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def precision(run: TrainingRun) -> Check:
         return gpu_check(config, "native.precision", None, "not measured", expected)
     others = {dtype for audit in run.audits for dtype in audit.product_dtypes} - {wanted}
     text = (
-        f"{found.observed}: relative error {found.relative_error:.1e} against float64 at {found.size} × {found.size}, "
-        f"result in {found.output_dtype}"
+        f"{found.observed}: relative error {found.relative_error:.1e} against float64 at "
+        f"{found.size} × {found.size}, result in {found.output_dtype}"
     )
     if others:
         text += f"; matrix layers put out {', '.join(sorted(others))}"
@@ -50,7 +50,9 @@ def cpu_agreement(run: TrainingRun, steps: Sequence[StepRecord]) -> Check:
         found = f"only {len(reference.losses)} finite losses on the CPU"
         return gpu_check(run.config, "native.cpu_agreement", None, found, expected)
     pairs = [(step.loss, loss) for step, loss in zip(steps, reference.losses)]
-    gaps = [math.inf if ours is None or not theirs else abs(ours - theirs) / abs(theirs) for ours, theirs in pairs]
+    gaps = [
+        math.inf if ours is None or not theirs else abs(ours - theirs) / abs(theirs) for ours, theirs in pairs
+    ]
     largest = max(gaps, default=math.inf)
     return gpu_check(
         run.config,
@@ -59,12 +61,13 @@ def cpu_agreement(run: TrainingRun, steps: Sequence[StepRecord]) -> Check:
         f"largest relative difference {largest:.1e} over {len(gaps)} steps",
         expected,
         todo="the device computes other numbers than the CPU: compare step by step in raw/steps.jsonl",
-        values={"steps": len(gaps), "limit": limit} | ({"largest": largest} if math.isfinite(largest) else {}),
+        values={"steps": len(gaps), "limit": limit}
+        | ({"largest": largest} if math.isfinite(largest) else {}),
     )
 
 
 def replay(run: TrainingRun, steps: Sequence[StepRecord]) -> Check:
-    """Kernels that add in changing order differ without a fault: then the repetition with deterministic ones decides."""
+    """Kernels that add in changing order differ without a fault; then deterministic ones decide."""
     again = run.replay
     expected = "the same seed gives the same losses and the same matrix product, bit for bit"
     if again is None or again.skipped:

@@ -25,8 +25,9 @@ def driver_view(run: TrainingRun, steps: Sequence[StepRecord], samples: Sequence
     """Memory on the card and work above idle, seen by the driver while the steps ran."""
     telemetry, config = run.telemetry, run.config
     expected = (
-        f"at least {MIN_WINDOW_SAMPLES} readings that cover the steps, bound to the device by UUID, that show at least "
-        f"{percent(MEMORY_SHARE)} of the memory that torch or the training state needs, and power or clock above idle"
+        f"at least {MIN_WINDOW_SAMPLES} readings that cover the steps, bound to the device by UUID, that "
+        f"show at least {percent(MEMORY_SHARE)} of the memory that torch or the training state needs, and "
+        "power or clock above idle"
     )
     if telemetry is None or telemetry.error or not steps:
         reason = (telemetry.error if telemetry else None) or "no telemetry"
@@ -44,7 +45,8 @@ def driver_view(run: TrainingRun, steps: Sequence[StepRecord], samples: Sequence
         is_good = None
     if other_name:
         is_good = False
-    found = f"{len(window)} readings during the steps; memory in use {_seen_text(seen)}, torch holds {memory(peak)}; "
+    found = f"{len(window)} readings during the steps; memory in use {_seen_text(seen)}, "
+    found += f"torch holds {memory(peak)}; "
     found += {
         True: "power or clock above idle",
         False: "power and clock as when idle",
@@ -85,7 +87,7 @@ def _other_name(torch_name: str, driver_name: str | None) -> str:
 
 
 def memory_seen(telemetry: Telemetry, window: Sequence[TelemetrySample]) -> int | None:
-    """Bytes that the driver saw our process use, or by how much the card's use grew; None where it does not tell."""
+    """Bytes that the driver saw our process use, or the card's use grow by; None where it tells neither."""
     own = [sample.own_memory_bytes for sample in window if sample.own_memory_bytes is not None]
     if own:
         return max(own)
@@ -119,10 +121,15 @@ def hardware(run: TrainingRun) -> Check:
             run.config, "native.hardware", None, "error counters are not available here", expected,
             settle="nvidia-smi -q -d ECC,ROW_REMAPPER", required=bool(before),
         )  # fmt: skip
-    grown = {name: after[name] - before[name] for name in after if after[name] > before.get(name, after[name])}
+    grown = {
+        name: after[name] - before[name] for name in after if after[name] > before.get(name, after[name])
+    }
     bad = {name: by for name, by in grown.items() if "uncorrected" in name}
     bad |= {name: after[name] for name in ("remap_pending", "remap_failure") if after.get(name)}
-    found = ", ".join(f"{name} +{by}" for name, by in {**grown, **bad}.items()) or f"{len(after)} counters unchanged"
+    found = (
+        ", ".join(f"{name} +{by}" for name, by in {**grown, **bad}.items())
+        or f"{len(after)} counters unchanged"
+    )
     return gpu_check(
         run.config,
         "native.hardware",

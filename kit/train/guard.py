@@ -32,12 +32,15 @@ class gpu_guard:
     """Checks `model`, `optimizer` and `batch` at once; as a context manager also each step inside it.
 
     device: 'cuda', or 'cpu' to rehearse a script. batch: tensors in any nesting of lists and mappings.
-    steps counts the optimizer's steps inside the context (without one, forward passes in training mode). Raises GpuNotUsable naming the first tensor that is elsewhere.
+    steps counts the optimizer's steps inside the context (without one, forward passes in training
+    mode). Raises GpuNotUsable naming the first tensor that is elsewhere.
     """
 
     def __init__(self, model: Any, optimizer: Any = None, batch: Any = None, *, device: str = "cuda") -> None:
         if device not in _IS_ON:
-            raise UsageError(f"device={device!r}", expected="cuda, or cpu for a rehearsal", todo="correct the device")
+            raise UsageError(
+                f"device={device!r}", expected="cuda, or cpu for a rehearsal", todo="correct the device"
+            )
         self.steps = 0
         self._model, self._optimizer, self._device = model, _unwrapped(optimizer), device
         # An optimizer of another make has no hooks; then forward passes are counted in place of its steps.
@@ -50,7 +53,7 @@ class gpu_guard:
     # --- as a check -----------------------------------------------------------------
 
     def check(self, batch: Any = None) -> None:
-        """Looks at everything: parameters, gradients, buffers, optimizer state, and the batch if one is given."""
+        """Looks at everything: parameters, gradients, buffers, optimizer state, and the batch if given."""
         count = 0
         for name, tensor in self._tensors(batch):
             count += 1
@@ -75,7 +78,10 @@ class gpu_guard:
             for key, value in values.items() if isinstance(values, Mapping) else ():
                 # Optimizers keep their step counts on the CPU on purpose.
                 if torch.is_tensor(value) and value.dim() > 0:
-                    yield f"optimizer state {key} of {names.get(parameter, 'a parameter outside the model')}", value
+                    yield (
+                        f"optimizer state {key} of {names.get(parameter, 'a parameter outside the model')}",
+                        value,
+                    )
         yield from _nested(batch, "batch")
 
     def _refusal(self, found: str) -> GpuNotUsable:
@@ -100,7 +106,11 @@ class gpu_guard:
             hook.remove()
         self._hooks = []
         if kind is None and not self.steps:
-            warnings.warn("gpu_guard saw no training step of this model: nothing was guarded", RuntimeWarning, stacklevel=2)
+            warnings.warn(
+                "gpu_guard saw no training step of this model: nothing was guarded",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def after_step(self) -> None:
         """One step is done: a full look at the first and at intervals, else at all parameters and buffers."""
@@ -111,7 +121,7 @@ class gpu_guard:
         self.steps += 1
 
     def _after_forward(self, model: Any, args: Any, output: Any) -> None:
-        """What is trained on has to come out on the device. Inputs may be moved inside, and lengths stay on the CPU."""
+        """What is trained on has to come out on the device. Inputs may be moved inside the model."""
         if self._counts_forwards and model.training:
             self.after_step()
         wanted = [(name, value) for name, value in _nested(output, "output") if value.requires_grad]
@@ -145,7 +155,7 @@ def _unwrapped(optimizer: Any) -> Any:
 
 
 def _nested(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Tensors in lists, tuples, mappings and what behaves like one (a tokenizer's batch, a model's output)."""
+    """Tensors in lists, tuples, mappings and what behaves like one (a tokenizer's batch, an output)."""
     import torch
 
     if torch.is_tensor(value):

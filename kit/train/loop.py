@@ -98,7 +98,12 @@ def training_steps(
         clock.stop()
         synchronize(config.device)
         step_time_s = time.perf_counter() - start
-        times = {"started_s": start - began_s, "step_time_s": step_time_s, "device_time_s": clock.seconds(), "wait_s": wait_s}
+        times = {
+            "started_s": start - began_s,
+            "step_time_s": step_time_s,
+            "device_time_s": clock.seconds(),
+            "wait_s": wait_s,
+        }
         yield _record(number, batch, loss.item(), grad_norm.item(), optimizer, config, times)
         if audit is not None:
             audit.end(number, input_ids, labels)
@@ -106,7 +111,11 @@ def training_steps(
 
 def _record(number, batch, loss, grad_norm, optimizer, config, times: dict[str, float | None]) -> StepRecord:
     is_cuda = config.device == "cuda"
-    broken = [f"{name} is {value}" for name, value in (("loss", loss), ("grad_norm", grad_norm)) if not _finite(value)]
+    broken = [
+        f"{name} is {value}"
+        for name, value in (("loss", loss), ("grad_norm", grad_norm))
+        if not _finite(value)
+    ]
     return StepRecord(
         step=number,
         loss=loss if _finite(loss) else None,
@@ -127,7 +136,9 @@ def _record(number, batch, loss, grad_norm, optimizer, config, times: dict[str, 
 def applied_steps(optimizer: torch.optim.Optimizer) -> int:
     """The optimizer's own count: the fewest updates that any of its parameters received."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return min((int(optimizer.state[p]["step"]) if p in optimizer.state else 0 for p in parameters), default=0)
+    return min(
+        (int(optimizer.state[p]["step"]) if p in optimizer.state else 0 for p in parameters), default=0
+    )
 
 
 def _finite(value: float) -> bool:

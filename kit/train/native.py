@@ -45,7 +45,9 @@ def _placement(run: TrainingRun, steps: Sequence[StepRecord]) -> Check:
     device, audits = run.config.device, run.audits
     # In the order they were found: parameters come first.
     strays = list(dict.fromkeys(name for audit in audits for name in audit.strays))
-    strays += [f"audited against {audit.expected_device}" for audit in audits if audit.expected_device != device]
+    strays += [
+        f"audited against {audit.expected_device}" for audit in audits if audit.expected_device != device
+    ]
     on_device = [audit.counted.get(device, 0) for audit in audits]
     unseen = sorted({kind for audit in audits for kind in _unseen(audit.kinds)})
     wanted = {1, (len(steps) + 1) // 2, len(steps)} if steps else {1}
@@ -63,8 +65,8 @@ def _placement(run: TrainingRun, steps: Sequence[StepRecord]) -> Check:
         "native.placement",
         is_good,
         found,
-        f"every parameter, buffer, gradient, optimizer state and batch on {device}, at the first, a middle and the "
-        "last step",
+        f"every parameter, buffer, gradient, optimizer state and batch on {device}, at the first, a middle "
+        "and the last step",
         todo=f"move it with .to({device!r}) before training",
         values={"strays": len(strays), "steps": [audit.step for audit in audits]},
     )
@@ -83,8 +85,8 @@ def _kernels(run: TrainingRun) -> Check:
     needed = weight_products(config.shape)
     budget = _copy_budget(run)
     expected = (
-        f"kernels for at least {percent(MIN_KERNEL_SHARE)} of a step, {needed} matrix products or more on the device "
-        f"and none on the CPU, at most {memory(budget)} copied"
+        f"kernels for at least {percent(MIN_KERNEL_SHARE)} of a step, {needed} matrix products or more on "
+        f"the device and none on the CPU, at most {memory(budget)} copied"
     )
     if config.device == "cpu":
         return gpu_check(config, "native.kernels", True, "the CPU did the work, as asked for", expected)
@@ -132,11 +134,14 @@ def _contradictions(run: TrainingRun, profile: KernelProfile, needed: int, budge
         flop = profile.product_flop.get(run.config.device, 0.0)
         least = weight_flop(run.config.shape, profile.positions)
         if flop < (1 - FLOP_TOLERANCE) * least:
-            yield f"{quantity(flop, 'FLOP')} of products on the device where the model needs {quantity(least, 'FLOP')}"
+            needs = quantity(least, "FLOP")
+            yield f"{quantity(flop, 'FLOP')} of products on the device where the model needs {needs}"
     # Names of kernels change with libraries. Where torch's own count is whole, as many kernels of any
     # name will do, as long as every block shows one that is known.
     by_name = profile.matmul_kernels or 0
-    is_whole = (counted or 0) >= needed and (profile.kernels or 0) >= needed and by_name >= run.config.shape.n_layer
+    is_whole = (
+        (counted or 0) >= needed and (profile.kernels or 0) >= needed and by_name >= run.config.shape.n_layer
+    )
     if by_name < needed and not is_whole:
         yield f"{by_name} matrix kernels where the model needs {needed}"
     if (profile.copied_bytes or 0) > budget:

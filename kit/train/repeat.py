@@ -31,7 +31,9 @@ def replay(
     losses = _losses(state, batches, config)
     found = Replay(tuple(loss for loss in losses if loss is not None), witness.matmul_repeats(config))
     if losses != timed:
-        found = dataclasses.replace(found, deterministic_is_equal=_repeats_deterministically(state, batches, config))
+        found = dataclasses.replace(
+            found, deterministic_is_equal=_repeats_deterministically(state, batches, config)
+        )
     return found, before
 
 
@@ -68,7 +70,10 @@ def _repeats_deterministically(state, batches: Sequence, config: TrainConfig) ->
     Attention's backward pass adds in changing order at longer sequences; that is no fault of the card.
     """
     found = []
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         with warnings.catch_warnings():

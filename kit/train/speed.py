@@ -23,9 +23,9 @@ MAX_CLOCK_JUMP_S = 1.0
 PLAUSIBLE_SHARE = 0.95
 # Waiting for batches longer than this share of the run makes its speed the loader's.
 MAX_WAIT_SHARE = 0.2
-# Memory that others hold on the card at the start: 10 % of it, or 2 GiB if that is less. A desktop stays below.
+# Memory that others hold on the card at the start: 10 % of it, or 2 GiB if less. A desktop stays below.
 FOREIGN_SHARE, FOREIGN_BYTES = 0.1, 2 * GiB
-# From Ampere on, matrix units compute in bfloat16 and TF32 (CUDA C++ Programming Guide, compute capabilities).
+# From Ampere on, matrix units compute in bfloat16 and TF32 (CUDA C++ Programming Guide, capabilities).
 FIRST_WITH_BFLOAT16 = (8, 0)
 # NVML clocksEventReasons, nvml.h: HW slowdown 0x8, SW thermal 0x20, HW thermal 0x40, HW power brake 0x80.
 # Idle 0x1, application clocks 0x2 and SW power cap 0x4 are normal under load.
@@ -69,7 +69,8 @@ def _undisturbed(run: TrainingRun, steps: Sequence[StepRecord], samples: Sequenc
         "throughput.undisturbed",
         None if problems else True,
         found,
-        "readings over all of the steps, no other process on the card, no thermal or hardware slowdown, no profiler",
+        "readings over all of the steps, no other process on the card, no thermal or hardware slowdown, "
+        "no profiler",
         settle=f"stop other work on the card, let it cool, then {LONGER}",
         required=False,
         values={"throttle_bits": bits, "readings": len(window)},
@@ -157,8 +158,14 @@ def _plausible(run: TrainingRun, steps: Sequence[StepRecord], peak_flop_per_s: f
         )  # fmt: skip
     steady = [step for step in steps if step.step >= STEADY_FROM]
     if min(step.step_time_s for step in steady) <= 0:
-        return check("throughput.plausible", False, "a step that took no time", "positive step times", required=False,
-                     todo="the records are broken: run again")  # fmt: skip
+        return check(
+            "throughput.plausible",
+            False,
+            "a step that took no time",
+            "positive step times",
+            todo="the records are broken: run again",
+            required=False,
+        )
     # The last batch of a pass may be smaller; each step counts for the samples it had.
     rate = max(
         step_flop(run.config.shape, batch_size=step.samples, seq_len=run.config.seq_len) / step.step_time_s
@@ -169,7 +176,8 @@ def _plausible(run: TrainingRun, steps: Sequence[StepRecord], peak_flop_per_s: f
         "throughput.plausible",
         False if share > 1 else None if share > PLAUSIBLE_SHARE else True,
         f"{quantity(rate, 'FLOP/s')} in the fastest steady step, {percent(share)} of the card's peak",
-        f"at most {percent(PLAUSIBLE_SHARE)} of {quantity(peak_flop_per_s, 'FLOP/s')}, the dense peak for this dtype",
+        f"at most {percent(PLAUSIBLE_SHARE)} of {quantity(peak_flop_per_s, 'FLOP/s')}, the dense peak "
+        "for this dtype",
         todo="impossible: the clock, the count or the name of the card is wrong",
         settle=LONGER,
         required=False,
@@ -186,7 +194,8 @@ def _input(steps: Sequence[StepRecord]) -> Check:
     return check(
         "throughput.input",
         True if share <= MAX_WAIT_SHARE else None,
-        f"{percent(share)} of the time spent waiting for batches" + (": input bound" if share > MAX_WAIT_SHARE else ""),
+        f"{percent(share)} of the time spent waiting for batches"
+        + (": input bound" if share > MAX_WAIT_SHARE else ""),
         expected,
         settle="make loading faster: the figures are the loader's, not the device's",
         required=False,

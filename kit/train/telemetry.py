@@ -17,7 +17,15 @@ from kit.train.metrics import Telemetry, TelemetrySample
 
 INTERVAL_S = 0.02
 # Errors of NVML that concern one reading; any other means that the driver or the card is gone.
-_MISSING = ("NotSupported", "NoPermission", "FunctionNotFound", "NoData", "NotFound", "InvalidArgument", "Unknown")
+_MISSING = (
+    "NotSupported",
+    "NoPermission",
+    "FunctionNotFound",
+    "NoData",
+    "NotFound",
+    "InvalidArgument",
+    "Unknown",
+)
 # Numbers by which the driver knew this process in earlier recordings: in a container they are not ours.
 _learned: set[int] = set()
 
@@ -86,13 +94,15 @@ class Recorder:
             _learned.update(appeared)
 
     def _slice(self, plain: str) -> _Device:
-        """A MIG slice, which NVML does not list; our own work is on it already, so there is no idle reading."""
+        """A MIG slice, which NVML does not list; our own work is on it already, so nothing is idle."""
         handle = self._nvml.nvmlDeviceGetHandleByUUID(f"MIG-{plain}")
         return _Device(handle, f"MIG-{plain}")
 
     def start(self, began_s: float) -> None:
         if self._error is None:
-            self._thread = threading.Thread(target=self._run, args=(began_s,), daemon=True, name="kit-telemetry")
+            self._thread = threading.Thread(
+                target=self._run, args=(began_s,), daemon=True, name="kit-telemetry"
+            )
             self._thread.start()
 
     def stop(self) -> Telemetry:
@@ -114,12 +124,16 @@ class Recorder:
             try:
                 after = self._counters()
                 readings = {
-                    "power_limit_w": self._try("power_limit", lambda n, h: n.nvmlDeviceGetEnforcedPowerLimit(h) / 1000),
+                    "power_limit_w": self._try(
+                        "power_limit", lambda n, h: n.nvmlDeviceGetEnforcedPowerLimit(h) / 1000
+                    ),
                     "power_limit_default_w": self._try(
                         "power_limit", lambda n, h: n.nvmlDeviceGetPowerManagementDefaultLimit(h) / 1000
                     ),
                     "device_name": self._try("name", lambda n, h: _text(n.nvmlDeviceGetName(h))),
-                    "memory_total_bytes": self._try("memory", lambda n, h: n.nvmlDeviceGetMemoryInfo(h).total),
+                    "memory_total_bytes": self._try(
+                        "memory", lambda n, h: n.nvmlDeviceGetMemoryInfo(h).total
+                    ),
                 }
             except Exception as error:
                 self._error = f"NVML stopped answering: {error}"
@@ -136,7 +150,7 @@ class Recorder:
         )
 
     def _close(self) -> None:
-        """NVML counts its starts; one that is never ended is torn down by the process's exit, under our feet."""
+        """NVML counts its starts; one that is never ended is torn down by the process's exit."""
         if self._nvml is None or (self._thread is not None and self._thread.is_alive()):
             return
         try:
@@ -165,7 +179,9 @@ class Recorder:
             power_w=self._try("power", lambda n, h: n.nvmlDeviceGetPowerUsage(h) / 1000),
             clock_mhz=self._try("clock", lambda n, h: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_SM)),
             utilization=self._try("utilization", lambda n, h: n.nvmlDeviceGetUtilizationRates(h).gpu / 100),
-            temperature_c=self._try("temperature", lambda n, h: n.nvmlDeviceGetTemperature(h, n.NVML_TEMPERATURE_GPU)),
+            temperature_c=self._try(
+                "temperature", lambda n, h: n.nvmlDeviceGetTemperature(h, n.NVML_TEMPERATURE_GPU)
+            ),
             throttle_bits=self._try("throttle_reasons", _throttle_bits),
             foreign_processes=_foreign(processes),
         )
@@ -177,7 +193,7 @@ class Recorder:
             return None
         used = {process.pid: process.usedGpuMemory for process in found}
         if used and not any(used.values()):
-            # Windows lists every program that draws, and tells of none what it uses: no list of compute processes.
+            # Windows lists every program that draws and tells of none what it uses: not what is asked.
             self._missing.add("processes")
             return None
         return used
@@ -193,7 +209,11 @@ class Recorder:
                 found[name] = value
         rows = self._try("remapped_rows", lambda n, h: n.nvmlDeviceGetRemappedRows(h))
         if rows is not None:
-            found |= {"remapped_uncorrected": rows[1], "remap_pending": int(rows[2]), "remap_failure": int(rows[3])}
+            found |= {
+                "remapped_uncorrected": rows[1],
+                "remap_pending": int(rows[2]),
+                "remap_failure": int(rows[3]),
+            }
         return found
 
     def _try(self, what: str, ask) -> Any:

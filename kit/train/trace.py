@@ -33,7 +33,9 @@ def read_trace(trace: dict[str, Any], *, step_time_s: float) -> KernelProfile:
     """`step_time_s`: wall time of the profiled step, which the shares refer to."""
     events = [event for event in trace.get("traceEvents", ()) if event.get("ph") == "X"]
     kernels = [event for event in events if event.get("cat") == "kernel"]
-    copies = [event for event in events if event.get("cat") == "gpu_memcpy" and _is_over_the_bus(event["name"])]
+    copies = [
+        event for event in events if event.get("cat") == "gpu_memcpy" and _is_over_the_bus(event["name"])
+    ]
     by_name: Counter[str] = Counter()
     groups: Counter[str] = Counter()
     for kernel in kernels:
@@ -113,7 +115,7 @@ def _without_launch(events: Sequence[dict[str, Any]], kernels: Sequence[dict[str
 
 
 def matmul_flop(dims: Sequence[Any]) -> float:
-    """2 · (b ·) m · k · n for the last two operands (…, m, k) and (…, k, n); 0 where the shapes are not known."""
+    """2 · (b ·) m · k · n for the last two operands (…, m, k) and (…, k, n); 0 where shapes are not known."""
     shapes = [shape for shape in dims if isinstance(shape, (list, tuple)) and len(shape) >= 2]
     if len(shapes) < 2:
         return 0.0

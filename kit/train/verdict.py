@@ -60,7 +60,8 @@ def _integrity(run: TrainingRun, steps: Sequence[StepRecord]) -> Iterator[Check]
         f"impossible counts at steps {wrong[:5]}"
         if wrong
         else f"{sum(step.samples for step in steps)} samples, {sum(step.tokens for step in steps)} tokens",
-        f"1 to {run.config.batch_size} samples a step, at most {run.config.seq_len} tokens each, no more supervised ones",
+        f"1 to {run.config.batch_size} samples a step, at most {run.config.seq_len} tokens each, "
+        "no more supervised ones",
         todo="the records are broken, or batches are counted twice: run again",
     )
     ends = [step.started_s + step.step_time_s for step in steps]
@@ -70,7 +71,9 @@ def _integrity(run: TrainingRun, steps: Sequence[StepRecord]) -> Iterator[Check]
     yield check(
         "integrity.times_ordered",
         is_ordered and bool(steps),
-        "each step starts after the one before it ended" if is_ordered else "step times overlap or are not positive",
+        "each step starts after the one before it ended"
+        if is_ordered
+        else "step times overlap or are not positive",
         "positive step times in order",
         todo="the records are broken: run again",
     )
@@ -104,7 +107,9 @@ def _finite(steps: Sequence[StepRecord]) -> Check:
     broken = [step.step for step in steps if step.loss is None or step.grad_norm is None]
     empty = [step.step for step in steps if step.loss == 0]
     if broken:
-        found = f"loss or gradient not finite at {len(broken)} of {len(steps)} steps, first at step {broken[0]}"
+        found = (
+            f"loss or gradient not finite at {len(broken)} of {len(steps)} steps, first at step {broken[0]}"
+        )
     elif empty:
         found = f"loss exactly 0 at {len(empty)} of {len(steps)} steps, first at step {empty[0]}"
     else:
@@ -126,7 +131,8 @@ def _applied(run: TrainingRun, steps: Sequence[StepRecord]) -> Check:
         applied == len(steps) > 0,
         f"{applied} of {run.config.steps} optimizer steps applied",
         f"{run.config.steps} applied, by the optimizer's own count for every parameter it holds",
-        todo="a loss scaler or a swallowed error skips steps, or the optimizer holds parameters that get no gradient",
+        todo="a loss scaler or a swallowed error skips steps, or the optimizer holds parameters that get "
+        "no gradient",
         values={"applied": applied},
     )
 
@@ -182,7 +188,8 @@ def _mode(run: TrainingRun) -> Check:
 
 def _moved(learning: Learning, steps: Sequence[StepRecord]) -> Check:
     is_moved = learning.moved_tensors == learning.trainable_tensors > 0 and learning.max_change > 0
-    found = f"{learning.moved_tensors} of {learning.trainable_tensors} tensors changed, largest change {learning.max_change:.1e}"
+    found = f"{learning.moved_tensors} of {learning.trainable_tensors} tensors changed, "
+    found += f"largest change {learning.max_change:.1e}"
     if learning.unmoved:
         found += f"; unchanged: {learning.unmoved[0]}"
     if steps and all(step.lr == 0 for step in steps):

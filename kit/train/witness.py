@@ -31,8 +31,10 @@ _PRODUCT_SIZE = 1024
 # --- placement ----------------------------------------------------------------------
 
 
-def tensors_of_run(model, optimizer, batch: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, str, torch.Tensor]]:
-    """Every tensor that training touches: kind, name, tensor. Scalars that optimizers keep on the CPU are left out."""
+def tensors_of_run(
+    model, optimizer, batch: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, str, torch.Tensor]]:
+    """Every tensor that training touches: kind, name, tensor. Not the scalars that optimizers keep."""
     named = dict(model.named_parameters())
     known = {id(parameter) for parameter in named.values()}
     held = (parameter for group in optimizer.param_groups for parameter in group["params"])
@@ -51,7 +53,12 @@ def tensors_of_run(model, optimizer, batch: Mapping[str, torch.Tensor]) -> Itera
 
 
 def audit_placement(
-    step: int, model, optimizer, batch: Mapping[str, torch.Tensor], device: str, dtypes: Mapping[str, int] | None = None
+    step: int,
+    model,
+    optimizer,
+    batch: Mapping[str, torch.Tensor],
+    device: str,
+    dtypes: Mapping[str, int] | None = None,
 ) -> PlacementAudit:
     """device: 'cuda' means the current CUDA device. dtypes: what the matrix layers put out in this step."""
     index = torch.cuda.current_device() if device == "cuda" and torch.cuda.is_available() else None
@@ -77,7 +84,7 @@ def _is_profiled() -> bool | None:
 
 
 def _offloaded(model, device: str) -> Iterator[str]:
-    """Modules that `device_map` put elsewhere: their weights come to the device for each forward and go again."""
+    """Modules that `device_map` put elsewhere: their weights come for each forward pass and go again."""
     for module, target in (getattr(model, "hf_device_map", None) or {}).items():
         place = f"cuda:{target}" if isinstance(target, int) else str(target)
         if place.split(":")[0] != device:
@@ -169,14 +176,14 @@ class Products(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """torch's own flag. Left on, the first product imports its compiler, which nothing here uses: seconds."""
+        """torch's own flag. Left on, the first product imports torch's compiler, unused here: seconds."""
         return False
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         if function.name().partition(".")[0] in MATMULS:
             flop = matmul_flop([list(value.shape) for value in args if torch.is_tensor(value)])
-            # On the device each counts, whatever the batch; on the CPU a scalar's worth of work is no finding.
+            # On the device each counts, whatever the batch; on the CPU a little work is no finding.
             if flop >= LARGE_FLOP or result.device.type != "cpu":
                 self.counted[result.device.type] += 1
                 self.flop[result.device.type] += flop
@@ -184,7 +191,7 @@ class Products(TorchDispatchMode):
 
 
 def profile_step(model, optimizer, batches, config: TrainConfig) -> KernelProfile:
-    """Runs two more steps: one that counts its products, one whose profile counts. `batches`: at least two."""
+    """Runs two more steps: one to count products, one whose profile counts. `batches`: at least two."""
     # The profiler below torch.profiler, which imports torch's compiler when it starts: seconds.
     from torch.autograd.profiler import profile
 
@@ -233,7 +240,9 @@ def canary_loss(model, batch, config: TrainConfig) -> float | None:
     return loss if loss == loss and abs(loss) != float("inf") else None
 
 
-def measure_learning(model, initial: dict[str, torch.Tensor], before: float | None, after: float | None) -> Learning:
+def measure_learning(
+    model, initial: dict[str, torch.Tensor], before: float | None, after: float | None
+) -> Learning:
     """Compares every parameter with `initial`, its value on the CPU before the first step."""
     moved, unmoved, max_change = 0, [], 0.0
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -192,7 +192,7 @@ on_process = functools.partial(row, seam="smi + nvml + site", must=FAIL, twin=he
 
 @on_process("A01p", "the same as a process: this torch has no CUDA", at="environment.torch_build", words="RTX 5090")
 def a01p():
-    return checked()
+    return checked(recipe="cpu_build")
 
 
 @on_process("A20", "nvidia-smi prints an old table and ends with 9", at="environment.cuda_starts",

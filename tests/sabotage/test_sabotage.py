@@ -15,9 +15,17 @@ def cases():
         yield pytest.param(row, id=row.id, marks=[pytest.mark.gpu] if row.is_gpu else [])
 
 
+def starts_cuda_by_itself():
+    import torch
+
+    return torch.version.cuda is not None
+
+
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("row", list(cases()))
 def test_a_sabotage_is_called_what_it_is_and_its_healthy_twin_is_not(row):
+    if row.seam == "site + nvml" and starts_cuda_by_itself():
+        pytest.skip("a CUDA build of torch looks for the driver below what the seam patches; a CPU build does not")
     tried = table.attempt(row, twins=TWINS)
     TRIED.append(tried)
     assert not tried.problems, "\n".join(tried.problems)

@@ -154,8 +154,9 @@ def test_a_sampling_thread_that_died_is_inconclusive():
     """C12: many readings, none of them from the second half."""
     check = viewed(kept(healthy(), where=lambda at_s: at_s < 0.8))
     assert check.outcome is INCONCLUSIVE and "no reading for 0.8 s of 1.6 s" in check.found
-    for hole in ((0.0, 0.6), (0.5, 1.1), (1.05, 9)):
-        assert viewed(kept(healthy(), where=lambda at_s: not hole[0] <= at_s <= hole[1])).outcome is INCONCLUSIVE
+    for begin, end in ((0.0, 0.6), (0.5, 1.1), (1.05, 9)):
+        left = kept(healthy(), where=lambda at_s, begin=begin, end=end: not begin <= at_s <= end)
+        assert viewed(left).outcome is INCONCLUSIVE
     assert viewed(kept(healthy(), where=lambda at_s: not 0.5 <= at_s <= 0.9)).outcome is PASS
 
 

@@ -33,6 +33,13 @@ def test_the_recorded_control_flipped():
     assert judge_control(recorded()).outcome is Outcome.FAIL
 
 
+def test_a_newer_recorded_control_flipped_within_its_time():
+    record = from_json(ControlRecord, loads((DATA / "h100_witnessed" / "negative_control.json").read_bytes()))
+    check = control_check(record)
+    assert check.outcome is Outcome.PASS and check.values["seconds"] < 15
+    assert record.run.profile.products == {"cpu": 3}
+
+
 def test_a_control_that_looks_healthy_makes_the_report_invalid():
     sample, facts = healthy(), from_json(MachineFacts, loads((DATA / "h100_smoke" / "begin.json").read_bytes()))
     check = control_check(ControlRecord(facts, sample.run, sample.steps, 9.0))

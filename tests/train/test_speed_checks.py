@@ -201,7 +201,7 @@ def test_a_step_that_took_no_time_is_impossible():
 def test_a_slow_loader_is_named():
     """C04."""
     for share, outcome in ((0.19, PASS), (0.21, INCONCLUSIVE)):
-        check = said(healthy().with_steps(wait_s=lambda s: s.step_time_s * share / (1 - share)), "input")
+        check = said(healthy().with_steps(wait_s=lambda s, share=share: s.step_time_s * share / (1 - share)), "input")
         assert check.outcome is outcome and ("input bound" in check.found) == (outcome is INCONCLUSIVE)
         assert check.values["wait_share"] == pytest.approx(share)
     assert said(recorded(), "input").found == "not recorded"

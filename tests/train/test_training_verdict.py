@@ -32,8 +32,21 @@ def test_the_recorded_h100_run_passes():
     assert Verdict.of(recorded().checks().values()).outcome is PASS
 
 
-def test_the_healthy_run_has_no_finding_at_all():
-    assert {check.outcome for check in healthy().checks().values()} == {PASS}
+@pytest.mark.parametrize("sample", [healthy, lambda: recorded("h100_witnessed")])
+def test_the_healthy_run_has_no_finding_at_all(sample):
+    assert {check.outcome for check in sample().checks().values()} == {PASS}
+
+
+def test_what_was_added_to_the_older_recording_is_what_a_newer_one_holds():
+    added, real = healthy().run, recorded("h100_witnessed").run
+    for name in ("products", "product_flop", "positions"):
+        assert getattr(added.profile, name) == getattr(real.profile, name)
+    for name in ("kinds", "product_dtypes", "is_training", "is_profiled"):
+        assert [getattr(audit, name) for audit in added.audits] == [getattr(audit, name) for audit in real.audits]
+    assert added.compute_capability == real.compute_capability
+    assert added.telemetry.memory_total_bytes == real.telemetry.memory_total_bytes
+    for step in recorded("h100_witnessed").steps:
+        assert 0 < step.step_time_s - step.device_time_s < 1e-3 and step.wait_s < 1e-3
 
 
 def test_a_check_that_is_green_asks_for_nothing():
