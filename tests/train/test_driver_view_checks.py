@@ -167,6 +167,13 @@ def test_a_long_run_may_have_longer_holes():
     assert viewed(kept(stretched, where=lambda at_s: not 4 <= at_s <= 9.5)).outcome is INCONCLUSIVE
 
 
+def test_when_the_steps_began_changes_nothing():
+    late = healthy().with_steps(started_s=lambda s: s.started_s + 100).with_samples(at_s=lambda s: s.at_s + 100)
+    assert viewed(late).outcome is PASS
+    check = viewed(kept(late, where=lambda at_s: at_s < 100.8))
+    assert check.outcome is INCONCLUSIVE and "no reading for 0.8 s of 1.6 s" in check.found
+
+
 def test_only_readings_during_the_steps_count():
     sample = healthy()
     window = in_window(sample.steps, sample.samples)
@@ -197,6 +204,13 @@ def test_an_uncorrected_error_or_a_pending_remap_fails(name):
     """C10."""
     check = hardware(with_counters(**{name: 1}))
     assert check.outcome is FAIL and f"{name} +1" in check.found and check.values[name] == 1 and check.todo
+
+
+def test_counters_are_told_as_differences():
+    before = {"ecc_uncorrected": 4, "ecc_corrected": 90}
+    sample = healthy().with_part("telemetry", counters_before=before, counters_after={"ecc_uncorrected": 5, "ecc_corrected": 92})
+    assert hardware(sample).found == "ecc_uncorrected +1, ecc_corrected +2"
+    assert hardware(sample).values == {"ecc_uncorrected": 1, "ecc_corrected": 2}
 
 
 def test_corrected_errors_are_told_and_do_not_fail():

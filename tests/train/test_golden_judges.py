@@ -45,7 +45,7 @@ def disturbed():
     idle = dataclasses.replace(sample.run.telemetry.idle, memory_used_bytes=30 * 1024**3)
     sample = sample.with_part("telemetry", idle=idle, power_limit_w=300.0)
     sample = sample.with_steps(device_time_s=lambda s: 3 * s.step_time_s, wait_s=lambda s: s.step_time_s)
-    return dataclasses.replace(sample, peak=5e12).with_config(dtype="bfloat16").with_run(compute_capability=(7, 5))
+    return dataclasses.replace(sample, peak=4e12).with_config(dtype="bfloat16").with_run(compute_capability=(7, 5))
 
 
 def odd():
@@ -65,6 +65,12 @@ def impossible():
     return sample.with_part("cpu_reference", losses=(10.9,)).with_audits(7, kinds={"parameter": 148})
 
 
+def second_run():
+    """Where the baseline was not idle, and the driver tells of no process."""
+    sample = healthy().with_samples(own_memory_bytes=None, memory_used_bytes=None, power_w=None, clock_mhz=None)
+    return sample.with_part("telemetry", reserved_before_bytes=10**9).with_audits(product_dtypes={"float16": 1, "bfloat16": 1})
+
+
 def short():
     return dataclasses.replace(healthy(), steps=healthy().steps[:4])
 
@@ -74,7 +80,7 @@ def few_products():
                                copied_bytes=5_000_000).with_part("telemetry", is_bound_by_uuid=False)  # fmt: skip
 
 
-SAMPLES = (recorded, healthy, rehearsed, bare, on_the_cpu, broken, disturbed, odd, impossible, short, few_products)
+SAMPLES = (recorded, healthy, rehearsed, bare, on_the_cpu, broken, disturbed, odd, impossible, second_run, short, few_products)
 
 
 def controls():

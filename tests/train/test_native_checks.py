@@ -168,6 +168,9 @@ def test_a_large_batch_has_a_larger_budget():
     flop = {"cuda": float(weight_flop(sample.run.config.shape, 65536))}
     sample = sample.with_part("profile", copied_bytes=1_048_576, positions=65536, product_flop=flop)
     assert kernels(sample).outcome is PASS
+    profiled = healthy().with_part("profile", positions=65536, product_flop=flop)
+    assert kernels(profiled.with_part("profile", copied_bytes=2_000_000)).outcome is PASS
+    assert kernels(profiled.with_part("profile", copied_bytes=2_100_000)).found == "2.00 MiB copied between host and device"
     without = sample.with_part("profile", positions=None)
     assert kernels(without).outcome is PASS
     assert kernels(without.with_part("profile", copied_bytes=2_100_000)).outcome is FAIL

@@ -96,6 +96,8 @@ def test_kernels_tied_to_nothing_excuse_only_as_many_products():
 def test_small_products_and_other_operators_are_no_witness():
     assert cpu_operators(operator(dims=((10, 10), (10, 10)))) == {}
     assert cpu_operators(operator(name="aten::add")) == {}
+    small, tied = operator(dims=((10, 10), (10, 10))), operator(id=4)
+    assert cpu_operators(operator(name="aten::add"), tied, small, operator(ts=99.0, id=5), kernel(id=4)) == {"aten::mm": 1}
     assert cpu_operators(operator(dims=())) == {}
     for name in ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product_flash_attention_for_cpu"):
         assert cpu_operators(operator(name=name)) == {name: 1}
@@ -173,7 +175,7 @@ def test_kernels_are_told_by_their_names(name, kind):
 
 @pytest.mark.parametrize(("dims", "flop"), [
     ([[4, 5], [5, 6]], 240), ([[6], [4, 5], [5, 6]], 240), ([[3, 4, 5], [3, 5, 6]], 720), ([[4, 5]], 0), ([], 0),
-    ([[4, 5], "scalar"], 0), ([(4, 5), (5, 6)], 240),
+    ([[4, 5], "scalar"], 0), ([(4, 5), (5, 6)], 240), ([[7, 7], [4, 5], [5, 6]], 240),
 ])  # fmt: skip
 def test_flop_of_a_product_follow_from_its_shapes(dims, flop):
     assert matmul_flop(dims) == flop
