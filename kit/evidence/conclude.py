@@ -176,6 +176,10 @@ def _same_device(raw: Raw) -> Check:
     is_same = config.device == raw.run.device and (config.device == "cpu" or found in names)
     if is_same and config.device == "cuda" and not _is_telemetry_of(raw, found):
         is_same, found = False, f"{found}, with telemetry of a card that the check did not see"
+    checked = raw.begin.torch.version if raw.begin and raw.begin.torch else None
+    trained = raw.training.versions.get("torch")
+    if is_same and checked and trained and checked != trained:
+        is_same, found = False, f"{found}, trained with torch {trained} where torch {checked} was checked"
     outcome = Outcome.FAIL if not is_same else Outcome.PASS if config.device == "cuda" else Outcome.REHEARSAL
     return Check("native.device", outcome, f"{config.device}: {found}", expected,
                  "" if is_same else "the run used another device than the one that was checked")

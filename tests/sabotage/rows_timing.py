@@ -148,7 +148,7 @@ def ramp():
     return dataclasses.replace(sample, samples=tuple(samples)).with_run(wall_window_s=1.6128 + grown)
 
 
-def same_device(**telemetry):
+def same_device(versions=None, **telemetry):
     """The check of a report that joins its two halves: the environment and the run."""
     import types
 
@@ -156,7 +156,7 @@ def same_device(**telemetry):
 
     from .seams import facts
 
-    training = healthy().with_part("telemetry", **telemetry).run
+    training = healthy().with_part("telemetry", **telemetry).with_run(**({"versions": versions} if versions else {})).run
     raw = types.SimpleNamespace(run=types.SimpleNamespace(device="cuda"), training=training, begin=facts())
     return Said.of(Verdict.of([_same_device(raw)]))
 
@@ -165,6 +165,12 @@ def same_device(**telemetry):
      at="native.device", words="a card that the check did not see", twin=same_device)
 def a15d():
     return same_device(device_uuid="gpu-000000000000")
+
+
+@row("A26", "another torch trains than the one that was checked", seam="recorded run", must=FAIL, at="native.device",
+     words="torch 2.9.0+cu128", twin=same_device)
+def a26():
+    return same_device({"torch": "2.9.0+cu128"})
 
 
 # --- the recorder over a fake NVML --------------------------------------------------
