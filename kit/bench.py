@@ -20,102 +20,12 @@ from pathlib import Path
 
 from kit.errors import KitError, TrainingFailed, UsageError
 from kit.records import dumps, from_json, to_json
-from kit.show import Table
+from kit.sweep.compare import first_steps
+from kit.sweep.short import BenchResult, ShortRun
 from kit.train.config import TrainConfig
-from kit.units import number, seconds
 
 ENGINES = ("trainer", "eager", "captured", "graphed")
-# Largest difference from the plain loop's loss in float32 over the first ten steps, in nats.
-LOSS_LIMITS = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 1e-2}
-LOSS_STEPS = 10
 _TIMEOUT_S = 600
-
-
-@dataclasses.dataclass(frozen=True)
-class ShortRun:
-    """One fresh process. `training_s`: what the Trainer calls its runtime, compiling and capturing included.
-
-    process_s: from the start of the process to its last step. engine_s: until the engine could
-    step. bytecode: why Python's compiled modules were kept in the kit's cache, None where it did so itself.
-    """
-
-    engine: str
-    dtype: str
-    is_first: bool
-    note: str
-    process_s: float
-    import_s: float
-    data_s: float
-    model_s: float
-    engine_s: float
-    steps_s: float
-    training_s: float
-    samples: int
-    losses: tuple[float | None, ...]
-    bytecode: str | None = None
-
-    @property
-    def samples_per_s(self) -> float:
-        return self.samples / self.training_s
-
-
-@dataclasses.dataclass(frozen=True)
-class SameLosses:
-    """How far an engine's losses are from the plain loop's in float32. is_same: all finite and within the limit."""
-
-    engine: str
-    dtype: str
-    losses: tuple[float | None, ...]
-    largest_difference: float | None
-    limit: float
-    is_same: bool
-    note: str
-
-
-@dataclasses.dataclass(frozen=True)
-class BenchResult:
-    """All short runs, and whether the engines compute the same. missing: engines that cannot run here, and why."""
-
-    device_name: str
-    runs: tuple[ShortRun, ...]
-    losses: tuple[SameLosses, ...]
-    missing: dict[str, str]
-
-    @property
-    def table(self) -> Table:
-        columns = ("engine", "precision", "run", "from process start", "imports", "model", "engine", "steps",
-                   "training as the Trainer counts it", "samples/s")
-        return Table(columns, tuple(
-            (run.engine, run.dtype, "first" if run.is_first else "second", seconds(run.process_s),
-             seconds(run.import_s), seconds(run.model_s), seconds(run.engine_s), seconds(run.steps_s), seconds(run.training_s),
-             number(run.samples_per_s))
-            for run in self.runs
-        ))
-
-    @property
-    def losses_table(self) -> Table:
-        columns = ("engine", "precision", "largest difference from eager float32", "limit", "the same")
-        return Table(columns, tuple(
-            (row.engine, row.dtype, "–" if row.largest_difference is None else f"{row.largest_difference:.1e}",
-             f"{row.limit:.0e}", "yes" if row.is_same else f"no: {row.note}")
-            for row in self.losses
-        ))
-
-    @property
-    def sentence(self) -> str:
-        """The finding in words: the fastest engine against the Trainer, once the caches are filled."""
-        warm = [run for run in self.runs if not run.is_first]
-        base = next((run for run in warm if run.engine == "trainer"), None)
-        best = min(warm, key=lambda run: run.training_s, default=None)
-        if best is None:
-            return f"No engine could run on {self.device_name}."
-        peer = f"; the Trainer takes {seconds(base.training_s)}" if base else ""
-        return (f"{self.device_name}: {len(best.losses)} steps in {seconds(best.training_s)} by the {best.engine} "
-                f"engine in {best.dtype}, start included{peer}.")
-
-    def __str__(self) -> str:
-        missing = [f"not here: {name}, {reason}" for name, reason in self.missing.items()]
-        return "\n\n".join([self.sentence, str(self.table), str(self.losses_table), *missing])
 
 
 def bench(
@@ -130,21 +40,22 @@ def bench(
     config: of the short run; its engine is left out. out: a folder for `bench.json`. Raises
     GpuNotUsable where the device is cuda and cannot be used, TrainingFailed where a run broke.
     """
-    from kit.train.run import require_device
+    from kit.train.startup import require_device
 
+    configs = [dataclasses.replace(config, engine=engine) for engine in engines]
     torch = require_device(config.device)
     device_name = torch.cuda.get_device_name() if config.device == "cuda" else "CPU"
     runs, missing = [], {}
-    for engine in engines:
+    for one in configs:
         for is_first in (True, False):
-            run = _in_a_process(dataclasses.replace(config, engine=engine), is_first)
+            run = _in_a_process(one, is_first)
             if isinstance(run, str):
-                missing[engine] = run
+                missing[one.engine] = run
                 break
             runs.append(run)
             if on_run:
                 on_run(run)
-    same = same_losses(config, tuple(engine for engine in engines if engine not in missing))
+    same, _ = first_steps(configs, is_profiled=False)
     result = BenchResult(device_name, tuple(runs), same, missing)
     if out:
         _write(Path(out), result)
@@ -186,7 +97,7 @@ def short_run(config: TrainConfig, *, is_first: bool, began: float) -> ShortRun 
 
     bytecode = keep_bytecode()
     start = time.perf_counter()
-    from kit.train.run import require_device
+    from kit.train.startup import require_device
 
     torch = require_device(config.device)
     thread = start_device(config.device, config.dtype)
@@ -250,7 +161,7 @@ def _train(model, config: TrainConfig, batches) -> dict | str:
                 "training_s": run.runtime_s, "losses": run.losses}
     engine = build_engine(config.engine, model, config)
     if engine.is_fallback:
-        return engine.note
+        return engine.reason
     synchronize(config.device)
     ready = time.perf_counter()
     losses = [engine.step(*batch)[0] for batch in batches]
@@ -258,41 +169,6 @@ def _train(model, config: TrainConfig, batches) -> dict | str:
     end = time.perf_counter()
     return {"note": engine.note, "engine_s": ready - start, "steps_s": end - ready, "training_s": end - start,
             "losses": tuple(float(loss) for loss in losses)}
-
-
-def same_losses(config: TrainConfig, engines: tuple[str, ...]) -> tuple[SameLosses, ...]:
-    """Each engine's first losses beside those of the plain loop in float32, from the same weights and batches."""
-    import torch
-
-    from kit.train.model import build_model, precision
-
-    config = dataclasses.replace(config, steps=LOSS_STEPS)
-    batches = _batches(torch, config)
-    initial = build_model(config)[0].state_dict()
-
-    def losses_of(engine: str, dtype: str) -> dict | str:
-        one = dataclasses.replace(config, engine=engine, dtype=dtype)
-        model = build_model(one)[0]
-        model.load_state_dict(initial)
-        with precision(one):
-            return _train(model.to(one.device), one, batches)
-
-    reference = losses_of("eager", "float32")["losses"]
-    return tuple(_compared(engine, config.dtype, losses_of(engine, config.dtype), reference) for engine in engines)
-
-
-def _compared(engine: str, dtype: str, trained: dict | str, reference: tuple[float, ...]) -> SameLosses:
-    limit = LOSS_LIMITS[dtype]
-    if isinstance(trained, str):
-        return SameLosses(engine, dtype, (), None, limit, False, trained)
-    losses = trained["losses"]
-    # `not <=` so that NaN is a difference too; it is stored as none, since JSON has no NaN.
-    differences = [abs(a - b) for a, b in zip(losses, reference)]
-    is_finite = all(difference == difference and difference != float("inf") for difference in differences)
-    is_same = is_finite and len(losses) == len(reference) and max(differences) <= limit
-    note = "" if is_same else f"{max(differences):.1e} apart" if is_finite else "a loss is not finite"
-    kept = tuple(loss if loss == loss and abs(loss) != float("inf") else None for loss in losses)
-    return SameLosses(engine, dtype, kept, max(differences) if is_finite else None, limit, is_same, note)
 
 
 def main(request: str) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import __version__, terminal
-from kit.errors import EXIT_INTERNAL, EXIT_PASS, EXIT_SIGINT, EXIT_USAGE, KitError, UsageError
+from kit.errors import EXIT_INTERNAL, EXIT_PASS, EXIT_SIGINT, EXIT_SIGTERM, EXIT_USAGE, KitError, UsageError
 from kit.records import Outcome, dumps, from_json, loads, to_json
 
 EXIT_CODES = """exit codes:
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, rest = top.parse_known_args(argv)
     if rest and args.command not in PASS_ON:
         top.error(f"unknown arguments: {' '.join(rest)}; python -m kit {args.command} --help lists what there is")
-    args.rest = rest
+    args.rest, args.is_terminated = rest, False
     try:
         answer = args.run(args)
     except KitError as error:
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return error.exit_code
     except KeyboardInterrupt:
         print(f"\nkit {args.command}: interrupted", file=sys.stderr)
-        return EXIT_SIGINT
+        return EXIT_SIGTERM if args.is_terminated else EXIT_SIGINT
     except BrokenPipeError:
         # The reader of our output went away, as `| head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         print(f"kit {args.command}: an error of the kit itself; please report the lines above", file=sys.stderr)
         return EXIT_INTERNAL
-    if args.json or answer.text:
+    if answer.text or (args.json and answer.record is not None):
         print(dumps(answer.record) if args.json else answer.text)
     return answer.exit_code
 
@@ -166,16 +166,50 @@ def run_explain(args: argparse.Namespace) -> Answer:
 
 
 def run_train(args: argparse.Namespace) -> Answer:
+    from kit.scale.place import is_rank
     from kit.train.config import TrainConfig
-    from kit.train.run import train
 
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     given = {name: value for name, value in vars(args).items() if name in names and value is not None}
     config = TrainConfig(**given)
+    if args.gpus or is_rank(os.environ):
+        return _train_ranks(config, args)
+    from kit.train.run import train
+
     result = train(config, out=args.out, on_step=_print_step)
     record = {"verdict": result.verdict.outcome, "throughput": result.throughput, "checks": result.verdict.checks,
               "run": result.run}
     return Answer(f"{result.sentence}\n\n{result.table}\n\n{result.verdict}", record, result.verdict.outcome.exit_code)
+
+
+def _train_ranks(config, args: argparse.Namespace) -> Answer:
+    """On several GPUs: torchrun is started, or this process is one rank that torchrun started already."""
+    from kit.scale.run import conclude_here, train_ranks
+
+    if args.gpus:
+        result = train_ranks(config, args.gpus, parallel=args.parallel, out=args.out, on_progress=_print_ranks())
+    else:
+        from kit.scale.rank import train_rank
+
+        group, rank = train_rank(config, parallel=args.parallel, out=args.out, on_step=_print_step)
+        result = conclude_here(group, rank, config, args.parallel, args.out)
+        group.leave()
+        if result is None:
+            return Answer("", None)
+    record = {"verdict": result.verdict.outcome, "run": result.run, "checks": result.verdict.checks,
+              "ranks": [rank.record for _, rank in sorted(result.ranks.items())]}
+    return Answer(str(result), record, result.verdict.outcome.exit_code)
+
+
+def _print_ranks() -> Callable[[dict[int, int]], None]:
+    shown = [0]
+
+    def show(steps: dict[int, int]) -> None:
+        if min(steps.values()) > shown[0]:
+            shown[0] = min(steps.values())
+            print(f"step {shown[0]}: finished by {len(steps)} ranks", file=sys.stderr)
+
+    return show
 
 
 def _print_step(step) -> None:
@@ -184,24 +218,52 @@ def _print_step(step) -> None:
 
 
 def run_sweep(args: argparse.Namespace) -> Answer:
+    if args.gpus:
+        return _scaling(args)
     from kit.sweep.plan import SweepPlan
     from kit.sweep.run import sweep
+    from kit.sweep.table import progress_text
 
     names = {field.name for field in dataclasses.fields(SweepPlan)}
     given = {name: value for name, value in vars(args).items() if name in names and value is not None}
     plan = SweepPlan(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
-    done = []
+    # In a terminal the bar stays in the last line, under the points; in a log each point is a line.
+    is_terminal, width = sys.stderr.isatty(), terminal.size()[0] - 1
 
     def show(row) -> None:
-        done.append(row)
         figure = f"{row.step_time_s * 1e3:.1f} ms" if row.step_time_s else row.outcome
-        print(f"[{len(done)}/{len(plan.configs())}] {row.engine} {row.batch_size} × {row.seq_len} {row.dtype}: {figure}",
-              file=sys.stderr)
+        line = f"{row.engine} {row.batch_size} × {row.seq_len} {row.dtype}: {figure}"
+        print(f"\r{line:<{width}}" if is_terminal else line, file=sys.stderr)
 
-    result = sweep(plan, out=args.out, on_row=show)
+    def bar(done: int, total: int, left_s: float) -> None:
+        end = "" if is_terminal and done < total else "\n"
+        print(f"{progress_text(done, total, left_s)[:width]:<{width if is_terminal else 0}}", end=end, file=sys.stderr, flush=True)
+
+    result = sweep(plan, out=args.out, on_row=show, on_progress=bar)
     record = {"sentence": result.sentence, "ceilings": result.ceilings, "rows": result.rows}
     outcome = Outcome.PASS if any(row.outcome == "ok" for row in result.rows) else Outcome.INCONCLUSIVE
-    return Answer(f"{result.table}\n\n{result.sentence}", record, outcome.exit_code)
+    return Answer(f"{result.table}\n\n{result.not_here}\n\n{result.sentence}", record, outcome.exit_code)
+
+
+def _scaling(args: argparse.Namespace) -> Answer:
+    """The speed of one step on growing numbers of GPUs."""
+    from kit.scale.run import scale
+    from kit.scale.table import ScalePlan, scaled_step
+    from kit.session import DEFAULT_MODELS
+
+    shape = {"batch_sizes": args.batch_sizes, "seq_lens": args.seq_lens, "dtypes": args.dtypes}
+    several = [name for name, values in shape.items() if values and len(values) > 1]
+    if several or args.engines:
+        raise UsageError(f"--gpus with several {', '.join(several) or '--engines'}",
+                         expected="one batch size, one length, one precision, by the eager engine",
+                         todo="run the command once for each")
+    first = {name.removesuffix("s"): values[0] for name, values in shape.items() if values}
+    step = scaled_step(args.device, args.model or DEFAULT_MODELS[args.device], **first)
+    plan = ScalePlan(args.gpus, step, parallel=args.parallel, **({"blocks": args.blocks} if args.blocks else {}))
+    result = scale(plan, out=args.out, on_progress=lambda index, count: print(
+        f"[{index}/{count}] {plan.gpus[index - 1]} GPUs", file=sys.stderr))
+    outcome = Outcome.PASS if all(row.outcome == "ok" for row in result.scaling.rows) else Outcome.INCONCLUSIVE
+    return Answer(str(result), {"sentence": result.scaling.sentence, "scaling": result}, outcome.exit_code)
 
 
 def run_bench(args: argparse.Namespace) -> Answer:
@@ -215,8 +277,7 @@ def run_bench(args: argparse.Namespace) -> Answer:
         print(f"{run.engine} {run.dtype}: {run.training_s:.2f} s, {run.process_s:.1f} s from process start", file=sys.stderr)
 
     result = bench(TrainConfig(**given), engines=tuple(args.engines or ENGINES), out=args.out, on_run=show)
-    is_same = all(row.is_same for row in result.losses)
-    outcome = Outcome.FAIL if not is_same else Outcome.PASS if result.runs else Outcome.INCONCLUSIVE
+    outcome = Outcome.INCONCLUSIVE if not result.runs else Outcome.PASS if result.losses.is_same else Outcome.FAIL
     return Answer(str(result), {"sentence": result.sentence, "bench": result}, outcome.exit_code)
 
 
@@ -224,7 +285,11 @@ def run_report(args: argparse.Namespace) -> Answer:
     from kit.report import progress_line, report
 
     # A scheduler stops a job with SIGTERM; like Ctrl-C it ends in a bundle that says INTERRUPTED.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    def stop(*_: object) -> None:
+        args.is_terminated = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
     done = report(
         device=args.device, params=args.params, out=args.out, expect_gpu=args.expect_gpu, min_cuda=args.min_cuda,
         nonce=args.nonce, progress=progress_line(),
@@ -233,7 +298,7 @@ def run_report(args: argparse.Namespace) -> Answer:
     record = {"verdict": evidence.verdict.outcome, "diagnosis": evidence.verdict.diagnosis, "state": evidence.state,
               "bundle": str(done.path), "headline": evidence.headline, "notes": done.notes}
     lines = [f"{evidence.verdict.outcome}: {evidence.headline}", *done.notes, f"report: {done.path / 'index.html'}"]
-    return Answer("\n".join(lines), record, done.exit_code)
+    return Answer("\n".join(lines), record, EXIT_SIGTERM if args.is_terminated else done.exit_code)
 
 
 def run_verify(args: argparse.Namespace) -> Answer:
@@ -409,12 +474,24 @@ def _add_expectation(command: argparse.ArgumentParser) -> None:
 def _add_train(command: argparse.ArgumentParser) -> None:
     _add_device(command, "cuda")
     command.add_argument("--out", type=Path, metavar="DIR", help="folder for steps, telemetry and the record")
+    command.add_argument("--gpus", type=int, metavar="N", help="start N ranks of this machine with torchrun; each is proved")
+    _add_parallel(command)
     for name in ("model", "weights", "dataset", "dtype"):
         command.add_argument(f"--{name}", help=f"see TrainConfig.{name}")
     for name in ("batch-size", "seq-len", "steps", "seed"):
         command.add_argument(f"--{name}", type=int, help=f"see TrainConfig.{name.replace('-', '_')}")
     for name in ("lr", "weight-decay", "max-grad-norm"):
         command.add_argument(f"--{name}", type=float, help=f"see TrainConfig.{name.replace('-', '_')}")
+
+
+def _add_parallel(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--parallel", choices=("ddp", "fsdp"), default="ddp",
+                         help="of several ranks: a copy of the model on each (ddp), or a part of it (fsdp); default ddp")
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    """argparse turns the ValueError of a word that is no number into a usage error."""
+    return tuple(int(word) for word in text.split(","))
 
 
 def _add_sweep(command: argparse.ArgumentParser) -> None:
@@ -426,6 +503,8 @@ def _add_sweep(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dtypes", nargs="+", metavar="DTYPE", help="float32, tf32, bfloat16")
     command.add_argument("--engines", nargs="+", metavar="ENGINE", help="trainer, eager, compiled, captured, graphed")
     command.add_argument("--blocks", type=int, help="timed blocks a point")
+    command.add_argument("--gpus", type=_counts, metavar="1,2,4", help="measure one step on these numbers of GPUs instead")
+    _add_parallel(command)
 
 
 def _add_bench(command: argparse.ArgumentParser) -> None:

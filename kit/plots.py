@@ -6,7 +6,8 @@ Ito's, told apart by colour-blind readers; markers differ too, so a grey print s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
@@ -18,7 +19,7 @@ from kit.train.metrics import STEADY_FROM, KernelProfile, StepRecord, TelemetryS
 from kit.units import GiB, number, percent, seconds
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
 _SIZE = (8.0, 4.5)
 
 
@@ -94,22 +95,18 @@ def sweep_throughput(rows: Sequence[Row], ceilings: Ceilings, *, caption: str) -
         else "No point could be measured"
     )
     figure, (axis,) = _figure(1, title, caption)
-    for index, (label, line) in enumerate(_lines(rows)):
-        colour, marker = COLOURS[index % 6], MARKERS[index % 6]
-        good = [row for row in line if row.tokens_per_s]
-        _with_spread(axis, good, colour=colour, marker=marker, label=label)
+    for label, line, colour, marker in _lines([row for row in rows if row.tokens_per_s]):
+        _with_spread(axis, line, colour=colour, marker=marker, label=label)
         limit = [
             (row.batch_size, row.batch_size * row.seq_len / floor_s(row, ceilings))
-            for row in good
+            for row in line
             if floor_s(row, ceilings)
         ]
         if limit:
-            axis.plot(*zip(*limit), "--", color=colour, linewidth=0.8)
-        for row in line:
-            if row.outcome == "oom":
-                axis.annotate(
-                    "out of memory", (row.batch_size, 0), color=colour, fontsize=7, rotation=90, va="bottom"
-                )
+            axis.plot(*zip(*limit), "--", color=colour, linewidth=0.8, marker="_")
+    for size in sorted({row.batch_size for row in rows if row.outcome == "oom"}):
+        engines = sorted({row.engine for row in rows if row.outcome == "oom" and row.batch_size == size})
+        axis.annotate(f" out of memory: {', '.join(engines)}", (size, 0), fontsize=7, rotation=90, va="bottom", ha="right")
     axis.set(xlabel="batch size", ylabel="tokens/s (dashed: limit of this card)", ylim=(0, None))
     axis.yaxis.set_major_formatter("{x:,.0f}")
     _batch_axis(axis, rows)
@@ -144,40 +141,35 @@ def sweep_memory(rows: Sequence[Row], *, caption: str) -> Figure:
     top = max((row.peak_memory_bytes for row in known), default=None)
     title = f"Peak memory up to {top / GiB:.1f} GiB" if top else "GPU memory: none, this sweep ran on the CPU"
     figure, (axis,) = _figure(1, title, caption)
-    for index, (label, line) in enumerate(_lines(known)):
-        axis.plot(
-            [row.batch_size for row in line],
-            [row.peak_memory_bytes / GiB for row in line],
-            color=COLOURS[index % 6],
-            marker=MARKERS[index % 6],
-            label=label,
-        )
+    for label, line, colour, marker in _lines(known):
+        memory = [row.peak_memory_bytes / GiB for row in line]
+        axis.plot([row.batch_size for row in line], memory, color=colour, marker=marker, label=label)
     if known:
         axis.set(xlabel="batch size", ylabel="peak memory allocated (GiB)", ylim=(0, None))
         _batch_axis(axis, known)
     else:
-        _no_gpu_memory(axis)
+        _nothing(axis, "no GPU memory: this ran on the CPU")
     return figure
 
 
-def _no_gpu_memory(axis) -> None:
-    axis.text(0.5, 0.5, "no GPU memory: this ran on the CPU", ha="center", va="center", wrap=True)
+def _nothing(axis, text: str) -> None:
+    axis.figure.set_size_inches(_SIZE[0], 1.2)
+    axis.text(0.5, 0.5, text, ha="center", va="center", wrap=True)
     axis.set_axis_off()
 
 
-def _lines(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    keys = sorted({(row.engine, row.dtype, row.seq_len) for row in rows})
-    has_engines = len({row.engine for row in rows}) > 1
-    return [
-        (
-            f"{engine}, " * has_engines + f"{dtype}, {seq_len} tokens a sample",
-            sorted(
-                (r for r in rows if (r.engine, r.dtype, r.seq_len) == (engine, dtype, seq_len)),
-                key=lambda r: r.batch_size,
-            ),
-        )
-        for engine, dtype, seq_len in keys
-    ]
+def _lines(rows: Sequence[Row]) -> list[tuple[str, list[Row], str, str]]:
+    """Label, rows, colour and marker of each line. A colour is an engine's; where there is one engine, each line's."""
+    engines = sorted({row.engine for row in rows})
+    kinds = sorted({(row.dtype, row.seq_len) for row in rows})
+    has_engines, lines = len(engines) > 1, []
+    for engine, (dtype, seq_len) in itertools.product(engines, kinds):
+        line = [row for row in rows if (row.engine, row.dtype, row.seq_len) == (engine, dtype, seq_len)]
+        if line:
+            label = f"{engine}, " * has_engines + f"{dtype}, {seq_len} tokens a sample"
+            colour = COLOURS[(engines.index(engine) if has_engines else len(lines)) % len(COLOURS)]
+            lines.append((label, sorted(line, key=lambda row: row.batch_size), colour, MARKERS[len(lines) % len(MARKERS)]))
+    return lines
 
 
 def _batch_axis(axis, rows: Sequence[Row]) -> None:
@@ -207,18 +199,13 @@ def roofline(rows: Sequence[Row], ceilings: Ceilings, *, caption: str) -> Figure
         row.point: row.flop_per_s * row.step_time_s / adamw_step_bytes(MODELS[row.model], row.dtype)
         for row in good
     }
-    for index, (label, line) in enumerate(_lines(good)):
-        axis.plot(
-            [density[row.point] for row in line],
-            [row.flop_per_s for row in line],
-            color=COLOURS[index % 6],
-            marker=MARKERS[index % 6],
-            linestyle="",
-            label=label,
-        )
+    for label, line, colour, marker in _lines(good):
+        heights = [row.flop_per_s for row in line]
+        axis.plot([density[row.point] for row in line], heights, marker, color=colour, label=label)
     if good and ceilings.copy_bytes_per_s:
         left, right = min(density.values()) / 2, max(density.values()) * 2
-        for dtype, rate in ceilings.matmul_flop_per_s.items():
+        for dtype in sorted({row.dtype for row in good} & set(ceilings.matmul_flop_per_s)):
+            rate = ceilings.matmul_flop_per_s[dtype]
             ridge = min(max(rate / ceilings.copy_bytes_per_s, left), right)
             heights = [min(rate, x * ceilings.copy_bytes_per_s) for x in (left, ridge, right)]
             axis.plot((left, ridge, right), heights, color="#555555", linewidth=1)
@@ -256,19 +243,38 @@ def sweep_step_times(rows: Sequence[Row], *, caption: str) -> Figure:
     return figure
 
 
-def where_time_goes(profile: KernelProfile, *, caption: str) -> Figure:
-    """One profiled step: device time by kind of kernel, and the time in which no kernel ran."""
-    total = profile.step_time_s or 0.0
-    idle = max(0.0, total - (profile.device_time_s or 0.0))
-    parts = [*profile.groups.items(), ("no kernel running", idle)] if profile.groups else []
-    title = (
-        f"Kernels run for {percent((total - idle) / total)} of the step" if parts and total else "No profile"
-    )
+_PARTS = ("matmul", "attention", "optimizer", "other", "no kernel running")
+
+
+def where_time_goes(profiles: Mapping[str, KernelProfile], *, caption: str) -> Figure:
+    """One warm step of each engine, by its name: kernel time by kind, and the time in which no kernel ran."""
+    known = {name: profile for name, profile in profiles.items() if profile.groups and profile.step_time_s}
+    bars = sorted(((name, _parts(profile)) for name, profile in known.items()), key=lambda bar: -sum(bar[1]))
+    title = "No profile: kernels run on a GPU"
+    if bars:
+        (slow, most), (fast, least) = bars[0], bars[-1]
+        title = f"No kernel runs for {percent(most[-1] / sum(most))} of a step by {slow}"
+        title += f", for {percent(least[-1] / sum(least))} by {fast}" if fast != slow else ""
     figure, (axis,) = _figure(1, title, caption)
-    parts.sort(key=lambda part: part[1])
-    for height, (name, value) in enumerate(parts):
-        axis.barh(height, value * 1e3, color="#999999" if name == "no kernel running" else COLOURS[0])
-        axis.annotate(f" {seconds(value)}", (value * 1e3, height), fontsize=8, va="center")
-    axis.set_yticks(range(len(parts)), [name for name, _ in parts])
-    axis.set(xlabel="time of one step (ms)", xlim=(0, None))
+    for height, (_, parts) in enumerate(bars):
+        left = 0.0
+        for index, value in enumerate(parts):
+            is_gap = index == len(_PARTS) - 1
+            axis.barh(height, value * 1e3, left=left * 1e3, color="#DDDDDD" if is_gap else COLOURS[index],
+                      hatch="///" if is_gap else None, edgecolor="white", label=_PARTS[index] if not height else None)
+            left += value
+        axis.annotate(f" {seconds(left)}", (left * 1e3, height), fontsize=8, va="center")
+    axis.set_yticks(range(len(bars)), [name for name, _ in bars])
+    if bars:
+        axis.set(xlabel="time of one step (ms)", xlim=(0, 1.15e3 * sum(bars[0][1])))
+        axis.legend(fontsize=8)
+    else:
+        _nothing(axis, "no kernels: this ran on the CPU, or the profiler saw none")
     return figure
+
+
+def _parts(profile: KernelProfile) -> list[float]:
+    """Seconds of each of `_PARTS`. The kernels are the profiled step's, the whole is the step that nothing slowed."""
+    named = [profile.groups.get(part, 0.0) for part in _PARTS[:3]]
+    total = sum(profile.groups.values())
+    return [*named, total - sum(named), max(0.0, profile.step_time_s - total)]

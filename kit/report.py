@@ -1,4 +1,4 @@
-"""`kit report`: the three notebooks, headless, into one bundle that `kit verify` accepts.
+"""`kit report`: the notebooks, headless, into one bundle that `kit verify` accepts.
 
 A face: it orders the work and keeps the records. What they say is concluded from the files.
 """
@@ -24,9 +24,10 @@ from typing import Any
 from kit import __version__
 from kit.errors import EXIT_SIGINT, UsageError
 from kit.evidence.bundle import Bundle, open_bundle
-from kit.evidence.conclude import RunRecord, conclude
+from kit.evidence.conclude import conclude
 from kit.evidence.execute import check_parameters, execute, read_parameters
 from kit.evidence.model import COMPLETE, FAILED, INTERRUPTED, Evidence, NotebookRun
+from kit.evidence.raw import RunRecord
 from kit.gpu.check import expect, resolve_device
 from kit.gpu.facts import MachineFacts
 from kit.gpu.probe import SMI_QUERY, Capture, capture, probe
@@ -36,7 +37,7 @@ from kit.records import Outcome, Verdict, from_json, loads
 from kit.train.startup import keep_bytecode
 
 PROJECT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = ("01_env_check", "02_smoke_training", "03_throughput")
+NOTEBOOKS = ("01_env_check", "02_smoke_training", "03_throughput", "04_scaling")
 DEFAULT_PARAMS = {"cuda": "gpu_smoke.yaml", "cpu": "cpu_rehearsal.yaml"}
 # What the report itself gives to each notebook.
 _OWN = ("out", "nonce", "device")
@@ -129,6 +130,7 @@ def split_parameters(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _check_values(parameters: Mapping[str, Mapping[str, Any]], device: str) -> None:
     """Raises UsageError for values that the notebooks would refuse, and for data that cannot be read."""
+    from kit.scale.table import ScalePlan, scaled_step
     from kit.session import DEFAULT_MODELS
     from kit.sweep.plan import SweepPlan
     from kit.train.config import TrainConfig
@@ -143,6 +145,12 @@ def _check_values(parameters: Mapping[str, Mapping[str, Any]], device: str) -> N
 
     config = TrainConfig(**values("02_smoke_training", TrainConfig), device=device)
     SweepPlan(**values("03_throughput", SweepPlan), device=device)
+    for engine in parameters["03_throughput"].get("short_runs", ()):
+        dataclasses.replace(config, engine=engine)
+    scaled = parameters["04_scaling"]
+    step = {name: scaled[f"scale_{name}"] for name in ("batch_size", "seq_len", "dtype") if f"scale_{name}" in scaled}
+    ScalePlan(tuple(scaled.get("gpus") or (1,)), scaled_step(device, config.model, **step),
+              **{name: scaled[name] for name in ("parallel", "blocks") if name in scaled})
     load_texts(config.dataset)
 
 
@@ -162,6 +170,9 @@ def _run(bundle: Bundle, record: RunRecord, progress: Callable[[str], None]) -> 
         for name in NOTEBOOKS:
             if reason:
                 runs.append(_not_run(name, reason))
+                continue
+            if name == "04_scaling" and _is_alone(bundle, record):
+                progress(f"{name}: left out, one GPU has nothing to be compared with\n")
                 continue
             captures.is_training = name == "02_smoke_training"
             runs.append(_run_one(bundle, record, name, progress))
@@ -206,6 +217,12 @@ def _unusable(bundle: Bundle, record: RunRecord) -> str | None:
     if red.outcome is not Outcome.FAIL:
         return None
     return f"the GPU is not usable: {red.findings[0].found}"
+
+
+def _is_alone(bundle: Bundle, record: RunRecord) -> bool:
+    """Whether torch saw one GPU only: then no bundle claims anything about several."""
+    facts = from_json(MachineFacts, loads((bundle.path / "facts" / "begin.json").read_bytes()))
+    return record.device == "cuda" and (facts.torch is None or len(facts.torch.gpus) < 2)
 
 
 class _Captures:

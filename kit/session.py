@@ -49,6 +49,15 @@ class Session:
         """The model's name; 'auto' is GPT-2 on a GPU and a tiny model in a rehearsal."""
         return DEFAULT_MODELS[self.device] if name == "auto" else name
 
+    def gpus(self, asked: list[int]) -> tuple[int, ...]:
+        """Numbers of GPUs to compare: as asked for, or 1, 2, 4 … and all that are there; two ranks in a rehearsal."""
+        if asked:
+            return tuple(asked)
+        import torch
+
+        count = torch.cuda.device_count() if self.device == "cuda" else 2
+        return tuple(sorted({2**power for power in range(count.bit_length())} | {count}))
+
     def keep_json(self, name: str, value: Any) -> None:
         """Writes a value below `out`, without what must not leave the machine."""
         if self.out is None:
@@ -78,6 +87,15 @@ class Session:
         """What `train(on_step=...)` calls to draw the run while it runs; None where records are kept, since a
         headless run has nobody who watches and its device should not wait for pictures."""
         return None if self.out else LivePlot(steps)
+
+    def progress(self) -> Callable[[int, int, float], None] | None:
+        """What `sweep(on_progress=...)` calls: one line in one place. None where records are kept, as for `live`."""
+        if self.out:
+            return None
+        from kit.sweep.table import progress_text
+
+        place = _one_place("The first point is being measured.")
+        return lambda done, total, left_s: place(Line(progress_text(done, total, left_s)))
 
     def finish(self, outcome: Outcome) -> str:
         """Writes the final record; a notebook without one has not ended. Returns the closing sentence."""
@@ -165,7 +183,7 @@ class LivePlot:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._steps, self._clock = steps, clock
-        self._show = show or _one_place()
+        self._show = show or _one_place("The first step is being trained.")
         self._records: list[Any] = []
         self._drawn, self._next_s = 0, clock()
 
@@ -189,14 +207,14 @@ class LivePlot:
         self._next_s = max(began + self.LEAST_GAP_S, now + (now - began) * (1 / self.LARGEST_SHARE - 1))
 
 
-def _one_place() -> Callable[[Any], None]:
+def _one_place(first: str) -> Callable[[Any], None]:
     """Shows one value after another in the same place of a notebook; outside a kernel, nowhere."""
     ipython = sys.modules.get("IPython")
     if ipython is None or not hasattr(ipython.get_ipython(), "kernel"):
         return lambda value: None
     from IPython.display import display
 
-    place = display(Line("The first step is being trained."), display_id=True)
+    place = display(Line(first), display_id=True)
     return place.update
 
 

@@ -65,9 +65,10 @@ def _escape(char: str) -> str:
 
 def check_lines(checks: Iterable[Check], *, width: int = 100) -> list[str]:
     """One line a check, and for one that is not green what was expected and what to do."""
-    lines = []
+    lines, checks = [], list(checks)
+    second = max([26, *(len(check.id) for check in checks)])
     for check in checks:
-        lines += _wrapped(f"{check.outcome:<12} {check.id:<26} {plain(check.found)}", width, 40)
+        lines += _wrapped(f"{check.outcome:<12} {check.id:<{second}} {plain(check.found)}", width, 14 + second)
         if check.outcome in (Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.INVALID):
             lines += _wrapped(f"{'':<12} expected: {plain(check.expected)}", width, 23)
             lines += _wrapped(f"{'':<12} to do:    {plain(check.todo)}", width, 23) if check.todo else []

@@ -218,9 +218,19 @@ def _outcome(outcome: Outcome) -> str:
     return f"<td class='{outcome}'>{outcome}</td>"
 
 
+# The answers first; figures of other names follow.
+_FIRST_FIGURES = ("training", "throughput", "scaling", "roofline")
+
+
+def _figure_order(name: str) -> tuple[int, str]:
+    stem = PurePosixPath(name).stem
+    return (_FIRST_FIGURES.index(stem) if stem in _FIRST_FIGURES else len(_FIRST_FIGURES)), name
+
+
 def _figures(files: Mapping[str, bytes]) -> str:
     html, room = "", MAX_EMBEDDED_BYTES
-    for name in sorted(name for name in files if name.startswith("figures/") and name.endswith(".png")):
+    names = (name for name in files if name.startswith("figures/") and name.endswith(".png"))
+    for name in sorted(names, key=_figure_order):
         data, alt = files[name], _alt(name, files)
         room -= len(data)
         if room < 0 or not data.startswith(b"\x89PNG\r\n\x1a\n"):

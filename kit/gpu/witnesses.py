@@ -124,4 +124,4 @@ def matches(expected: str, name: str) -> bool:
 
 def _words(name: str) -> frozenset[str]:
     text = re.sub(r"\b(rtx|gtx|gt|mx)(\d)", r"\1 \2", normalise(name))
-    return frozenset(re.findall(r"[a-z0-9.]+", text.replace("-", " ")))
+    return frozenset(re.findall(r"[a-z0-9.]+", text))

@@ -1,56 +1,121 @@
-"""What this card can do when it does one thing: matrix products, a copy, a launch. A few seconds."""
+"""What this card can do when it does one thing: matrix products, attention, a copy, a launch. A few seconds."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 
-from kit.gpu.specs import peak_flop_per_s
+from kit.gpu.specs import bandwidth_bytes_per_s, peak_flop_per_s
 from kit.sweep.table import Ceilings
+from kit.train.attention import fast_kernels
 from kit.train.config import DATASHEET_DTYPES
 from kit.train.loop import synchronize
 
-# Large enough to fill the biggest card of today, small enough to fit the smallest.
-_SHAPES = {"cuda": (4096, 8192), "cpu": (512, 1024)}
+_PEAKS = {**DATASHEET_DTYPES, "float16": "fp16", "float8": "fp8"}
+_KINDS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+# m, n, k. A card's best shape is seldom a square: the third was the best of many on an H100 (Bekman's MAMF finder).
+_SHAPES = {
+    "cuda": ((4096, 4096, 4096), (8192, 8192, 8192), (2048, 2048, 13312), (16384, 8192, 1280), (4096, 4096, 16384)),
+    "cpu": ((512, 512, 512), (1024, 1024, 1024), (512, 512, 2048)),
+}
+# batch, heads, tokens, width of a head: GPT-2 124M's.
+_ATTENTION = {"cuda": (64, 12, 1024, 64), "cpu": (1, 12, 256, 64)}
 _COPY_BYTES = {"cuda": 2 * 1024**3, "cpu": 128 * 1024**2}
-_SECONDS = 0.25
+# A slow card measures fewer shapes, rather than for longer: this many seconds for all products.
+_PRODUCTS_S = {"cuda": 2.5, "cpu": 1.5}
+_SECONDS = 0.05
+# Calls in a row until about this long, so that neither launching nor waiting is part of the figure.
+_ROW_S = 0.005
+_LAUNCHES = 1000
 
 
-def measure_ceilings(device: str, dtypes: tuple[str, ...]) -> Ceilings:
-    """The best of a few square shapes for each dtype, on random numbers (zeros run faster than data)."""
-    rates: dict[str, float] = {}
-    shapes: dict[str, str] = {}
-    for dtype in dtypes:
-        for size in _SHAPES[device]:
-            rate = _matmul_rate(device, dtype, size)
-            if rate > rates.get(dtype, 0):
-                rates[dtype], shapes[dtype] = rate, f"{size} × {size} × {size}"
+def measure_ceilings(device: str, dtypes: Collection[str], *, is_whole: bool = True) -> Ceilings:
+    """The best of a few shapes for each of `dtypes`, on random numbers (zeros run faster than data).
+
+    is_whole: for every other dtype that the device has units for as well, and attention in bfloat16.
+    """
+    wanted = [*dtypes, *(dtype for dtype in _own_dtypes(device) if is_whole and dtype not in dtypes)]
+    found = {dtype: _best_product(device, dtype, _PRODUCTS_S[device] / len(wanted)) for dtype in wanted}
+    best = {dtype: product for dtype, product in found.items() if product}
+    has_attention = is_whole and "bfloat16" in _own_dtypes(device)
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
-    peaks = {dtype: peak_flop_per_s(name, DATASHEET_DTYPES[dtype]) for dtype in dtypes}
+    peaks = {dtype: peak_flop_per_s(name, _PEAKS[dtype]) for dtype in best}
     return Ceilings(
         device_name=name,
-        matmul_flop_per_s=rates,
-        matmul_shape=shapes,
+        matmul_flop_per_s={dtype: rate for dtype, (rate, _) in best.items()},
+        matmul_shape={dtype: shape for dtype, (_, shape) in best.items()},
         copy_bytes_per_s=_copy_rate(device),
         launch_s=_launch_time(device),
         datasheet_flop_per_s={dtype: peak for dtype, peak in peaks.items() if peak},
+        datasheet_bytes_per_s=bandwidth_bytes_per_s(name),
+        attention_flop_per_s=_attention_rate(device) if has_attention else None,
+        attention_shape=" × ".join(map(str, _ATTENTION[device])) if has_attention else None,
+        graph_launch_s=_graph_launch_time() if device == "cuda" else None,
     )
 
 
-def _matmul_rate(device: str, dtype: str, size: int) -> float:
-    kind = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+def _own_dtypes(device: str) -> tuple[str, ...]:
+    """Those with units of their own: tf32 and bfloat16 from Ampere on, float8 from Ada on (CUDA C++ Programming
+    Guide, table of arithmetic by compute capability)."""
+    if device == "cpu":
+        return "float32", "bfloat16"
+    capability = torch.cuda.get_device_capability()
+    ampere = ("tf32", "bfloat16") if capability >= (8, 0) else ()
+    return ("float32", *ampere, "float16", *(("float8",) if capability >= (8, 9) else ()))
+
+
+def _best_product(device: str, dtype: str, share_s: float) -> tuple[float, str] | None:
+    """FLOP/s and shape; None where this torch has no such product here."""
+    best, end = None, time.perf_counter() + share_s
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     try:
-        left = torch.randn(size, size, device=device, dtype=kind)
-        right = torch.randn(size, size, device=device, dtype=kind)
-        out = torch.empty(size, size, device=device, dtype=kind)
-        seconds = _best_of(lambda: torch.mm(left, right, out=out), device)
+        for m, n, k in _SHAPES[device]:
+            rate = 2 * m * n * k / _best_of(_product(device, dtype, (m, n, k)), device)
+            if best is None or rate > best[0]:
+                best = rate, f"{m} × {n} × {k}"
+            if time.perf_counter() > end:
+                break
+    except (RuntimeError, AttributeError):
+        if dtype != "float8":
+            raise
     finally:
         torch.set_float32_matmul_precision(before)
-    return 2 * size**3 / seconds
+    return best
+
+
+def _product(device: str, dtype: str, shape: tuple[int, int, int]) -> Callable[[], object]:
+    m, n, k = shape
+    kind = _KINDS.get(dtype, torch.float32 if dtype != "float8" else torch.bfloat16)
+    left, right = torch.randn(m, k, device=device, dtype=kind), torch.randn(k, n, device=device, dtype=kind)
+    if dtype == "float8":
+        # The second operand by columns, as the hardware wants it.
+        left, right = left.to(torch.float8_e4m3fn), right.t().contiguous().to(torch.float8_e4m3fn).t()
+        one = torch.ones((), device=device)
+        return lambda: torch._scaled_mm(left, right, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)
+    out = torch.empty(m, n, device=device, dtype=kind)
+    return lambda: torch.mm(left, right, out=out)
+
+
+def _attention_rate(device: str) -> float:
+    """FLOP/s of causal attention in bfloat16, forward and backward.
+
+    2 products forward and 5 backward of 2 · B · H · T² · D each, half of it masked (Dao 2023, 2307.08691, section 4.1).
+    """
+    batch, heads, tokens, width = _ATTENTION[device]
+    query, key, value = (
+        torch.randn(batch, heads, tokens, width, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
+    )
+    gradient = torch.randn_like(query)
+
+    def work() -> None:
+        out = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        torch.autograd.grad(out, (query, key, value), gradient)
+
+    with fast_kernels(torch.bfloat16, tokens):
+        return 7 * batch * heads * tokens**2 * width / _best_of(work, device)
 
 
 def _copy_rate(device: str) -> float:
@@ -68,22 +133,37 @@ def _launch_time(device: str) -> float:
     value.add_(1)
     synchronize(device)
     start = time.perf_counter()
-    for _ in range(1000):
+    for _ in range(_LAUNCHES):
         value.add_(1)
     synchronize(device)
-    return (time.perf_counter() - start) / 1000
+    return (time.perf_counter() - start) / _LAUNCHES
+
+
+def _graph_launch_time() -> float:
+    """Seconds of one of a thousand small kernels in a CUDA graph, each waiting for the one before it."""
+    value = torch.ones(1, device="cuda")
+    value.add_(1)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(_LAUNCHES):
+            value.add_(1)
+    return _best_of(graph.replay, "cuda") / _LAUNCHES
 
 
 def _best_of(work: Callable[[], object], device: str) -> float:
-    """Seconds of the fastest call of a quarter second, after a warm-up: a ceiling is the best that was seen."""
-    for _ in range(3):
-        work()
-    synchronize(device)
-    times = []
-    end = time.perf_counter() + _SECONDS
-    while time.perf_counter() < end or len(times) < 3:
+    """Seconds of a call in the fastest row of calls, after a warm-up: a ceiling is the best that was seen."""
+
+    def row(calls: int) -> float:
         start = time.perf_counter()
-        work()
+        for _ in range(calls):
+            work()
         synchronize(device)
-        times.append(time.perf_counter() - start)
+        return (time.perf_counter() - start) / calls
+
+    row(1)
+    calls = max(1, min(100, round(_ROW_S / row(1))))
+    times, end = [], time.perf_counter() + _SECONDS
+    while time.perf_counter() < end or len(times) < 3:
+        times.append(row(calls))
     return min(times)

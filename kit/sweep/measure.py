@@ -63,7 +63,7 @@ class Bench:
 
         engine = build_engine(config.engine, self._model, config)
         if engine.is_fallback:
-            return {"outcome": "missing", "reason": engine.note}
+            return {"outcome": "missing", "reason": engine.reason}
         blocks, steps, loss = self._blocks(engine, batch, config)
         if not loss == loss or abs(loss) == float("inf"):
             return {"outcome": "error", "reason": f"the loss is {loss} after {steps} steps"}

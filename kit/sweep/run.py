@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -12,8 +13,8 @@ from kit.records import dumps, loads, to_json
 from kit.sweep.plan import SweepPlan
 from kit.show import Table, card, escape
 from kit.stats import spread
-from kit.sweep.table import Ceilings, Row, as_record, floor_s, from_csv, higher, in_grid_order, mfu, row_of, to_csv
-from kit.train.config import TrainConfig
+from kit.sweep.table import Ceilings, Row, as_record, floor_s, from_csv, higher, in_grid_order, mfu, row_of, to_csv, words
+from kit.train.config import ENGINES, TrainConfig
 from kit.units import memory, number, percent, seconds
 
 Measure = Callable[[TrainConfig], Row]
@@ -37,20 +38,30 @@ class SweepResult:
     @property
     def table(self) -> Table:
         columns = ("engine", "batch", "tokens a sample", "precision", "step", "IQR", "n", "tokens/s", "memory",
-                   "of the limit", "MFU")
+                   "floor", "floor / step", "MFU, measured", "MFU, published")
         return Table(columns, tuple(self._cells(row) for row in self.rows))
 
     def _cells(self, row: Row) -> tuple[str, ...]:
         shape = (row.engine, str(row.batch_size), str(row.seq_len), row.dtype)
         if row.outcome != "ok":
-            words = {"oom": "out of memory", "missing": "not here"}
-            return (*shape, words.get(row.outcome, row.outcome), *["–"] * 6)
+            short = {"oom": "out of memory", "missing": "not here"}
+            return (*shape, short.get(row.outcome, row.outcome), *["–"] * 8)
         figures, limit = spread(row.block_step_s), floor_s(row, self.ceilings)
         return (
             *shape, seconds(figures.median), seconds(figures.iqr, 2), str(figures.n), number(row.tokens_per_s),
             memory(row.peak_memory_bytes) if row.peak_memory_bytes else "–",
-            percent(limit / figures.median if limit else None), percent(mfu(row, self.ceilings)),
+            seconds(limit), percent(limit / figures.median if limit else None), percent(mfu(row, self.ceilings)),
+            percent(mfu(row, self.ceilings, of="datasheet")),
         )
+
+    @property
+    def not_here(self) -> str:
+        """In words: which engines cannot run on this device and why, and which were not asked for."""
+        missing = {row.engine: row.reason for row in self.rows if row.outcome == "missing"}
+        others = [engine for engine in ENGINES if engine not in self.plan.engines]
+        lines = [f"{engine} cannot run here: {reason}." for engine, reason in missing.items()]
+        lines += [f"Not asked for: {', '.join(others)}."] if others else []
+        return "\n".join(lines) or f"All {len(ENGINES)} engines ran here."
 
     def __str__(self) -> str:
         return f"{self.table}\n\n{self.sentence}"
@@ -67,12 +78,9 @@ class SweepResult:
         if not good:
             return f"None of {len(self.rows)} points could be measured on {self.ceilings.device_name}."
         best = max(good, key=lambda row: row.tokens_per_s)
-        limit = floor_s(best, self.ceilings)
-        share = f"{percent(limit / best.step_time_s)} of what its measured ceilings allow" if limit else "limit unknown"
         return (
-            f"{self.ceilings.device_name} trains {best.model} fastest at batch {best.batch_size} × {best.seq_len} in "
-            f"{best.dtype} by the {best.engine} engine: {number(best.tokens_per_s)} tokens/s, {share}; "
-            f"{len(good)} of {len(self.rows)} points measured."
+            f"{self.ceilings.device_name} trains {best.model} at {number(best.tokens_per_s)} tokens/s at best "
+            f"({words(best, self.ceilings)}); {len(good)} of {len(self.rows)} points measured."
         )
 
 
@@ -92,12 +100,13 @@ def sweep(
     Raises GpuNotUsable where the device is cuda and cannot be used.
     """
     from kit.sweep.ceilings import measure_ceilings
-    from kit.train.run import require_device
+    from kit.train.startup import require_device
 
     from kit.sweep.measure import Bench
 
     require_device(plan.device)
-    ceilings = measure_ceilings(plan.device, plan.dtypes)
+    dtypes = tuple(dict.fromkeys(config.dtype for config in plan.configs()))
+    ceilings = measure_ceilings(plan.device, dtypes)
     rows = list(_kept(out, plan, ceilings))
     total, start = len(plan.configs()), time.perf_counter()
     done = {row.point for row in rows}
@@ -108,25 +117,32 @@ def sweep(
             on_row(row)
         if on_progress:
             on_progress(len(rows), total, (time.perf_counter() - start) / count * (total - len(rows)))
-    ceilings = higher(ceilings, measure_ceilings(plan.device, plan.dtypes))
+    with contextlib.suppress(RuntimeError):  # a point that broke the device left its row
+        ceilings = higher(ceilings, measure_ceilings(plan.device, dtypes, is_whole=False))
     _keep(out, plan, ceilings, rows)
     return SweepResult(plan, ceilings, in_grid_order(rows))
 
 
 def rows_of(plan: SweepPlan, measure: Measure, done: Collection[tuple] = ()) -> Iterator[Row]:
-    """One row a point that is not `done`. Out of memory and a failed kernel are rows with their reason."""
-    import torch
-
+    """One row a point that is not `done`. Out of memory and whatever else an engine raises are rows with their reason."""
     for config in plan.configs():
         if row_of(config, "ok").point in done:
             continue
         try:
-            yield measure(config)
-        except torch.cuda.OutOfMemoryError as error:
-            yield row_of(config, "oom", reason=str(error).splitlines()[0])
-        except RuntimeError as error:
-            text = str(error).splitlines()[0] if str(error) else type(error).__name__
-            yield row_of(config, "oom" if "DefaultCPUAllocator" in text else "error", reason=text)
+            row = measure(config)
+        except Exception as error:  # compilers, drivers and libraries raise of their own; Ctrl-C passes
+            row = _failed(config, error)
+        # Here the exception is gone, and with it the frames that held the failed point's tensors. A compiler's
+        # message names files; whose home they are in is nobody's business.
+        yield dataclasses.replace(row, reason=row.reason.replace(str(Path.home()), "~")) if row.reason else row
+
+
+def _failed(config: TrainConfig, error: Exception) -> Row:
+    from kit.train.engines import out_of_memory
+
+    cause = out_of_memory(error)
+    line = (str(cause or error).splitlines() or [""])[0][:300]
+    return row_of(config, "oom" if cause else "error", reason=line if cause else f"{type(error).__name__}: {line}")
 
 
 def _kept(out: str | Path | None, plan: SweepPlan, ceilings: Ceilings) -> tuple[Row, ...]:

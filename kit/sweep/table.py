@@ -12,7 +12,7 @@ from kit.show import Table
 from kit.stats import spread
 from kit.train.config import MODELS, TrainConfig
 from kit.train.flops import adamw_step_bytes, least_step_flop, step_flop
-from kit.units import UNKNOWN, quantity, seconds
+from kit.units import UNKNOWN, percent, quantity, seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Ceilings:
     """What this card did when it was asked for nothing else. FLOP/s by dtype, bytes/s of a copy.
 
     A copy of n bytes counts 2n: read and written. None where it was not measured.
-    datasheet_flop_per_s: dense figures of the maker, where the card is known.
+    datasheet_*: dense figures of the maker, where the card is known. attention: causal, bfloat16, forward and
+    backward; its shape is batch × heads × tokens × width. launch_s, graph_launch_s: of one small kernel.
     """
 
     device_name: str
@@ -29,6 +30,10 @@ class Ceilings:
     copy_bytes_per_s: float | None = None
     launch_s: float | None = None
     datasheet_flop_per_s: dict[str, float] = dataclasses.field(default_factory=dict)
+    datasheet_bytes_per_s: float | None = None
+    attention_flop_per_s: float | None = None
+    attention_shape: str | None = None
+    graph_launch_s: float | None = None
 
     @property
     def table(self) -> Table:
@@ -37,8 +42,15 @@ class Ceilings:
              quantity(self.datasheet_flop_per_s.get(dtype), "FLOP/s"))
             for dtype, rate in self.matmul_flop_per_s.items()
         ]
-        rows.append(("copy on the device", quantity(self.copy_bytes_per_s, "B/s"), "read and written bytes", "–"))
+        if self.attention_flop_per_s:
+            how = f"causal, forward and backward, {self.attention_shape}"
+            rows.append(("attention, bfloat16", quantity(self.attention_flop_per_s, "FLOP/s"), how,
+                         quantity(self.datasheet_flop_per_s.get("bfloat16"), "FLOP/s")))
+        rows.append(("copy on the device", quantity(self.copy_bytes_per_s, "B/s"), "read and written bytes",
+                     quantity(self.datasheet_bytes_per_s, "B/s")))
         rows.append(("launch of one small kernel", seconds(self.launch_s), "a thousand in a row", "–"))
+        if self.graph_launch_s:
+            rows.append(("the same inside a CUDA graph", seconds(self.graph_launch_s), "a thousand in one graph", "–"))
         return Table(("ceiling", "measured", "how", "datasheet"), tuple(rows))
 
 
@@ -90,15 +102,12 @@ class Row:
 
 
 def higher(a: Ceilings, b: Ceilings) -> Ceilings:
-    """The better reading of each ceiling, from before and after a sweep: something else may have disturbed one."""
-    shapes = {
-        dtype: (a if a.matmul_flop_per_s[dtype] >= b.matmul_flop_per_s[dtype] else b).matmul_shape[dtype]
-        for dtype in a.matmul_flop_per_s
-    }
+    """The better reading of each ceiling of `a`, from before and after a sweep: something else may have disturbed one."""
+    better = [dtype for dtype, rate in b.matmul_flop_per_s.items() if rate > a.matmul_flop_per_s.get(dtype, rate)]
     return dataclasses.replace(
         a,
-        matmul_flop_per_s={dtype: max(rate, b.matmul_flop_per_s[dtype]) for dtype, rate in a.matmul_flop_per_s.items()},
-        matmul_shape=shapes,
+        matmul_flop_per_s={**a.matmul_flop_per_s, **{dtype: b.matmul_flop_per_s[dtype] for dtype in better}},
+        matmul_shape={**a.matmul_shape, **{dtype: b.matmul_shape[dtype] for dtype in better}},
         copy_bytes_per_s=max(a.copy_bytes_per_s, b.copy_bytes_per_s),
         launch_s=min(a.launch_s, b.launch_s),
     )
@@ -128,6 +137,30 @@ def mfu(row: Row, ceilings: Ceilings, *, of: str = "measured") -> float | None:
     peaks = ceilings.matmul_flop_per_s if of == "measured" else ceilings.datasheet_flop_per_s
     peak = peaks.get(row.dtype)
     return row.flop_per_s / peak if peak and row.flop_per_s else None
+
+
+def words(row: Row, ceilings: Ceilings) -> str:
+    """One point in words: '4 × 64 by graphed in bfloat16: 3.36 ms, floor 1.50 ms (45 %), MFU 4.8 % of 989 TFLOP/s …'."""
+    point = f"{row.batch_size} × {row.seq_len} by {row.engine} in {row.dtype}"
+    if not row.step_time_s:
+        what = {"oom": "out of memory", "missing": "not here", "error": "failed"}.get(row.outcome, row.outcome)
+        return f"{point}: {what}" + (f", {row.reason}" if row.reason and row.outcome != "oom" else "")
+    floor = floor_s(row, ceilings)
+    limit = f"floor {seconds(floor)} ({percent(floor / row.step_time_s)} of the step)" if floor else "floor unknown"
+    shares = [
+        f"{percent(mfu(row, ceilings, of=of))} of {quantity(peaks[row.dtype], 'FLOP/s')} {name}"
+        for of, name, peaks in (("datasheet", "published", ceilings.datasheet_flop_per_s),
+                                ("measured", "measured", ceilings.matmul_flop_per_s))
+        if row.dtype in peaks
+    ]
+    return f"{point}: {seconds(row.step_time_s)}, {limit}, MFU {' and '.join(shares) or 'unknown'}"
+
+
+def progress_text(done: int, total: int, left_s: float) -> str:
+    """'[######......] 3 of 12 points, about 41 s left'."""
+    full = 24 * done // total
+    left = f"about {seconds(left_s, 2)} left" if done < total else "done"
+    return f"[{'#' * full}{'.' * (24 - full)}] {done} of {total} points, {left}"
 
 
 COLUMNS = (

@@ -219,3 +219,8 @@ def _batch(input_ids: torch.Tensor, mask: torch.Tensor, epoch: int) -> Batch:
         sha256=hashlib.sha256(input_ids.numpy()).hexdigest(),
         epoch=epoch,
     )
+
+
+def part_of(batch: Batch, rows: slice) -> Batch:
+    """Some samples of a batch, as a batch with counts and hash of its own."""
+    return _batch(batch.input_ids[rows], batch.attention_mask[rows], batch.epoch)

@@ -35,7 +35,7 @@ def driver_view(run: TrainingRun, steps: Sequence[StepRecord], samples: Sequence
     window = in_window(steps, samples)
     weak = [uncovered(steps, window), "" if telemetry.is_bound_by_uuid else "device not identified by UUID"]
     weak = [text for text in weak if text]
-    peak = max((step.memory_peak_bytes or 0 for step in steps), default=0)
+    peak = max(step.memory_peak_bytes or 0 for step in steps)
     wanted = max(peak, STATE_BYTES_PER_PARAMETER * run.parameters)
     seen, is_busy = memory_seen(telemetry, window), busier_than_idle(telemetry, window)
     other_name = _other_name(run.device_name, telemetry.device_name)

@@ -63,32 +63,45 @@ def build_engine(name: str, model, config: TrainConfig) -> Engine:
         if reason is None:
             with _without_known_warnings():
                 return kinds[name](model, config)
-    except torch.cuda.OutOfMemoryError:
-        raise
     except Unsuitable as error:
         reason = str(error)
-    except (ImportError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+    except Exception as error:  # compilers raise of their own; each is a reason to fall back, except too little memory
+        if out_of_memory(error):
+            raise
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
     return EagerEngine(model, config, asked_for=name, reason=reason)
 
 
+def out_of_memory(error: BaseException | None) -> BaseException | None:
+    """The error that says so, in what led to `error`: a broken capture or a compiler raises another one on top."""
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        text = str(error).lower()
+        if isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in text or "defaultcpuallocator" in text:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
 @contextlib.contextmanager
 def _without_known_warnings():
-    """Hides what torch says while it compiles and what is wanted here: IEEE products, and its own old code."""
+    """Hides what torch says while it compiles and what nobody here can act on: IEEE products, its own code."""
     with warnings.catch_warnings():
-        for message in ("TensorFloat32 tensor cores", "`torch.jit.script_method` is deprecated"):
+        for message in ("TensorFloat32 tensor cores", "`torch.jit.script_method` is deprecated",
+                        r"\s*Online softmax is disabled"):
             warnings.filterwarnings("ignore", message=message)
         yield
 
 
 class EagerEngine:
-    """The plain loop; also what runs in place of an engine that cannot."""
+    """The plain loop; also what runs in place of an engine that cannot. reason: why that one cannot, else None."""
 
     name = "eager"
 
     def __init__(self, model, config: TrainConfig, *, asked_for: str = "eager", reason: str | None = None) -> None:
         self._model, self._config = model, config
-        self.is_fallback = reason is not None
+        self.is_fallback, self.reason = reason is not None, reason
         self.note = f"the plain loop instead of {asked_for}: {reason}" if reason else "the plain loop"
         self.restart()
 

@@ -11,7 +11,7 @@ import torch
 
 from kit.train.config import TrainConfig
 from kit.train.metrics import StepRecord
-from kit.train.model import autocast
+from kit.train.model import autocast, whole
 
 
 class Audit(Protocol):
@@ -39,7 +39,7 @@ def eager_step(model, optimizer, input_ids, labels, config: TrainConfig) -> tupl
     loss.backward()
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
     optimizer.step()
-    return loss.detach(), grad_norm
+    return loss.detach(), whole(grad_norm)
 
 
 class _DeviceClock:

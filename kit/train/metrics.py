@@ -206,6 +206,7 @@ class TrainingRun:
     gradient_dtype, weights_note: what the parameters were and where they came from.
     device_window_s: first step's start to last step's end by the device's own clock (CUDA events).
     wall_window_s: the same by the wall clock, which can jump. compute_capability: of the device.
+    scheme_copy_bytes: what sharing the model among ranks may copy between host and device in a step.
     """
 
     config: TrainConfig
@@ -228,6 +229,7 @@ class TrainingRun:
     error: str | None = None
     wall_window_s: float | None = None
     compute_capability: tuple[int, int] | None = None
+    scheme_copy_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

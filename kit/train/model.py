@@ -79,3 +79,9 @@ def autocast(config: TrainConfig) -> contextlib.AbstractContextManager[Any]:
     if config.dtype != "bfloat16":
         return contextlib.nullcontext()
     return torch.autocast(config.device, dtype=torch.bfloat16)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself, or all of one of which each rank holds a part (FSDP2's DTensor). Every rank has to call it."""
+    gather = getattr(tensor, "full_tensor", None)
+    return gather() if gather else tensor

@@ -127,9 +127,9 @@ def _contradictions(run: TrainingRun, profile: KernelProfile, needed: int, budge
     if on_cpu:
         names = ", ".join(profile.cpu_operators)
         yield f"{on_cpu} matrix products on the CPU" + (f" ({names})" if names else "")
-    counted = profile.products.get(run.config.device)
-    if profile.products and (counted or 0) < needed:
-        yield f"{counted or 0} matrix products on the device where the model needs {needed}"
+    counted = profile.products.get(run.config.device, 0)
+    if profile.products and counted < needed:
+        yield f"{counted} matrix products on the device where the model needs {needed}"
     if profile.positions:
         flop = profile.product_flop.get(run.config.device, 0.0)
         least = weight_flop(run.config.shape, profile.positions)
@@ -139,9 +139,7 @@ def _contradictions(run: TrainingRun, profile: KernelProfile, needed: int, budge
     # Names of kernels change with libraries. Where torch's own count is whole, as many kernels of any
     # name will do, as long as every block shows one that is known.
     by_name = profile.matmul_kernels or 0
-    is_whole = (
-        (counted or 0) >= needed and (profile.kernels or 0) >= needed and by_name >= run.config.shape.n_layer
-    )
+    is_whole = counted >= needed and (profile.kernels or 0) >= needed and by_name >= run.config.shape.n_layer
     if by_name < needed and not is_whole:
         yield f"{by_name} matrix kernels where the model needs {needed}"
     if (profile.copied_bytes or 0) > budget:
@@ -156,4 +154,4 @@ def _cpu_products(profile: KernelProfile) -> int:
 def _copy_budget(run: TrainingRun) -> int:
     positions = run.profile.positions if run.profile and run.profile.positions else None
     positions = positions or run.config.batch_size * run.config.seq_len
-    return COPY_BUDGET_BYTES + 2 * 8 * positions
+    return COPY_BUDGET_BYTES + 2 * 8 * positions + run.scheme_copy_bytes

@@ -1,6 +1,6 @@
 """What makes a short run short: most of it is imports, and most of those are Python compiling source again.
 
-Both functions only move work: nothing is left out, and nothing is replaced.
+Nothing is left out and nothing is replaced: work is only moved, and a device that cannot be used is refused.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import os
 import sys
 import threading
 from pathlib import Path
+
+from kit.errors import GpuNotUsable
 
 
 def cache_folder(name: str) -> Path:
@@ -35,6 +37,23 @@ def keep_bytecode() -> str | None:
     return reason
 
 
+def require_device(device: str):
+    """Imports torch and refuses at once where `device` cannot be used. Returns the torch module."""
+    # cuBLAS workspaces that give the same bits each time; read when CUDA starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # The profiler prints a line for each start and stop below this level; read when torch is imported.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise GpuNotUsable(
+            f"device=cuda was asked for, and torch {torch.__version__} has no usable CUDA device",
+            expected="a CUDA build of torch, a driver and a visible NVIDIA GPU",
+            todo="python -m kit check says why and what to install; --device cpu rehearses without a GPU",
+        )
+    return torch
+
+
 def start_device(device: str, dtype: str) -> threading.Thread | None:
     """Starts CUDA and loads cuBLAS in a thread, beside the imports that follow; None on the CPU.
 
@@ -42,10 +61,14 @@ def start_device(device: str, dtype: str) -> threading.Thread | None:
     """
     if device != "cuda":
         return None
+    import torch
+
+    # A thread begins on the first device, whichever this one has taken. Asking would start CUDA here.
+    taken = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
     def start() -> None:
-        import torch
-
+        if taken is not None:
+            torch.cuda.set_device(taken)
         kind = torch.bfloat16 if dtype == "bfloat16" else torch.float32
         try:
             left = torch.ones(64, 64, device=device, dtype=kind)

@@ -17,9 +17,11 @@ from kit.train.metrics import KernelProfile
 
 # Kinds of kernels by the names that cuBLAS, CUTLASS, cuDNN, Triton and ATen give them.
 KINDS = (
+    # A collective's kernel spins while it waits for other ranks: it is no work, and its time is not counted as such.
+    ("communication", re.compile(r"nccl", re.I)),
     ("attention", re.compile(r"fmha|flash|attention|sdpa|softmax_warp", re.I)),
     ("matmul", re.compile(r"gemm|gemv|cutlass|cublas|xmma|splitk|nvjet|matmul|_mm_", re.I)),
-    ("optimizer", re.compile(r"multi_tensor|adam|lpnorm|foreach", re.I)),
+    ("optimizer", re.compile(r"multi_tensor|adam|lpnorm|foreach|square_sum", re.I)),
     ("loss", re.compile(r"softmax|nll_loss|cross_entropy", re.I)),
     ("norm", re.compile(r"layer_?norm|rms_?norm|gammabeta", re.I)),
 )
@@ -43,7 +45,7 @@ def read_trace(trace: dict[str, Any], *, step_time_s: float) -> KernelProfile:
         groups[kind_of(kernel["name"])] += kernel.get("dur", 0) / 1e6
     return KernelProfile(
         step_time_s=step_time_s,
-        device_time_s=sum(kernel.get("dur", 0) for kernel in kernels) / 1e6,
+        device_time_s=sum(spent for kind, spent in groups.items() if kind != "communication"),
         kernels=len(kernels),
         matmul_kernels=sum(kind_of(kernel["name"]) == "matmul" for kernel in kernels),
         copies=len(copies),

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kit.train.config import TrainConfig
 from kit.train.loop import eager_step, synchronize
 from kit.train.metrics import KernelProfile, Learning, PlacementAudit, Precision
-from kit.train.model import autocast, precision
+from kit.train.model import autocast, precision, whole
 from kit.train.trace import LARGE_FLOP, MATMULS, matmul_flop, read_trace
 
 # Relative error (largest difference over largest value) of a 1024-long dot product of normal
@@ -247,7 +247,7 @@ def measure_learning(
     moved, unmoved, max_change = 0, [], 0.0
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for name, parameter in trainable.items():
-        change = float((parameter.detach().cpu() - initial[name]).abs().max())
+        change = float((whole(parameter.detach()).cpu() - initial[name]).abs().max())
         if change > 0:
             moved += 1
         else:

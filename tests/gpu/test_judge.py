@@ -4,67 +4,28 @@ The base is a real H100's facts; each case changes one thing.
 """
 
 import dataclasses
-import json
-from pathlib import Path
 
 import pytest
+from machine_sample import (
+    GOOD,
+    GPU_A,
+    GPU_B,
+    NO_KERNEL,
+    card,
+    check,
+    driver,
+    failed,
+    h100,
+    machine,
+    torch,
+    verdict,
+)
 
 from kit.gpu.facts import Driver, Gpu, KernelProof, MachineFacts, Platform, Torch
 from kit.gpu.masks import mask_problem
-from kit.gpu.verdict import DIAGNOSES, Expectation, judge, still_there
+from kit.gpu.verdict import DIAGNOSES, still_there
 from kit.gpu.witnesses import matches
-from kit.records import Outcome, from_json
-
-MACHINES = Path(__file__).parents[1] / "machines"
-GPU_A, GPU_B = "GPU-00000000-0000-4000-8000-00000000000a", "GPU-00000000-0000-4000-8000-00000000000b"
-GOOD = KernelProof(
-    "cuda", True, 4096, "float32", max_relative_error=1e-6, limit=2e-5, ran_without_ptx_jit=True
-)
-NO_KERNEL = "CUDA error: no kernel image is available for execution on the device"
-
-
-def h100(**changes):
-    data = json.loads((MACHINES / "h100.json").read_text(encoding="utf-8"))
-    return dataclasses.replace(from_json(MachineFacts, data["facts"]), **changes)
-
-
-def torch(**changes):
-    return dataclasses.replace(h100().torch, **changes)
-
-
-def driver(**changes):
-    return dataclasses.replace(h100().driver, **changes)
-
-
-def card(name, capability, uuid=GPU_A, index=0, memory=80 * 10**9):
-    return Gpu(index, name, capability, memory, uuid)
-
-
-def machine(
-    gpus, build="2.13.0+cu130", arch="sm_75 sm_80 sm_86 sm_90 sm_100 sm_120", version="580.95.05", **changes
-):
-    cuda = (int(build[-3:-1]), int(build[-1]))
-    facts = MachineFacts(
-        source="recorded",
-        platform=Platform("Linux", "x86_64", python=(3, 12)),
-        driver=Driver(version, gpus=tuple(gpus)),
-        torch=Torch(build, cuda, False, None, tuple(arch.split()), True, len(gpus), tuple(gpus)),
-        proof=GOOD,
-        has_nvidia_device=True,
-    )
-    return dataclasses.replace(facts, **changes)
-
-
-def verdict(facts, gpu_name=None, min_cuda=None, device="cuda"):
-    return judge(facts, Expectation(gpu_name, min_cuda, device))
-
-
-def check(found, name):
-    return next(check for check in found.checks if check.id == name)
-
-
-def failed(found):
-    return {check.id for check in found.checks if check.outcome is Outcome.FAIL}
+from kit.records import Outcome
 
 
 def test_a_healthy_h100_passes_every_check():

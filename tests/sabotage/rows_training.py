@@ -10,7 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 from kit.records import Verdict
-from kit.train import run
+from kit.train import measure, run
 from kit.train.config import TrainConfig
 
 from . import recorded
@@ -23,7 +23,7 @@ TINY = {"model": "tiny", "device": "cpu", "batch_size": 2, "seq_len": 16, "steps
 
 # --- a whole run, rehearsed on the CPU ----------------------------------------------
 
-_loaded = functools.cache(run._batches)
+_loaded = functools.cache(measure._batches)
 
 
 @contextlib.contextmanager
@@ -49,7 +49,7 @@ def trained(*patches, **config):
     """The kit's own run from data to verdict."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(one_thread())
-        stack.enter_context(mock.patch.object(run, "_batches", _copied))
+        stack.enter_context(mock.patch.object(measure, "_batches", _copied))
         for patch in patches:
             stack.enter_context(patch)
         result = run.train(TrainConfig(**{**TINY, **config}))
@@ -68,14 +68,14 @@ def rehearsal_in_bfloat16():
 
 def built(change):
     """A run whose model is changed after it was built."""
-    real = run._build
+    real = measure._build
 
-    def build(torch, config):
-        state = real(torch, config)
+    def build(*args):
+        state = real(*args)
         change(state)
         return state
 
-    return mock.patch.object(run, "_build", build)
+    return mock.patch.object(measure, "_build", build)
 
 
 def fed(change):
@@ -85,7 +85,7 @@ def fed(change):
         found, text_set = _copied(config)
         return change(found), text_set
 
-    return mock.patch.object(run, "_batches", batches)
+    return mock.patch.object(measure, "_batches", batches)
 
 
 on_run = functools.partial(row, seam="whole run", must=FAIL, twin=rehearsal)
@@ -182,13 +182,13 @@ def b19():
 @on_run("B19b", "autocast around the whole loop: weights of the first step for ever", at="native.cpu_agreement",
         twin=rehearsal_in_bfloat16)
 def b19b():
-    real = run._timed
+    real = measure._timed
 
     def timed(torch, *args):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return real(torch, *args)
 
-    return trained(mock.patch.object(run, "_timed", timed), dtype="bfloat16")
+    return trained(mock.patch.object(measure, "_timed", timed), dtype="bfloat16")
 
 
 def on_data(rows):

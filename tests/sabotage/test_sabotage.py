@@ -2,6 +2,7 @@
 
 import collections
 import os
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +38,14 @@ def test_a_sabotage_is_called_what_it_is_and_its_healthy_twin_is_not(row):
 def test_no_row_is_there_twice():
     counted = collections.Counter(row.id for row in table.ROWS)
     assert [id for id, count in counted.items() if count > 1] == []
+
+
+def test_every_committed_report_says_that_the_smoke_is_no_benchmark():
+    """C22."""
+    reports = sorted((Path(__file__).resolve().parents[2] / "reports").glob("*/README.md"))
+    assert reports
+    for report in reports:
+        assert "the smoke is no benchmark" in report.read_text(encoding="utf-8"), report.parent.name
 
 
 def test_a_wrong_verdict_makes_a_row_red():

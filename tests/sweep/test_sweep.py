@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from kit.errors import UsageError
+from kit.records import from_json
+from kit.sweep.ceilings import measure_ceilings
+from kit.sweep.measure import Bench
 from kit.sweep.plan import SweepPlan, shuffled
 from kit.sweep.run import SweepResult, rows_of, sweep
-from kit.sweep.table import Ceilings, Row, floor_s, from_csv, mfu, row_of, to_csv
+from kit.sweep.table import Ceilings, Row, floor_s, from_csv, higher, mfu, progress_text, row_of, to_csv, words
 from kit.train.config import MODELS
 from kit.train.flops import adamw_step_bytes, least_step_flop, step_flop
 
@@ -34,11 +37,160 @@ def test_the_shuffle_is_frozen():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"batch_sizes": ()}, {"batch_sizes": (4, 4)}, {"seq_lens": (512,)}, {"dtypes": ("fp7",)}, {"blocks": 0}]
+    "changes",
+    [
+        {"batch_sizes": ()}, {"batch_sizes": (4, 4)}, {"seq_lens": (512,)}, {"dtypes": ("fp7",)}, {"blocks": 0},
+        {"more_points": ((1, 16, "float32"),)}, {"more_points": ((4, 16, "float32"), [4, 16, "float32"])},
+        {"more_points": ((4, 16),)}, {"more_points": ("4x16",)}, {"more_points": (4,)},
+        {"more_points": ((4, 16, "fp7"),)}, {"more_points": ((4, 512, "float32"),)}, {"more_points": (("4", 16, "float32"),)},
+    ],
 )
 def test_an_impossible_plan_is_refused_before_anything_runs(changes):
     with pytest.raises(UsageError):
         plan(**changes)
+
+
+def test_points_beside_the_grid_are_measured_by_every_engine():
+    grid = plan(engines=("eager", "captured"), more_points=[[4, 8, "bfloat16"]])
+    points = [(c.batch_size, c.seq_len, c.dtype, c.engine) for c in grid.configs()]
+    assert len(points) == len(set(points)) == 10
+    assert {(4, 8, "bfloat16", "eager"), (4, 8, "bfloat16", "captured")} < set(points)
+    smallest = [(c.batch_size, c.seq_len, c.dtype, c.engine) for c in grid.smallest()]
+    assert set(smallest) == {(1, 16, dtype, engine) for dtype in ("float32", "bfloat16") for engine in grid.engines}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no kernel image"), KeyError("graph"), AssertionError(), ImportError("triton")])
+def test_whatever_an_engine_raises_is_a_row_and_the_sweep_goes_on(error):
+    def measure(config):
+        raise error
+
+    rows = list(rows_of(plan(), measure))
+    assert [row.outcome for row in rows] == ["error"] * 4
+    assert {row.reason.partition(":")[0] for row in rows} == {type(error).__name__}
+
+
+def test_what_torchs_compiler_raises_is_a_row():
+    """Its errors are of its own kinds; those of a backend carry the reason of what they wrap."""
+    from torch._dynamo.exc import BackendCompilerFailed, Unsupported
+
+    def measure(config):
+        if config.batch_size == 2:
+            raise BackendCompilerFailed("inductor", torch.cuda.OutOfMemoryError("CUDA out of memory. Tried"), None)
+        raise Unsupported("graph break")
+
+    rows = {row.batch_size: row for row in rows_of(plan(seq_lens=(16,)), measure)}
+    assert rows[2].outcome == "oom" and rows[1].outcome == "error" and "graph break" in rows[1].reason
+
+
+def test_out_of_memory_behind_another_error_is_out_of_memory():
+    def measure(config):
+        try:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        except torch.cuda.OutOfMemoryError:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    assert {(row.outcome, row.reason) for row in rows_of(plan(), measure)} == {("oom", "CUDA out of memory")}
+
+
+def test_ctrl_c_stops_a_sweep():
+    def measure(config):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(rows_of(plan(), measure))
+
+
+def test_a_failed_point_keeps_none_of_its_tensors():
+    import weakref
+
+    held = []
+
+    def measure(config):
+        tensor = torch.ones(8)
+        held.append(weakref.ref(tensor))
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    for _ in rows_of(plan(), measure):
+        assert held[-1]() is None
+
+
+def test_a_home_folder_in_a_compilers_message_is_not_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+
+    def measure(config):
+        raise RuntimeError(f"{tmp_path}/cache/x.cpp: error")
+
+    assert {row.reason for row in rows_of(plan(), measure)} == {"RuntimeError: ~/cache/x.cpp: error"}
+
+
+def test_a_row_in_words_says_measured_floor_ratio_and_both_peaks():
+    card = dataclasses.replace(H100, datasheet_flop_per_s={"float32": 66.9e12})
+    text = words(GOOD, card)
+    for part in ("4 × 64 by eager in float32: 50.0 ms", "floor 3.7", "7.5 %", "66.9 TFLOP/s published", "50.9 TFLOP/s measured"):
+        assert part in text
+    assert words(OOM, card).endswith("out of memory")
+    assert "MFU unknown" in words(GOOD, Ceilings("Some GPU")) and "floor unknown" in words(GOOD, Ceilings("Some GPU"))
+
+
+def test_progress_says_how_much_is_left():
+    assert progress_text(3, 12, 41.0) == "[######..................] 3 of 12 points, about 41 s left"
+    assert progress_text(12, 12, 0.0).endswith("12 of 12 points, done")
+
+
+# --- ceilings -----------------------------------------------------------------------
+
+
+def test_ceilings_of_older_files_still_read():
+    old = {"device_name": "NVIDIA H100", "matmul_flop_per_s": {"bfloat16": 750e12}, "matmul_shape": {"bfloat16": "8192"},
+           "copy_bytes_per_s": 3e12, "launch_s": 9e-6, "datasheet_flop_per_s": {"bfloat16": 989e12}}
+    assert from_json(Ceilings, old).attention_flop_per_s is None
+
+
+def test_the_better_of_two_readings_is_kept_where_both_have_one():
+    first = dataclasses.replace(H100, matmul_flop_per_s={"float32": 1.0, "float16": 2.0}, matmul_shape={"float32": "a", "float16": "b"})
+    second = dataclasses.replace(H100, matmul_flop_per_s={"float32": 3.0}, matmul_shape={"float32": "c"}, launch_s=1.0)
+    found = higher(first, second)
+    assert found.matmul_flop_per_s == {"float32": 3.0, "float16": 2.0} and found.matmul_shape == {"float32": "c", "float16": "b"}
+    assert found.launch_s == H100.launch_s
+
+
+def test_ceilings_on_a_cpu_are_quick_and_guess_nothing():
+    import time
+
+    start = time.perf_counter()
+    found = measure_ceilings("cpu", ("float32",))
+    assert time.perf_counter() - start < 30
+    assert set(found.matmul_flop_per_s) == {"float32", "bfloat16"} and found.attention_flop_per_s > 0
+    assert (found.graph_launch_s, found.datasheet_flop_per_s, found.datasheet_bytes_per_s) == (None, {}, None)
+    assert "unknown" in str(found.table)
+
+
+@pytest.mark.gpu
+def test_ceilings_on_a_gpu_include_what_the_plan_did_not_ask_for():
+    found = measure_ceilings("cuda", ("float32",))
+    assert {"float32", "float16"} <= set(found.matmul_flop_per_s)
+    figures = [*found.matmul_flop_per_s.values(), found.copy_bytes_per_s, found.attention_flop_per_s, found.launch_s]
+    assert min(figures) > 0 and 0 < found.graph_launch_s < found.launch_s
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("engine", ["trainer", "eager", "captured"])
+def test_a_point_that_does_not_fit_leaves_the_memory_to_the_next(engine):
+    bench = Bench(plan(device="cuda"))
+    free, total = torch.cuda.mem_get_info()
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(min(1.0, 3e9 / total))
+    try:
+        for batch_size, outcome in ((512, "oom"), (1, "ok"), (512, "oom"), (1, "ok")):
+            point = plan(batch_sizes=(batch_size,), seq_lens=(256,), engines=(engine,), device="cuda")
+            (row,) = rows_of(point, bench)
+            assert row.outcome == outcome, row.reason
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+# --- rows, tables, files ------------------------------------------------------------
 
 
 def test_out_of_memory_is_a_row_and_the_sweep_goes_on():
@@ -103,6 +255,13 @@ def test_a_sweep_without_a_good_point_says_so():
     assert "None of 1" in SweepResult(plan(), H100, (OOM,)).sentence
 
 
+def test_the_result_says_which_engines_are_not_here_and_why():
+    missing = Row(4, 64, "float32", "gpt2", "missing", reason="a CUDA graph needs a CUDA device", engine="captured")
+    text = SweepResult(plan(engines=("eager", "captured")), H100, (GOOD, missing)).not_here
+    assert "captured cannot run here: a CUDA graph needs a CUDA device." in text
+    assert "Not asked for: trainer, compiled, graphed." in text
+
+
 def test_a_real_sweep_on_the_cpu_measures_each_point_and_keeps_it(tmp_path):
     seen = []
     result = sweep(plan(seq_lens=(16,)), out=tmp_path, on_row=seen.append)
@@ -160,3 +319,24 @@ def test_a_loss_that_is_not_finite_is_no_measurement(monkeypatch):
     monkeypatch.setattr(engines.EagerEngine, "step", lambda self, ids, labels: (nan, nan))
     (row,) = sweep(plan(batch_sizes=(1,), seq_lens=(16,))).rows
     assert row.outcome == "error" and "nan" in row.reason
+
+
+# --- progress -----------------------------------------------------------------------
+
+
+def test_a_headless_run_shows_no_progress_and_a_notebook_one_line(tmp_path, capsys):
+    from kit.session import Session
+
+    assert Session("x", device="cpu", out=str(tmp_path)).progress() is None
+    Session("x", device="cpu").progress()(1, 2, 3.0)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_command_says_how_far_it_is_on_stderr(capsys):
+    from kit.cli import main
+
+    line = "sweep --device cpu --model tiny --batch-sizes 1 --seq-lens 16 --engines eager captured --blocks 1"
+    assert main(line.split()) == 0
+    out, err = capsys.readouterr()
+    assert "1 of 2 points, about" in err and "2 of 2 points, done" in err and "\r" not in err
+    assert "captured cannot run here" in out and "points, " not in out.partition("trains")[0]

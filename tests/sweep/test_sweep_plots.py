@@ -15,12 +15,32 @@ CARD = Ceilings("NVIDIA H100", {"bfloat16": 760e12}, {"bfloat16": "8192"}, 2.98e
 
 def texts(figure):
     (axis,) = figure.axes
+    return texts_of(axis)
+
+
+def texts_of(axis):
     return [text.get_text() for text in axis.get_legend().get_texts()]
 
 
 def test_each_engine_has_a_line_of_its_own():
     figure = plots.sweep_throughput([ROW, PEER], CARD, caption="H100")
     assert [line.split(",")[0] for line in texts(figure)] == ["graphed", "trainer"]
+
+
+def test_no_two_lines_look_alike():
+    rows = [dataclasses.replace(ROW, engine=engine, dtype=dtype, seq_len=tokens)
+            for engine in ("trainer", "eager", "compiled", "graphed") for dtype, tokens in (("bfloat16", 64), ("bfloat16", 1024), ("float32", 64))]
+    lost = dataclasses.replace(ROW, engine="captured", outcome="missing", block_step_s=())
+    (axis,) = plots.sweep_throughput([*rows, lost], CARD, caption="H100").axes
+    looks = [(bar.lines[0].get_color(), bar.lines[0].get_marker()) for bar in axis.containers]
+    assert len(looks) == len(set(looks)) == 12
+    assert not [text for text in texts_of(axis) if "captured" in text]
+
+
+def test_points_that_did_not_fit_are_named_in_the_figure():
+    oom = dataclasses.replace(PEER, batch_size=64, outcome="oom", block_step_s=())
+    (axis,) = plots.sweep_throughput([ROW, oom], CARD, caption="H100").axes
+    assert [text.get_text().strip() for text in axis.texts] == ["out of memory: trainer"]
 
 
 def test_points_stand_under_the_roof():
@@ -34,6 +54,12 @@ def test_points_stand_under_the_roof():
     assert "graphed" in figure.get_suptitle()
 
 
+def test_only_roofs_of_measured_precisions_are_drawn():
+    card = dataclasses.replace(CARD, matmul_flop_per_s={"bfloat16": 760e12, "float8": 1400e12})
+    (axis,) = plots.roofline([ROW], card, caption="H100").axes
+    assert [text.get_text() for text in axis.texts] == ["bfloat16, measured"]
+
+
 def test_the_distribution_shows_every_block():
     (axis,) = plots.sweep_step_times([ROW, PEER], caption="H100").axes
     dots = [len(line.get_xdata()) for line in axis.get_lines() if line.get_marker() == "."]
@@ -41,15 +67,26 @@ def test_the_distribution_shows_every_block():
 
 
 def test_idle_time_is_what_no_kernel_used():
-    profile = KernelProfile(step_time_s=0.04, device_time_s=0.01, groups={"matmul": 0.008, "other": 0.002})
-    figure = plots.where_time_goes(profile, caption="H100")
+    slow = KernelProfile(step_time_s=0.04, groups={"matmul": 0.008, "norm": 0.001, "other": 0.001})
+    fast = KernelProfile(step_time_s=0.01, groups={"matmul": 0.007, "optimizer": 0.0005})
+    figure = plots.where_time_goes({"fast": fast, "slow": slow}, caption="H100")
     (axis,) = figure.axes
-    assert sorted(bar.get_width() for bar in axis.patches) == pytest.approx([2, 8, 30])
-    assert "25 %" in figure.get_suptitle()
+    widths = [bar.get_width() for bar in axis.patches]
+    assert widths == pytest.approx([8, 0, 0, 2, 30, 7, 0, 0.5, 0, 2.5])
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["slow", "fast"]
+    assert figure.get_suptitle() == "No kernel runs for 75 % of a step by slow, for 25 % by fast"
+
+
+def test_kernels_that_overlap_leave_no_negative_gap():
+    busy = KernelProfile(step_time_s=0.01, groups={"matmul": 0.012})
+    (axis,) = plots.where_time_goes({"graphed": busy}, caption="H100").axes
+    assert min(bar.get_width() for bar in axis.patches) == 0
 
 
 def test_nothing_measured_is_a_figure_that_says_so():
     empty = dataclasses.replace(ROW, outcome="oom", block_step_s=())
     assert "No point" in plots.roofline([empty], CARD, caption="").get_suptitle()
     assert "No point" in plots.sweep_step_times([empty], caption="").get_suptitle()
-    assert "No profile" in plots.where_time_goes(KernelProfile(error="none"), caption="").get_suptitle()
+    for profiles in ({}, {"eager": KernelProfile(error="none")}):
+        figure = plots.where_time_goes(profiles, caption="")
+        assert "No profile" in figure.get_suptitle() and "CPU" in figure.axes[0].texts[0].get_text()

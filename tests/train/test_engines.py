@@ -192,25 +192,31 @@ def test_an_engine_without_steps_is_refused(name):
         build_engine(name, gpt2(), TINY)
 
 
-def test_an_engine_that_fails_to_build_falls_back_with_the_error(monkeypatch):
+@pytest.mark.parametrize("kind", [RuntimeError, AssertionError, KeyError, FileNotFoundError])
+def test_an_engine_that_fails_to_build_falls_back_with_the_error(monkeypatch, kind):
     from kit.train import engines
 
     def broken(function):
-        raise RuntimeError("no C++ compiler\nmore")
+        raise kind("no C++ compiler")
 
     monkeypatch.setattr(engines, "compiled", broken)
     engine = build_engine("compiled", gpt2(), TINY)
-    assert engine.is_fallback and engine.note.endswith("RuntimeError: no C++ compiler")
+    assert engine.is_fallback and engine.reason.startswith(f"{kind.__name__}: ") and "no C++ compiler" in engine.note
 
 
-def test_out_of_memory_is_not_a_reason_to_fall_back(monkeypatch):
+@pytest.mark.parametrize("on_top", [None, RuntimeError, AssertionError])
+def test_out_of_memory_is_not_a_reason_to_fall_back(monkeypatch, on_top):
     from kit.train import engines
 
     def broken(function):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        try:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        finally:
+            if on_top:
+                raise on_top("a broken capture")
 
     monkeypatch.setattr(engines, "compiled", broken)
-    with pytest.raises(torch.cuda.OutOfMemoryError):
+    with pytest.raises(on_top or torch.cuda.OutOfMemoryError):
         build_engine("compiled", gpt2(), TINY)
 
 
@@ -321,6 +327,8 @@ ON_GPU = dataclasses.replace(TINY, device="cuda", seq_len=64, batch_size=4)
 @pytest.mark.parametrize(("dtype", "limit"), [("float32", 1e-4), ("bfloat16", 1e-2)])
 @pytest.mark.parametrize("make", [gpt2, llama])
 def test_every_engine_gives_the_plain_loops_losses_on_a_gpu(name, dtype, limit, make):
+    if (name, dtype, make) == ("compiled", "bfloat16", llama):
+        pytest.skip("left out for time: the Llama compiles in float32, and autocast compiles with GPT-2")
     config = dataclasses.replace(ON_GPU, dtype=dtype)
     model, reference = make().cuda(), make().cuda()
     with precision(config):

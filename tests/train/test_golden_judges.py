@@ -80,7 +80,14 @@ def few_products():
                                copied_bytes=5_000_000).with_part("telemetry", is_bound_by_uuid=False)  # fmt: skip
 
 
-SAMPLES = (recorded, healthy, rehearsed, bare, on_the_cpu, broken, disturbed, odd, impossible, second_run, short, few_products)
+def miscounted():
+    """Every step counts a batch twice, and nothing is left of the audits' device."""
+    sample = healthy().with_steps(samples=8).with_audits(expected_device="cpu")
+    return sample.with_part("profile", products={"cuda": 147, "cpu": 1}, matmul_kernels=None)
+
+
+SAMPLES = (recorded, healthy, rehearsed, bare, on_the_cpu, broken, disturbed, odd, impossible, second_run, short, few_products,
+           miscounted)  # fmt: skip
 
 
 def controls():

@@ -1,6 +1,10 @@
-"""A recorded run and what becomes of its verdict when one thing about it changes. Needs no torch."""
+"""A recorded run and what becomes of its verdict when one thing about it changes. Needs no torch.
+
+Each sample is frozen and made once: a test changes a copy.
+"""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -65,6 +69,7 @@ class Sample:
         return dataclasses.replace(record, **values)
 
 
+@functools.cache
 def recorded(folder="h100_smoke"):
     """As it was written on the H100."""
     lines = {
@@ -75,6 +80,7 @@ def recorded(folder="h100_smoke"):
     return Sample(run, tuple(lines[StepRecord]), tuple(lines[TelemetrySample]))
 
 
+@functools.cache
 def healthy():
     """The recorded run with the fields that did not exist on that day, filled as today's code fills them."""
     sample = recorded()
@@ -93,6 +99,7 @@ def healthy():
     return sample.with_run(wall_window_s=sample.run.device_window_s, compute_capability=(9, 0))
 
 
+@functools.cache
 def rehearsed():
     """The same records as a run that was asked to use the CPU would have them."""
     sample = healthy().with_config(device="cpu").with_run(telemetry=None, device_name="CPU", device_window_s=None)

@@ -1,0 +1,46 @@
+"""Two recorded ranks on H200s, and what becomes of their verdict when one thing about them changes. Needs no torch."""
+
+import dataclasses
+from pathlib import Path
+
+from kit.records import Outcome, from_json, loads
+from kit.scale.ranks import RanksRun
+from kit.scale.run import read_rank
+from kit.scale.verdict import judge_ranks
+
+DATA = Path(__file__).resolve().parents[1] / "data" / "h200_ranks"
+# NVIDIA H200 SXM, float32 without matrix units: 67 TFLOP/s (datasheet).
+H200_FLOAT32 = 67e12
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    run: RanksRun
+    ranks: dict
+
+    def checks(self):
+        return {check.id: check for check in judge_ranks(self.run, self.ranks, peak_flop_per_s=H200_FLOAT32)}
+
+    def red(self):
+        return {id for id, check in self.checks().items() if check.outcome is not Outcome.PASS and check.required}
+
+    def with_run(self, **changes):
+        return dataclasses.replace(self, run=dataclasses.replace(self.run, **changes))
+
+    def with_record(self, number, **changes):
+        """Changes what one rank says of itself."""
+        return self.with_rank(number, record=dataclasses.replace(self.ranks[number].record, **changes))
+
+    def with_training(self, rank, **changes):
+        return self.with_rank(rank, run=dataclasses.replace(self.ranks[rank].run, **changes))
+
+    def with_rank(self, number, **changes):
+        return dataclasses.replace(self, ranks={**self.ranks, number: dataclasses.replace(self.ranks[number], **changes)})
+
+    def without(self, rank):
+        return dataclasses.replace(self, ranks={number: left for number, left in self.ranks.items() if number != rank})
+
+
+def healthy():
+    run = from_json(RanksRun, loads((DATA / "ranks.json").read_bytes()))
+    return Sample(run, {number: read_rank(DATA / f"rank-{number}") for number in range(run.world_size)})
