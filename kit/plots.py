@@ -172,12 +172,20 @@ def _lines(rows: Sequence[Row]) -> list[tuple[str, list[Row], str, str]]:
     return lines
 
 
+def _legend(axis) -> None:
+    """Inside the axes, or beside them where it would cover what it explains."""
+    if len(axis.get_legend_handles_labels()[1]) > 6:
+        axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+    else:
+        axis.legend(fontsize=8)
+
+
 def _batch_axis(axis, rows: Sequence[Row]) -> None:
     sizes = sorted({row.batch_size for row in rows})
     axis.set_xscale("log", base=2)
     axis.set_xticks(sizes, [str(size) for size in sizes])
     axis.minorticks_off()
-    axis.legend(fontsize=8)
+    _legend(axis)
 
 
 def roofline(rows: Sequence[Row], ceilings: Ceilings, *, caption: str) -> Figure:
@@ -212,7 +220,7 @@ def roofline(rows: Sequence[Row], ceilings: Ceilings, *, caption: str) -> Figure
             axis.annotate(f"{dtype}, measured", (right, heights[-1]), fontsize=7, ha="right", va="bottom")
     axis.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP/byte)", ylabel="achieved FLOP/s")
     if good:
-        axis.legend(fontsize=7)
+        _legend(axis)
     return figure
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -171,9 +172,10 @@ _CHANGES = ((ast.If, _turned), (ast.AugAssign | ast.Expr, _removed), (ast.Return
 
 def by_hand(folder: Path) -> Iterator[tuple[str, str, str, str]]:
     """The same rows as `by_mutmut` gives, with the kind 'statement'."""
-    # Without bytecode: two mutants of one length in one second would look the same to it.
-    command = [sys.executable, "-B", "-m", "pytest", "-q", *(name for name in TESTS if "/test_" in name)]
-    if _state(command, folder) == "killed":
+    tests = ["-m", "pytest", "-q", *(name for name in TESTS if "/test_" in name)]
+    # Bytecode is kept of the unchanged files only: two mutants of one length in one second would look the same to it.
+    command = [sys.executable, "-B", *tests]
+    if _state([sys.executable, *tests], folder) == "killed":
         raise SystemExit("the tests fail without any mutant: see python -m pytest in the folder")
     for module in JUDGES:
         path = folder / module
@@ -188,8 +190,9 @@ def by_hand(folder: Path) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _state(command: list[str], folder: Path) -> str:
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, timeout=_TIMEOUT_S, check=False)
+        done = subprocess.run(command, cwd=folder, env=kept, capture_output=True, timeout=_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
         return "killed"
     return "killed" if done.returncode else "survived"

@@ -186,6 +186,9 @@ def test_a_name_may_be_shortened_by_three_dots_and_in_no_other_way(listed, name,
         ("RTX 2080 Super", "NVIDIA GeForce RTX 2080 SUPER", True),
         ("RTX 2080", "NVIDIA GeForce RTX 2080 SUPER", False),
         ("RTX 2080", "NVIDIA GeForce RTX 2080 Max-Q", False),
+        ("GTX 1060", "NVIDIA GeForce GTX 1060 Mobile", False),
+        ("GTX 1060", "NVIDIA GeForce GTX 1060 Notebook", False),
+        ("GTX TITAN", "NVIDIA GeForce GTX TITAN Black", False),
     ],
 )
 def test_words_are_cards_and_not_spellings(expected, name, fits):

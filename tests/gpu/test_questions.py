@@ -128,6 +128,20 @@ def test_the_device_that_torch_would_use_is_the_one_that_is_expected():
     assert said(nameless, "environment.expected_gpu", gpu_name="H100")[0] is INCONCLUSIVE
 
 
+def test_a_slice_that_only_the_driver_tells_is_not_the_full_card():
+    """torch names the card alone; its profile stands in the driver's list, or 'enabled' where the slice is not known."""
+    gpu = card("NVIDIA H100 80GB HBM3", (9, 0))
+    for profile, words in (("1g.10gb", "a MIG slice 1g.10gb of"), ("enabled", "a MIG slice of")):
+        facts = machine([gpu], driver=Driver("580.95.05", gpus=(dataclasses.replace(gpu, mig_profile=profile),)))
+        found = check(verdict(facts, "H100"), "environment.expected_gpu")
+        assert found.outcome is FAIL and words in found.found and found.values["mig"] is True
+    unheard = machine([gpu], driver=None, nvidia_smi_gpus=(gpu.name,))
+    assert said(unheard, "environment.expected_gpu", gpu_name="H100")[0] is PASS
+    slice_ = dataclasses.replace(unheard.torch.gpus[0], mig_profile="2g.20gb")
+    named = dataclasses.replace(unheard, torch=dataclasses.replace(unheard.torch, gpus=(slice_,)))
+    assert "a MIG slice 2g.20gb of" in check(verdict(named, "H100"), "environment.expected_gpu").found
+
+
 def test_gpus_that_the_build_cannot_serve_are_told_and_decide_nothing():
     cards = [card(ADA, (8, 9)), card(PASCAL, (6, 1), GPU_B, 1)]
     assert said(machine(cards), "environment.other_gpus") == (INCONCLUSIVE, False)
@@ -187,6 +201,11 @@ def test_numbers_may_be_off_by_the_limit_and_no_more(error, limit, outcome):
 def test_a_jit_that_was_not_tried_is_open_unless_there_is_nothing_to_compile(arch, tried, outcome):
     facts = machine([card("NVIDIA H100 PCIe", (9, 0))], arch=arch, proof=dataclasses.replace(GOOD, ran_without_ptx_jit=tried))
     assert said(facts, "native.without_ptx_jit")[0] is outcome
+
+
+def test_a_run_without_a_known_build_leaves_the_jit_open():
+    facts = h100(torch=None, proof=dataclasses.replace(GOOD, ran_without_ptx_jit=None))
+    assert said(facts, "native.without_ptx_jit") == (INCONCLUSIVE, True)
 
 
 @pytest.mark.parametrize(
@@ -268,6 +287,12 @@ def test_the_same_release_number_means_nothing_on_a_desktop():
     platform = Platform("Linux", "x86_64", jetpack="7.2")
     found = diagnose(machine([card(PASCAL, (6, 1))], version="595.1", proof=None, platform=platform))
     assert found.word == "gpu_too_old_dropped"
+
+
+def test_a_pip_that_found_nothing_is_no_fault_of_the_gpu():
+    """Beside a build that would be blamed for the rest."""
+    facts = h100(messages=("ERROR: No matching distribution found for torch==9.9.9",), proof=None, torch=torch(is_cpu_build=True))
+    assert (diagnose(facts).word, diagnose(facts).cause) == ("other", "pip_found_nothing")
 
 
 def test_what_is_unknown_is_said_with_a_command_that_would_tell():

@@ -51,6 +51,8 @@ def test_a_step_may_begin_a_microsecond_before_the_last_one_ended_and_no_more():
 
 
 def test_a_canary_that_fell_by_rounding_alone_has_not_fallen(monkeypatch):
+    for after, outcome in ((1 - 1.5e-6, PASS), (1 - 0.5e-6, FAIL)):
+        assert healthy().with_part("learning", canary_before=1.0, canary_after=after).outcome("learning.canary") is outcome
     monkeypatch.setattr(verdict, "CANARY_MIN_FALL", 0.25)
     assert healthy().with_part("learning", canary_before=8.0, canary_after=6.0).outcome("learning.canary") is FAIL
     assert healthy().with_part("learning", canary_before=8.0, canary_after=5.99).outcome("learning.canary") is PASS
