@@ -100,7 +100,7 @@ def short_run(config: TrainConfig, *, is_first: bool, began: float) -> ShortRun 
     from kit.train.startup import require_device
 
     torch = require_device(config.device)
-    thread = start_device(config.device, config.dtype)
+    thread = start_device(config.device, config.dtype, has_kernels=_needs_triton(config))
     _import_all(config)
     imported = time.perf_counter()
     batches = _batches(torch, config)
@@ -130,8 +130,12 @@ def _import_all(config: TrainConfig) -> None:
 
     if config.engine == "trainer":
         from transformers import Trainer  # noqa: F401
-    if config.engine in ("captured", "graphed") and importlib.util.find_spec("triton"):
+    if _needs_triton(config):
         from kit.train import kernels  # noqa: F401
+
+
+def _needs_triton(config: TrainConfig) -> bool:
+    return config.engine in ("captured", "graphed") and importlib.util.find_spec("triton") is not None
 
 
 def _batches(torch, config: TrainConfig) -> list:

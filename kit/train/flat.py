@@ -79,10 +79,10 @@ class FlatWeights:
 
     def point_to(self, gradients: dict[str, torch.Tensor]) -> None:
         """Tells the kernels where each gradient lies. It must lie there in one piece, and stay."""
-        addresses = [
-            gradients[name].data_ptr() + begin * gradients[name].element_size()
-            for name, size in self._sizes.items() for begin in range(0, size, CHUNK)
-        ]
+        addresses: list[int] = []
+        for name, size in self._sizes.items():
+            begin, width = gradients[name].data_ptr(), gradients[name].element_size()
+            addresses.extend(range(begin, begin + size * width, CHUNK * width))
         self._addresses.copy_(torch.tensor(addresses, dtype=torch.int64))
 
     def update(self, gradients: dict[str, torch.Tensor], config: TrainConfig) -> None:
