@@ -119,7 +119,7 @@ def run_train(args: argparse.Namespace) -> Answer:
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     given = {name: value for name, value in vars(args).items() if name in names and value is not None}
     config = TrainConfig(**given)
-    if args.gpus or is_rank(os.environ):
+    if args.gpus is not None or is_rank(os.environ):
         return _train_ranks(config, args)
     from kit.train.run import train
 
@@ -133,7 +133,7 @@ def _train_ranks(config, args: argparse.Namespace) -> Answer:
     """On several GPUs: torchrun is started, or this process is one rank that torchrun started already."""
     from kit.scale.run import conclude_here, train_ranks
 
-    if args.gpus:
+    if args.gpus is not None:
         result = train_ranks(config, args.gpus, parallel=args.parallel, out=args.out, on_progress=_print_ranks())
     else:
         from kit.scale.rank import train_rank
