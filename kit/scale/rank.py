@@ -45,6 +45,9 @@ def train_rank(
 
         def step(record: StepRecord) -> None:
             watched.again()
+            if record.step == 1:
+                # A rank that is ended from outside has said where it was.
+                _keep(folder, group.record)
             if on_step and group.is_first:
                 on_step(record)
 
@@ -58,10 +61,13 @@ def train_rank(
             group.record = dataclasses.replace(group.record, error=told)
             raise
         finally:
-            if folder:
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / "rank.json").write_text(dumps(group.record), encoding="utf-8", newline="\n")
+            _keep(folder, group.record)
     return group, Rank(group.record, found.run, found.steps, found.samples)
+
+
+def _keep(folder: Path | None, record: RankRecord) -> None:
+    if folder:
+        (folder / "rank.json").write_text(dumps(record), encoding="utf-8", newline="\n")
 
 
 class _Watched:
