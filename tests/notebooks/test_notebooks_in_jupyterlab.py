@@ -151,7 +151,8 @@ def keep_screenshots(page, name):
 
 @pytest.mark.parametrize(
     ("name", "height", "card", "figures"),
-    [("01_env_check", 2400, "GPU check:", 0), ("02_smoke_training", 5000, "trained", 2)],
+    [("01_env_check", 2400, "GPU check:", 0), ("02_smoke_training", 5000, "trained", 2), ("03_throughput", 7000, "tokens/s", 5),
+     ("04_scaling", 5200, "trained", 2)],
 )
 def test_a_newcomer_runs_a_notebook_to_the_end(lab, browser, name, height, card, figures):
     page = browser.new_page(viewport={"width": 1200, "height": height})
