@@ -31,10 +31,13 @@ FSDP_TABLE_BYTES = 16_384
 class Group:
     """One rank: its place, its device, and what it does together with the others. See `kit.train.measure.Group`."""
 
-    def __init__(self, device: str, parallel: str, environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self, device: str, parallel: str, environment: Mapping[str, str] = os.environ, *, launcher: int | None = None
+    ) -> None:
+        """launcher: process number of who started torchrun, where that was the kit; this rank ends with it."""
         self.record = dataclasses.replace(place(environment), device=device)
         self._parallel, self._address = parallel, (environment["MASTER_ADDR"], environment["MASTER_PORT"])
-        _end_with_parent()
+        _end_with(launcher)
 
     @property
     def is_first(self) -> bool:
@@ -206,13 +209,26 @@ class Group:
             dist.destroy_process_group()
 
 
-def _end_with_parent() -> None:
-    """Ends this process when the one that started it is gone, so that no rank is left behind on a GPU."""
+def _end_with(launcher: int | None) -> None:
+    """Ends this process when its parent or the launcher is gone, so that no rank is left behind on a GPU."""
     parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == parent and not _is_gone(launcher):
             time.sleep(1.0)
         os._exit(1)
 
     threading.Thread(target=watch, name="kit-end-with-parent", daemon=True).start()
+
+
+def _is_gone(number: int | None) -> bool:
+    """Whether there is no such process any more. Windows cannot be asked without ending it."""
+    if number is None or os.name != "posix":
+        return False
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

@@ -32,7 +32,7 @@ def measure_rank(request: Request) -> Group:
     from kit.train.startup import keep_bytecode
 
     keep_bytecode()
-    group = Group(request.config.device, request.parallel)
+    group = Group(request.config.device, request.parallel, launcher=request.launcher)
     out = Path(request.out)
     with _Watched(out / folder_name(group.record.rank), request.hang_s) as watched:
         require_device(request.config.device)

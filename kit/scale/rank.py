@@ -32,14 +32,15 @@ def train_rank(
     out: Path | None = None,
     hang_s: float = 180.0,
     on_step: Callable[[StepRecord], None] | None = None,
+    launcher: int | None = None,
 ) -> tuple[Group, Rank]:
     """Trains as one rank of those in the environment. config: its batch is this rank's part of the global one.
 
     out: a folder that gets `rank-<n>/` with the same files as a run of one process, and `rank.json`.
     hang_s: a step that takes longer leaves the stack of this rank in `stack.txt` there, or on stderr
-    where no folder is named. Raises what `kit.train.measure.measure` raises, with `rank.json` written.
+    where no folder is named. launcher: see `Group`. Raises what `kit.train.measure.measure` raises, with `rank.json` written.
     """
-    group = Group(config.device, parallel)
+    group = Group(config.device, parallel, launcher=launcher)
     folder = out / folder_name(group.record.rank) if out else None
     with _Watched(folder, hang_s) as watched:
 
@@ -96,8 +97,10 @@ class _Watched:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What `kit.scale.launch` asks of each rank. task: 'train' or 'measure' (see `kit.scale.measure`)."""
+    """What `kit.scale.launch` asks of each rank. task: 'train' or 'measure' (see `kit.scale.measure`). launcher: the
+    number of the process that asks."""
 
+    launcher: int
     task: str
     out: str
     parallel: str
@@ -113,7 +116,8 @@ def main(path: str) -> int:
     request = from_json(Request, loads(Path(path).read_bytes()))
     try:
         if request.task == "train":
-            group, _ = train_rank(request.config, parallel=request.parallel, out=Path(request.out), hang_s=request.hang_s)
+            group, _ = train_rank(request.config, parallel=request.parallel, out=Path(request.out), hang_s=request.hang_s,
+                                  launcher=request.launcher)
         else:
             from kit.scale.measure import measure_rank
 

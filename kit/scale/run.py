@@ -7,6 +7,7 @@ started the ranks, `conclude_here` judges in rank 0 what all of them saw.
 from __future__ import annotations
 
 import dataclasses
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -93,7 +94,7 @@ def train_ranks(
     if gpus < 1:
         raise UsageError(f"gpus={gpus}", expected="at least one", todo="correct the number")
     with _folder(out) as folder:
-        reason = launch(Request("train", str(folder), parallel, hang_s, config), gpus, on_progress=on_progress)
+        reason = launch(Request(os.getpid(), "train", str(folder), parallel, hang_s, config), gpus, on_progress=on_progress)
         run = RanksRun(gpus, parallel, config, FAILED if reason else COMPLETE, reason)
         (folder / "ranks.json").write_text(dumps(run), encoding="utf-8", newline="\n")
         return _judged(run, {rank: read_rank(folder / folder_name(rank)) for rank in range(gpus)})
@@ -178,7 +179,7 @@ def scale(
         if on_progress:
             on_progress(index, len(plan.gpus))
         with _folder(None) as folder:
-            request = Request("measure", str(folder), plan.parallel, hang_s, plan.config, plan.modes, plan.blocks,
+            request = Request(os.getpid(), "measure", str(folder), plan.parallel, hang_s, plan.config, plan.modes, plan.blocks,
                               plan.block_s)
             reason = launch(request, count)
             path = folder / "scale.json"

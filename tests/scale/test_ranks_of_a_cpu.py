@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -36,15 +37,15 @@ def fault(monkeypatch):
     return plant
 
 
-def leftovers():
-    """Processes of ranks that are still there."""
+def leftovers(folder):
+    """Processes of ranks of this run, and of its torchrun, that are still there."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"kit.scale.rank" in words:
+        if str(folder / "request.json").encode() in words:
             found.append(words)
     return found
 
@@ -86,7 +87,7 @@ def test_a_killed_rank_is_named_and_the_others_evidence_is_kept(tmp_path, fault)
     assert checks["integrity.ranks_complete"].outcome is Outcome.FAIL and "rank 1" in checks["integrity.ranks_complete"].found
     # Both came as far as to say which device they had.
     assert checks["native.ranks_present"].outcome is Outcome.PASS
-    assert leftovers() == []
+    assert leftovers(tmp_path) == []
 
 
 @pytest.mark.slow
@@ -95,7 +96,27 @@ def test_a_rank_that_hangs_is_named_with_its_place_and_nothing_is_left_behind(tm
     result = train_ranks(TINY, 2, out=tmp_path, hang_s=15)
     assert result.verdict.outcome is Outcome.FAIL
     assert result.run.reason.startswith("rank 1 does not go on after 2 steps (rank_fault.py")
-    assert leftovers() == []
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_ranks_end_with_the_one_who_started_them(tmp_path):
+    """A scheduler may end the kit with a signal that nobody can catch."""
+    words = ["train", "--gpus", "2", "--device", "cpu", "--model", "tiny", "--steps", "5000", "--seq-len", "16", "--out"]
+    process = subprocess.Popen([sys.executable, "-m", "kit", *words, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    steps = tmp_path / "rank-1" / "steps.jsonl"
+    wait_for(lambda: steps.is_file() and steps.stat().st_size > 0, 120)
+    assert leftovers(tmp_path) != []
+    process.kill()
+    process.wait()
+    wait_for(lambda: leftovers(tmp_path) == [], 60)
+
+
+def wait_for(is_so, limit_s):
+    end = time.monotonic() + limit_s
+    while not is_so():
+        assert time.monotonic() < end, f"not within {limit_s} s"
+        time.sleep(0.2)
 
 
 @pytest.mark.slow
