@@ -23,8 +23,8 @@ PROJECT = Path(__file__).resolve().parents[2]
 # How long torchrun gets to end its ranks before they are ended for it.
 _GRACE_S = 15.0
 _POLL_S = 0.2
-# torchrun's summary of the first rank that failed.
-_FIRST_FAILURE = re.compile(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.S)
+# torchrun's summary: each rank that failed, and last the one that it takes for the first.
+_FAILURE = re.compile(r"rank\s*:\s*(\d+) \(local_rank.*?exitcode\s*:\s*(-?\d+)", re.S)
 
 
 def launch(request: Request, world_size: int, *, on_progress: Callable[[dict[int, int]], None] | None = None) -> str | None:
@@ -110,11 +110,14 @@ def _end(process) -> None:
 def _why(exit_code: int, log: str) -> str:
     """The first rank that failed, its own words where it had any, or the signal that ended it."""
     own = [line.removeprefix("kit: ") for line in log.splitlines() if line.startswith("kit: ")]
-    told = _FIRST_FAILURE.search(log)
-    if told is None:
+    failures = [(int(rank), int(code)) for rank, code in _FAILURE.findall(log)]
+    if not failures:
         last = (log.strip().splitlines() or ["no message"])[-1]
         return own[0] if own else f"torchrun ended with {exit_code}: {last[:200]}"
-    rank, code = int(told[1]), int(told[2])
+    # A rank that a signal ended breaks the others' exchange, and they may seem to fail first; torchrun itself ends
+    # with SIGTERM those that are left.
+    killed = [failure for failure in failures if failure[1] < 0 and failure[1] != -signal.SIGTERM]
+    rank, code = killed[-1] if killed else failures[-1]
     if code < 0:
         names = {member.value: member.name for member in signal.Signals}
         return f"rank {rank} was ended by {names.get(-code, f'signal {-code}')}"
