@@ -73,6 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERNAL
     if answer.text or (args.json and answer.record is not None):
         print(dumps(answer.record) if args.json else answer.text)
+    if answer.is_rank:
+        # As `kit.scale.rank` does: an interpreter that ends beside the threads of torch's Gloo aborts now and then.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(answer.exit_code)
     return answer.exit_code
 
 

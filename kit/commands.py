@@ -23,11 +23,13 @@ from kit.records import Outcome, dumps, from_json, loads, to_json
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a command says: as text for a person, as one JSON object, as an exit code."""
+    """What a command says: as text for a person, as one JSON object, as an exit code. is_rank: this process is one
+    rank of several, which somebody else started."""
 
     text: str
     record: Any
     exit_code: int = EXIT_PASS
+    is_rank: bool = False
 
 
 def run_check(args: argparse.Namespace) -> Answer:
@@ -142,10 +144,10 @@ def _train_ranks(config, args: argparse.Namespace) -> Answer:
         result = conclude_here(group, rank, config, args.parallel, args.out)
         group.leave()
         if result is None:
-            return Answer("", None)
+            return Answer("", None, is_rank=True)
     record = {"verdict": result.verdict.outcome, "run": result.run, "checks": result.verdict.checks,
               "ranks": [rank.record for _, rank in sorted(result.ranks.items())]}
-    return Answer(str(result), record, result.verdict.outcome.exit_code)
+    return Answer(str(result), record, result.verdict.outcome.exit_code, is_rank=not args.gpus)
 
 
 def _print_ranks() -> Callable[[dict[int, int]], None]:
