@@ -135,7 +135,7 @@ __all__ = ["RankRecord", "Request", "main", "train_rank"]
 if __name__ == "__main__":
     code = main(sys.argv[1])
     # All is written. An interpreter that ends beside the threads of torch's Gloo aborts now and then ("terminate called
-    # without an active exception", 2 of 28 pairs of ranks, torch 2.13), which would look like a rank that failed.
+    # without an active exception", 2 of 14 pairs of ranks, torch 2.13), which would look like a rank that failed.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
