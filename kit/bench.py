@@ -67,27 +67,40 @@ def _write(folder: Path, result: BenchResult) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "bench.json").write_text(dumps(result), encoding="utf-8", newline="\n")
     except OSError as error:
-        raise UsageError(f"{folder} cannot be written: {error.strerror}", expected="a folder you may write to",
-                         todo="name another folder with --out") from error
+        raise UsageError(
+            f"{folder} cannot be written: {error.strerror}",
+            expected="a folder you may write to",
+            todo="name another folder with --out",
+        ) from error
 
 
 def _in_a_process(config: TrainConfig, is_first: bool) -> ShortRun | str:
     """The short run of one engine in a fresh Python; its reason as a text where the engine cannot run here."""
     request = json.dumps({"config": to_json(config), "is_first": is_first, "began": time.time()})
     done = subprocess.run(
-        [sys.executable, "-m", "kit.bench", request], capture_output=True, text=True, encoding="utf-8",
-        errors="replace", timeout=_TIMEOUT_S, cwd=Path(__file__).resolve().parents[1],
+        [sys.executable, "-m", "kit.bench", request],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=_TIMEOUT_S,
+        cwd=Path(__file__).resolve().parents[1],
     )
     lines = done.stdout.splitlines()
     if done.returncode or not lines:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise TrainingFailed(f"the {config.engine} engine's process ended with {done.returncode}: {last}",
-                             expected=f"{config.steps} steps",
-                             todo="python -m kit check tells whether this GPU and this torch fit")
+        raise TrainingFailed(
+            f"the {config.engine} engine's process ended with {done.returncode}: {last}",
+            expected=f"{config.steps} steps",
+            todo="python -m kit check tells whether this GPU and this torch fit",
+        )
     answer = json.loads(lines[-1])
     if "failed" in answer:
-        raise TrainingFailed(f"the {config.engine} engine's process: {answer['failed']}",
-                             expected=f"{config.steps} steps", todo=answer["todo"])
+        raise TrainingFailed(
+            f"the {config.engine} engine's process: {answer['failed']}",
+            expected=f"{config.steps} steps",
+            todo=answer["todo"],
+        )
     return answer["missing"] if "missing" in answer else from_json(ShortRun, answer)
 
 
@@ -116,9 +129,16 @@ def short_run(config: TrainConfig, *, is_first: bool, began: float) -> ShortRun 
     if isinstance(trained, str):
         return trained
     return ShortRun(
-        engine=config.engine, dtype=config.dtype, is_first=is_first, process_s=time.time() - began,
-        import_s=imported - start, data_s=loaded - imported, model_s=built - loaded,
-        samples=sum(ids.shape[0] for ids, _ in batches), bytecode=bytecode, **trained,
+        engine=config.engine,
+        dtype=config.dtype,
+        is_first=is_first,
+        process_s=time.time() - began,
+        import_s=imported - start,
+        data_s=loaded - imported,
+        model_s=built - loaded,
+        samples=sum(ids.shape[0] for ids, _ in batches),
+        bytecode=bytecode,
+        **trained,
     )
 
 
@@ -143,8 +163,11 @@ def _batches(torch, config: TrainConfig) -> list:
     from kit.train import data
 
     endless = data.batches(
-        data.load_texts(config.dataset), data.load_tokenizer("gpt2"), batch_size=config.batch_size,
-        seq_len=config.seq_len, seed=config.seed,
+        data.load_texts(config.dataset),
+        data.load_tokenizer("gpt2"),
+        batch_size=config.batch_size,
+        seq_len=config.seq_len,
+        seed=config.seed,
     )
     found = itertools.islice(endless, config.steps)
     return [(batch.input_ids.to(config.device), batch.labels.to(config.device)) for batch in found]
@@ -161,8 +184,13 @@ def _train(model, config: TrainConfig, batches) -> dict | str:
         if reason := missing_trainer():
             return reason
         run = run_trainer(model, config, batches)
-        return {"note": NOTE, "engine_s": time.perf_counter() - start - sum(run.step_s), "steps_s": sum(run.step_s),
-                "training_s": run.runtime_s, "losses": run.losses}
+        return {
+            "note": NOTE,
+            "engine_s": time.perf_counter() - start - sum(run.step_s),
+            "steps_s": sum(run.step_s),
+            "training_s": run.runtime_s,
+            "losses": run.losses,
+        }
     engine = build_engine(config.engine, model, config)
     if engine.is_fallback:
         return engine.reason
@@ -171,8 +199,13 @@ def _train(model, config: TrainConfig, batches) -> dict | str:
     losses = [engine.step(*batch)[0] for batch in batches]
     synchronize(config.device)
     end = time.perf_counter()
-    return {"note": engine.note, "engine_s": ready - start, "steps_s": end - ready, "training_s": end - start,
-            "losses": tuple(float(loss) for loss in losses)}
+    return {
+        "note": engine.note,
+        "engine_s": ready - start,
+        "steps_s": end - ready,
+        "training_s": end - start,
+        "losses": tuple(float(loss) for loss in losses),
+    }
 
 
 def main(request: str) -> int:

@@ -95,15 +95,24 @@ def run_completion(args: argparse.Namespace) -> Answer:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
-        prog="kit", description="Proves that PyTorch trains natively on this machine's NVIDIA GPU.", epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        prog="kit",
+        description="Proves that PyTorch trains natively on this machine's NVIDIA GPU.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"kit {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], Answer], help: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=help, description=help, epilog=EXIT_CODES, allow_abbrev=False,
-                                    formatter_class=argparse.RawDescriptionHelpFormatter)
+        added = commands.add_parser(
+            name,
+            help=help,
+            description=help,
+            epilog=EXIT_CODES,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         added.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
         added.set_defaults(run=run)
         return added
@@ -124,8 +133,13 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--wheel", type=Path, metavar="FILE", help="list the GPU code that a .whl really holds")
     check.add_argument("--installed", metavar="PACKAGE", help="list the GPU code of an installed package")
     check.add_argument("--capability", metavar="X.Y", help="the GPU to hold --wheel or --installed against")
-    check.add_argument("--environments", type=Path, nargs="+", metavar="DIR",
-                       help="table of every torch below these folders, and which were swapped or mixed")
+    check.add_argument(
+        "--environments",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="table of every torch below these folders, and which were swapped or mixed",
+    )
 
     explain = command("explain", run_explain, "diagnose pasted text: collect_env, an error, nvidia-smi")
     explain.add_argument("file", nargs="?", metavar="FILE", help="a text file; - or nothing reads standard input")
@@ -142,7 +156,9 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--nonce", metavar="TEXT", help="the challenge that the report must carry")
     sign = command("sign", run_sign, "sign a bundle with an SSH key")
     sign.add_argument("bundle", type=Path, metavar="BUNDLE")
-    sign.add_argument("--key", type=Path, required=True, metavar="FILE", help="private key, or public key with an agent")
+    sign.add_argument(
+        "--key", type=Path, required=True, metavar="FILE", help="private key, or public key with an agent"
+    )
     compare = command("compare", run_compare, "compare two sets of bundles: same, regression, improved, or neither")
     compare.add_argument("a", type=Path, metavar="A", help="a bundle, or a folder of bundles of one setup")
     compare.add_argument("b", type=Path, metavar="B", help="the other side")
@@ -155,8 +171,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_device(command: argparse.ArgumentParser, default: str | None) -> None:
-    command.add_argument("--device", choices=("cuda", "cpu"), default=default,
-                         help="cuda is strict; cpu is a rehearsal that claims nothing about a GPU (default: cuda)")
+    command.add_argument(
+        "--device",
+        choices=("cuda", "cpu"),
+        default=default,
+        help="cuda is strict; cpu is a rehearsal that claims nothing about a GPU (default: cuda)",
+    )
 
 
 def _add_expectation(command: argparse.ArgumentParser) -> None:
@@ -167,7 +187,9 @@ def _add_expectation(command: argparse.ArgumentParser) -> None:
 def _add_train(command: argparse.ArgumentParser) -> None:
     _add_device(command, "cuda")
     command.add_argument("--out", type=Path, metavar="DIR", help="folder for steps, telemetry and the record")
-    command.add_argument("--gpus", type=int, metavar="N", help="start N ranks of this machine with torchrun; each is proved")
+    command.add_argument(
+        "--gpus", type=int, metavar="N", help="start N ranks of this machine with torchrun; each is proved"
+    )
     _add_parallel(command)
     for name in ("model", "weights", "dataset", "dtype"):
         command.add_argument(f"--{name}", help=f"see TrainConfig.{name}")
@@ -178,8 +200,12 @@ def _add_train(command: argparse.ArgumentParser) -> None:
 
 
 def _add_parallel(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--parallel", choices=("ddp", "fsdp"), default="ddp",
-                         help="of several ranks: a copy of the model on each (ddp), or a part of it (fsdp); default ddp")
+    command.add_argument(
+        "--parallel",
+        choices=("ddp", "fsdp"),
+        default="ddp",
+        help="of several ranks: a copy of the model on each (ddp), or a part of it (fsdp); default ddp",
+    )
 
 
 def _counts(text: str) -> tuple[int, ...]:
@@ -196,7 +222,9 @@ def _add_sweep(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dtypes", nargs="+", metavar="DTYPE", help="float32, tf32, bfloat16")
     command.add_argument("--engines", nargs="+", metavar="ENGINE", help="trainer, eager, compiled, captured, graphed")
     command.add_argument("--blocks", type=int, help="timed blocks a point")
-    command.add_argument("--gpus", type=_counts, metavar="1,2,4", help="measure one step on these numbers of GPUs instead")
+    command.add_argument(
+        "--gpus", type=_counts, metavar="1,2,4", help="measure one step on these numbers of GPUs instead"
+    )
     _add_parallel(command)
 
 

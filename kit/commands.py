@@ -45,8 +45,11 @@ def run_check(args: argparse.Namespace) -> Answer:
     if args.save:
         _write(args.save, dumps(result.facts) + "\n")
     record = {
-        "verdict": result.verdict.outcome, "diagnosis": result.verdict.diagnosis, "findings": result.verdict.findings,
-        "remedy": result.remedy, "facts": result.facts,
+        "verdict": result.verdict.outcome,
+        "diagnosis": result.verdict.diagnosis,
+        "findings": result.verdict.findings,
+        "remedy": result.remedy,
+        "facts": result.facts,
     }
     return Answer(_check_screen(result), record, result.verdict.outcome.exit_code)
 
@@ -57,8 +60,9 @@ def _check_screen(result) -> str:
     is_fine = result.verdict.outcome in (Outcome.PASS, Outcome.REHEARSAL)
     advice = () if is_fine else (result.remedy.summary, *(f"    {command}" for command in result.remedy.commands))
     width, height = terminal.size()
-    return screen(result.verdict, title="GPU check", advice=advice, width=width, height=height,
-                  is_coloured=terminal.is_coloured())
+    return screen(
+        result.verdict, title="GPU check", advice=advice, width=width, height=height, is_coloured=terminal.is_coloured()
+    )
 
 
 def _look_inside(args: argparse.Namespace) -> Answer:
@@ -77,7 +81,9 @@ def _look_inside(args: argparse.Namespace) -> Answer:
     text = [f"{found.name}: {' '.join(found.arch_list) or 'no GPU code'} in {found.files_read} libraries"]
     text += ["", str(Table(("library", "code"), rows))] if rows else []
     text += ["", *check_lines([answer])]
-    return Answer("\n".join(text), {"verdict": answer.outcome, "check": answer, "scan": found}, answer.outcome.exit_code)
+    return Answer(
+        "\n".join(text), {"verdict": answer.outcome, "check": answer, "scan": found}, answer.outcome.exit_code
+    )
 
 
 def _capability(text: str | None) -> tuple[int, int] | None:
@@ -100,7 +106,7 @@ def _environments(roots: Sequence[Path]) -> Answer:
 
 
 def run_explain(args: argparse.Namespace) -> Answer:
-    from kit.gpu.explain import as_json, as_text, explain, exit_code
+    from kit.gpu.explain import as_json, as_text, exit_code, explain
 
     if args.file in (None, "-"):
         data = sys.stdin.buffer.read()
@@ -108,8 +114,11 @@ def run_explain(args: argparse.Namespace) -> Answer:
         try:
             data = Path(args.file).read_bytes()
         except OSError as error:
-            raise UsageError(f"{args.file}: {error.strerror}", expected="a text file, or - for standard input",
-                             todo="correct the path") from error
+            raise UsageError(
+                f"{args.file}: {error.strerror}",
+                expected="a text file, or - for standard input",
+                todo="correct the path",
+            ) from error
     explanation = explain(data)
     return Answer(as_text(explanation), as_json(explanation), exit_code(explanation))
 
@@ -126,8 +135,12 @@ def run_train(args: argparse.Namespace) -> Answer:
     from kit.train.run import train
 
     result = train(config, out=args.out, on_step=_print_step)
-    record = {"verdict": result.verdict.outcome, "throughput": result.throughput, "checks": result.verdict.checks,
-              "run": result.run}
+    record = {
+        "verdict": result.verdict.outcome,
+        "throughput": result.throughput,
+        "checks": result.verdict.checks,
+        "run": result.run,
+    }
     return Answer(f"{result.sentence}\n\n{result.table}\n\n{result.verdict}", record, result.verdict.outcome.exit_code)
 
 
@@ -145,8 +158,12 @@ def _train_ranks(config, args: argparse.Namespace) -> Answer:
         group.leave()
         if result is None:
             return Answer("", None, is_rank=True)
-    record = {"verdict": result.verdict.outcome, "run": result.run, "checks": result.verdict.checks,
-              "ranks": [rank.record for _, rank in sorted(result.ranks.items())]}
+    record = {
+        "verdict": result.verdict.outcome,
+        "run": result.run,
+        "checks": result.verdict.checks,
+        "ranks": [rank.record for _, rank in sorted(result.ranks.items())],
+    }
     return Answer(str(result), record, result.verdict.outcome.exit_code, is_rank=not args.gpus)
 
 
@@ -186,7 +203,12 @@ def run_sweep(args: argparse.Namespace) -> Answer:
 
     def bar(done: int, total: int, left_s: float) -> None:
         end = "" if is_terminal and done < total else "\n"
-        print(f"{progress_text(done, total, left_s)[:width]:<{width if is_terminal else 0}}", end=end, file=sys.stderr, flush=True)
+        print(
+            f"{progress_text(done, total, left_s)[:width]:<{width if is_terminal else 0}}",
+            end=end,
+            file=sys.stderr,
+            flush=True,
+        )
 
     result = sweep(plan, out=args.out, on_row=show, on_progress=bar)
     record = {"sentence": result.sentence, "ceilings": result.ceilings, "rows": result.rows}
@@ -203,14 +225,19 @@ def _scaling(args: argparse.Namespace) -> Answer:
     shape = {"batch_sizes": args.batch_sizes, "seq_lens": args.seq_lens, "dtypes": args.dtypes}
     several = [name for name, values in shape.items() if values and len(values) > 1]
     if several or args.engines:
-        raise UsageError(f"--gpus with several {', '.join(several) or '--engines'}",
-                         expected="one batch size, one length, one precision, by the eager engine",
-                         todo="run the command once for each")
+        raise UsageError(
+            f"--gpus with several {', '.join(several) or '--engines'}",
+            expected="one batch size, one length, one precision, by the eager engine",
+            todo="run the command once for each",
+        )
     first = {name.removesuffix("s"): values[0] for name, values in shape.items() if values}
     step = scaled_step(args.device, args.model or DEFAULT_MODELS[args.device], **first)
     plan = ScalePlan(args.gpus, step, parallel=args.parallel, **({"blocks": args.blocks} if args.blocks else {}))
-    result = scale(plan, out=args.out, on_progress=lambda index, count: print(
-        f"[{index}/{count}] {plan.gpus[index - 1]} GPUs", file=sys.stderr))
+    result = scale(
+        plan,
+        out=args.out,
+        on_progress=lambda index, count: print(f"[{index}/{count}] {plan.gpus[index - 1]} GPUs", file=sys.stderr),
+    )
     outcome = Outcome.PASS if all(row.outcome == "ok" for row in result.scaling.rows) else Outcome.INCONCLUSIVE
     return Answer(str(result), {"sentence": result.scaling.sentence, "scaling": result}, outcome.exit_code)
 
@@ -223,7 +250,10 @@ def run_bench(args: argparse.Namespace) -> Answer:
     given = {name: value for name, value in vars(args).items() if name in names and value is not None}
 
     def show(run) -> None:
-        print(f"{run.engine} {run.dtype}: {run.training_s:.2f} s, {run.process_s:.1f} s from process start", file=sys.stderr)
+        print(
+            f"{run.engine} {run.dtype}: {run.training_s:.2f} s, {run.process_s:.1f} s from process start",
+            file=sys.stderr,
+        )
 
     result = bench(TrainConfig(**given), engines=tuple(args.engines or ENGINES), out=args.out, on_run=show)
     outcome = Outcome.INCONCLUSIVE if not result.runs else Outcome.PASS if result.losses.is_same else Outcome.FAIL
@@ -240,24 +270,34 @@ def run_report(args: argparse.Namespace) -> Answer:
 
     signal.signal(signal.SIGTERM, stop)
     done = report(
-        device=args.device, params=args.params, out=args.out, expect_gpu=args.expect_gpu, min_cuda=args.min_cuda,
-        nonce=args.nonce, progress=progress_line(),
+        device=args.device,
+        params=args.params,
+        out=args.out,
+        expect_gpu=args.expect_gpu,
+        min_cuda=args.min_cuda,
+        nonce=args.nonce,
+        progress=progress_line(),
     )
     evidence = done.evidence
-    record = {"verdict": evidence.verdict.outcome, "diagnosis": evidence.verdict.diagnosis, "state": evidence.state,
-              "bundle": str(done.path), "headline": evidence.headline, "notes": done.notes}
+    record = {
+        "verdict": evidence.verdict.outcome,
+        "diagnosis": evidence.verdict.diagnosis,
+        "state": evidence.state,
+        "bundle": str(done.path),
+        "headline": evidence.headline,
+        "notes": done.notes,
+    }
     lines = [f"{evidence.verdict.outcome}: {evidence.headline}", *done.notes, f"report: {done.path / 'index.html'}"]
     return Answer("\n".join(lines), record, EXIT_SIGTERM if args.is_terminated else done.exit_code)
 
 
 def run_verify(args: argparse.Namespace) -> Answer:
-    from kit.evidence.verify import verify
-
     import datetime
 
     from kit.evidence.bundle import running_state
     from kit.evidence.sign import checker
     from kit.evidence.verification import text
+    from kit.evidence.verify import verify
 
     found = verify(
         args.bundle,
@@ -266,8 +306,14 @@ def run_verify(args: argparse.Namespace) -> Answer:
         now=datetime.datetime.now(datetime.UTC),
         reviewer_nonce=args.nonce,
     )
-    record = {"verdict": found.outcome, "integrity": found.integrity, "reported": found.reported, "worth": found.worth,
-              "run_id": found.run_id, "checks": [{**to_json(step.check), "state": step.state} for step in found.steps]}
+    record = {
+        "verdict": found.outcome,
+        "integrity": found.integrity,
+        "reported": found.reported,
+        "worth": found.worth,
+        "run_id": found.run_id,
+        "checks": [{**to_json(step.check), "state": step.state} for step in found.steps],
+    }
     return Answer(text(found), record, found.exit_code)
 
 
@@ -295,7 +341,9 @@ def _bundles(path: Path) -> list[Path]:
         return [path]
     found = sorted(child.parent for child in path.glob("*/manifest.json")) + sorted(path.glob("*.zip"))
     if not found:
-        raise UsageError(f"{path} holds no bundle", expected="a bundle, or a folder of bundles", todo="correct the path")
+        raise UsageError(
+            f"{path} holds no bundle", expected="a bundle, or a folder of bundles", todo="correct the path"
+        )
     return found
 
 
@@ -324,16 +372,19 @@ def _read_json(path: Path) -> Any:
     try:
         return loads(path.read_bytes())
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}", expected="a file of facts, as check --save writes it",
-                         todo="correct the path") from error
+        raise UsageError(
+            f"{path}: {error.strerror}", expected="a file of facts, as check --save writes it", todo="correct the path"
+        ) from error
     except (ValueError, json.JSONDecodeError) as error:
-        raise UsageError(f"{path}: {error}", expected="JSON, as check --save writes it",
-                         todo="write it again with check --save") from error
+        raise UsageError(
+            f"{path}: {error}", expected="JSON, as check --save writes it", todo="write it again with check --save"
+        ) from error
 
 
 def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}", expected="a path you may write to",
-                         todo="name another file") from error
+        raise UsageError(
+            f"{path} cannot be written: {error.strerror}", expected="a path you may write to", todo="name another file"
+        ) from error

@@ -33,9 +33,7 @@ def script(parser: argparse.ArgumentParser) -> str:
     options, choices = [], []
     for name, command in commands.items():
         named = [action for action in command._actions if action.option_strings]
-        options.append(
-            f'      {name}) words="{" ".join(o for action in named for o in action.option_strings)}" ;;'
-        )
+        options.append(f'      {name}) words="{" ".join(o for action in named for o in action.option_strings)}" ;;')
         for action in named:
             if action.choices:
                 pattern = "|".join(f"{name}:{option}" for option in action.option_strings)

@@ -34,18 +34,12 @@ def training(steps: Sequence[StepRecord], samples: Sequence[TelemetrySample], *,
     """Loss and memory of a run: loss of each step, memory as torch counts it and as the driver sees it."""
     losses = [(step.step, step.loss) for step in steps if step.loss is not None]
     title = (
-        f"Loss {number(losses[0][1], 4)} → {number(losses[-1][1], 4)} in {len(steps)} steps"
-        if losses
-        else "No loss"
+        f"Loss {number(losses[0][1], 4)} → {number(losses[-1][1], 4)} in {len(steps)} steps" if losses else "No loss"
     )
-    torch_memory = [
-        (s.started_s + s.step_time_s, s.memory_peak_bytes / GiB) for s in steps if s.memory_peak_bytes
-    ]
+    torch_memory = [(s.started_s + s.step_time_s, s.memory_peak_bytes / GiB) for s in steps if s.memory_peak_bytes]
     driver_memory = [(s.at_s, s.memory_used_bytes / GiB) for s in samples if s.memory_used_bytes is not None]
     has_memory = bool(torch_memory or driver_memory)
-    figure, (left, *others) = _figure(
-        1 + has_memory, title, caption if has_memory else f"{caption}; no GPU memory"
-    )
+    figure, (left, *others) = _figure(1 + has_memory, title, caption if has_memory else f"{caption}; no GPU memory")
     left.plot(*zip(*losses) if losses else ([], []), color=COLOURS[0], marker=MARKERS[0], markersize=4)
     left.set(xlabel="step", ylabel="loss (cross-entropy, nats per token)")
     for right in others:
@@ -64,11 +58,7 @@ def step_times(steps: Sequence[StepRecord], *, caption: str) -> Figure:
     """The time of every step; the cold ones apart from the steady ones."""
     figures = throughput(steps)
     steady = figures.steady if figures else None
-    title = (
-        f"First step {seconds(figures.first_step_s)}, then {seconds(steady.median)}"
-        if steady
-        else "Step times"
-    )
+    title = f"First step {seconds(figures.first_step_s)}, then {seconds(steady.median)}" if steady else "Step times"
     figure, (axis,) = _figure(1, title, caption)
     for is_steady, label, colour, marker in (
         (False, "warm-up", COLOURS[1], "s"),
@@ -78,9 +68,7 @@ def step_times(steps: Sequence[StepRecord], *, caption: str) -> Figure:
         if points:
             axis.plot(*zip(*points), marker, color=colour, label=label)
     if steady:
-        axis.axhline(
-            steady.median * 1e3, color=COLOURS[0], linewidth=1, linestyle="--", label="steady median"
-        )
+        axis.axhline(steady.median * 1e3, color=COLOURS[0], linewidth=1, linestyle="--", label="steady median")
     axis.set(xlabel="step", ylabel="step time (ms)", ylim=(0, None))
     axis.legend(fontsize=8)
     return figure
@@ -106,7 +94,9 @@ def sweep_throughput(rows: Sequence[Row], ceilings: Ceilings, *, caption: str) -
             axis.plot(*zip(*limit), "--", color=colour, linewidth=0.8, marker="_")
     for size in sorted({row.batch_size for row in rows if row.outcome == "oom"}):
         engines = sorted({row.engine for row in rows if row.outcome == "oom" and row.batch_size == size})
-        axis.annotate(f" out of memory: {', '.join(engines)}", (size, 0), fontsize=7, rotation=90, va="bottom", ha="right")
+        axis.annotate(
+            f" out of memory: {', '.join(engines)}", (size, 0), fontsize=7, rotation=90, va="bottom", ha="right"
+        )
     axis.set(xlabel="batch size", ylabel="tokens/s (dashed: limit of this card)", ylim=(0, None))
     axis.yaxis.set_major_formatter("{x:,.0f}")
     _batch_axis(axis, rows)
@@ -168,7 +158,9 @@ def _lines(rows: Sequence[Row]) -> list[tuple[str, list[Row], str, str]]:
         if line:
             label = f"{engine}, " * has_engines + f"{dtype}, {seq_len} tokens a sample"
             colour = COLOURS[(engines.index(engine) if has_engines else len(lines)) % len(COLOURS)]
-            lines.append((label, sorted(line, key=lambda row: row.batch_size), colour, MARKERS[len(lines) % len(MARKERS)]))
+            lines.append(
+                (label, sorted(line, key=lambda row: row.batch_size), colour, MARKERS[len(lines) % len(MARKERS)])
+            )
     return lines
 
 
@@ -204,8 +196,7 @@ def roofline(rows: Sequence[Row], ceilings: Ceilings, *, caption: str) -> Figure
     )
     figure, (axis,) = _figure(1, title, caption)
     density = {
-        row.point: row.flop_per_s * row.step_time_s / adamw_step_bytes(MODELS[row.model], row.dtype)
-        for row in good
+        row.point: row.flop_per_s * row.step_time_s / adamw_step_bytes(MODELS[row.model], row.dtype) for row in good
     }
     for label, line, colour, marker in _lines(good):
         heights = [row.flop_per_s for row in line]
@@ -268,8 +259,15 @@ def where_time_goes(profiles: Mapping[str, KernelProfile], *, caption: str) -> F
         left = 0.0
         for index, value in enumerate(parts):
             is_gap = index == len(_PARTS) - 1
-            axis.barh(height, value * 1e3, left=left * 1e3, color="#DDDDDD" if is_gap else COLOURS[index],
-                      hatch="///" if is_gap else None, edgecolor="white", label=_PARTS[index] if not height else None)
+            axis.barh(
+                height,
+                value * 1e3,
+                left=left * 1e3,
+                color="#DDDDDD" if is_gap else COLOURS[index],
+                hatch="///" if is_gap else None,
+                edgecolor="white",
+                label=_PARTS[index] if not height else None,
+            )
             left += value
         axis.annotate(f" {seconds(left)}", (left * 1e3, height), fontsize=8, va="center")
     axis.set_yticks(range(len(bars)), [name for name, _ in bars])

@@ -19,7 +19,7 @@ from typing import Any
 from kit.errors import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_INVALID, EXIT_PASS, UsageError
 
 
-class Outcome(str, enum.Enum):
+class Outcome(enum.StrEnum):
     """What a check or a verdict says. The order of the members is from best to worst."""
 
     PASS = "PASS"
@@ -142,9 +142,7 @@ def dumps(value: Any, *, indent: int | None = 2) -> str:
 def loads(text: str | bytes) -> Any:
     """Strict `json.loads`. Raises ValueError on NaN, Infinity, 1e999, repeated keys, deep nesting."""
     try:
-        return json.loads(
-            text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_no_repeats
-        )
+        return json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_no_repeats)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -197,9 +195,7 @@ def _from_dataclass(kind: Any, data: Any, where: str) -> Any:
     missing = [
         name
         for name, field in fields.items()
-        if name not in data
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
+        if name not in data and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
     _expect(not missing, where, "the fields " + ", ".join(missing), list(data))
     hints = typing.get_type_hints(kind)

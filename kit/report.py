@@ -87,9 +87,18 @@ def report(
     run_id = _run_id(device)
     with open_bundle(out, run_id) as bundle:
         record = RunRecord(
-            run_id=run_id, nonce=secrets.token_hex(16), reviewer_nonce=nonce, kit_version=__version__,
-            code=code_identity(), device=device, expectation=expectation, parameters=parameters, notebooks=(),
-            state="RUNNING", started_utc=_now(), ended_utc="",
+            run_id=run_id,
+            nonce=secrets.token_hex(16),
+            reviewer_nonce=nonce,
+            kit_version=__version__,
+            code=code_identity(),
+            device=device,
+            expectation=expectation,
+            parameters=parameters,
+            notebooks=(),
+            state="RUNNING",
+            started_utc=_now(),
+            ended_utc="",
         )
         bundle.write_json("raw/run.json", record)
         record = _run(bundle, record, progress)
@@ -105,13 +114,17 @@ def load_params(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}", expected="a YAML file of notebook parameters",
-                         todo="see params/ for examples") from error
+        raise UsageError(
+            f"{path}: {error.strerror}", expected="a YAML file of notebook parameters", todo="see params/ for examples"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: {error}", expected="YAML in UTF-8", todo="repair the file") from error
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
-        raise UsageError(f"{path} holds a {type(found).__name__}", expected="a mapping of parameter names to values",
-                         todo="see params/ for examples")
+        raise UsageError(
+            f"{path} holds a {type(found).__name__}",
+            expected="a mapping of parameter names to values",
+            todo="see params/ for examples",
+        )
     return found
 
 
@@ -144,8 +157,11 @@ def _check_values(parameters: Mapping[str, Mapping[str, Any]], device: str) -> N
         dataclasses.replace(config, engine=engine)
     scaled = parameters["04_scaling"]
     step = {name: scaled[f"scale_{name}"] for name in ("batch_size", "seq_len", "dtype") if f"scale_{name}" in scaled}
-    ScalePlan(tuple(scaled.get("gpus") or (1,)), scaled_step(device, config.model, **step),
-              **{name: scaled[name] for name in ("parallel", "blocks") if name in scaled})
+    ScalePlan(
+        tuple(scaled.get("gpus") or (1,)),
+        scaled_step(device, config.model, **step),
+        **{name: scaled[name] for name in ("parallel", "blocks") if name in scaled},
+    )
     load_texts(config.dataset)
 
 
@@ -189,7 +205,8 @@ def _run_one(bundle: Bundle, record: RunRecord, name: str, progress: Callable[[s
     folder.mkdir(exist_ok=True)
     given = {"out": str(bundle.path.resolve()), "nonce": record.nonce, "device": record.device}
     run = execute(
-        PROJECT / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb",
+        PROJECT / "notebooks" / f"{name}.ipynb",
+        folder / f"{name}.ipynb",
         parameters={**record.parameters[name], **given},
         progress=lambda notebook, cell, cells, s: progress(f"{notebook}: cell {cell} of {cells}, {s:.0f} s"),
     )

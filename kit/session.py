@@ -110,9 +110,7 @@ class Session:
                 "thread_errors": self._thread_errors,
             },
         )
-        return f"{self.name}: {outcome} on {self.device}" + (
-            "" if self.out else " (nothing kept: no folder named)"
-        )
+        return f"{self.name}: {outcome} on {self.device}" + ("" if self.out else " (nothing kept: no folder named)")
 
     def _note_thread_error(self, args: Any) -> None:
         self._thread_errors.append(f"{args.exc_type.__name__}: {args.exc_value}")
@@ -140,9 +138,7 @@ def recorded_machines(*names: str) -> Table:
     for name in names:
         path = Path(__file__).resolve().parents[1] / "tests" / "machines" / f"{name}.json"
         if not path.is_file():
-            raise UsageError(
-                f"{path} is no file", expected="a recorded machine", todo="run in a checkout of the kit"
-            )
+            raise UsageError(f"{path} is no file", expected="a recorded machine", todo="run in a checkout of the kit")
         facts = from_json(MachineFacts, loads(path.read_bytes())["facts"])
         result = check(device="cuda", facts=facts)
         variants = () if result.verdict.outcome is Outcome.PASS else result.remedy.torch_variants

@@ -101,9 +101,7 @@ def screen(
     """
     lines = _screen_lines(verdict, width, is_short=False)
     below = [
-        part
-        for line in advice
-        for part in ([plain(line)] if line[:1] == " " else textwrap.wrap(plain(line), width))
+        part for line in advice for part in ([plain(line)] if line[:1] == " " else textwrap.wrap(plain(line), width))
     ]
     rows = 2 + len(lines) + sum(1 + len(line) // width for line in below) + bool(below)
     if rows >= height:
@@ -148,13 +146,10 @@ def _coloured(text: str) -> str:
 
 def verdict_html(verdict: Verdict, *, title: str = "Verdict") -> str:
     detail = f" · {escape(verdict.diagnosis)}" if verdict.diagnosis else ""
-    rows = [
-        [badge(check.outcome), f"<code>{escape(check.id)}</code>", _found(check)] for check in verdict.checks
-    ]
+    rows = [[badge(check.outcome), f"<code>{escape(check.id)}</code>", _found(check)] for check in verdict.checks]
     return card(
         f"{escape(title)}: {badge(verdict.outcome)}{detail}",
-        f"<p>{escape(MEANING[verdict.outcome])}</p>"
-        + table_html(["outcome", "check", "found"], rows, is_escaped=True),
+        f"<p>{escape(MEANING[verdict.outcome])}</p>" + table_html(["outcome", "check", "found"], rows, is_escaped=True),
         verdict.outcome,
     )
 
@@ -211,8 +206,7 @@ def table_html(columns: Sequence[str], rows: Iterable[Sequence[object]], *, is_e
 
     head = "".join(f'<th scope="col" style="text-align:left">{escape(column)}</th>' for column in columns)
     body = "".join(
-        "<tr>" + "".join(f'<td style="text-align:left">{cell(value)}</td>' for value in row) + "</tr>"
-        for row in rows
+        "<tr>" + "".join(f'<td style="text-align:left">{cell(value)}</td>' for value in row) + "</tr>" for row in rows
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
@@ -225,9 +219,7 @@ def table_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     is_number = [all(_starts_as_number(row[i]) for row in cells) for i in range(len(columns))]
     lines = [columns, *cells]
     return "\n".join(
-        "  ".join(
-            v.rjust(w) if right else v.ljust(w) for v, w, right in zip(line, widths, is_number)
-        ).rstrip()
+        "  ".join(v.rjust(w) if right else v.ljust(w) for v, w, right in zip(line, widths, is_number)).rstrip()
         for line in lines
     )
 

@@ -61,9 +61,7 @@ def run_tests(arguments: Sequence[str] = (), *, as_json: bool = False, root: Pat
     stderr, because stdout belongs to the record.
     """
     if not (root / "tests").is_dir():
-        raise UsageError(
-            f"{root} has no tests.", expected="a checkout of the project.", todo="run it in a checkout."
-        )
+        raise UsageError(f"{root} has no tests.", expected="a checkout of the project.", todo="run it in a checkout.")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "junit.xml"
         command = [sys.executable, "-m", "pytest", *_options(arguments), *arguments]
@@ -114,8 +112,7 @@ def counts(record: Path) -> dict[str, float]:
     except (OSError, xml.etree.ElementTree.ParseError):
         return {}
     total = {
-        name: sum(int(suite.get(name, 0)) for suite in suites)
-        for name in ("tests", "failures", "errors", "skipped")
+        name: sum(int(suite.get(name, 0)) for suite in suites) for name in ("tests", "failures", "errors", "skipped")
     }
     bad = total["failures"] + total["errors"] + total["skipped"]
     seconds = sum(float(suite.get("time", 0)) for suite in suites)

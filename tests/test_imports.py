@@ -43,9 +43,7 @@ def logic():
 
 def lint(folder):
     program = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, encoding="utf-8"
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, encoding="utf-8")
     return done.returncode, done.stdout + done.stderr
 
 
@@ -78,9 +76,7 @@ def test_every_module_is_either_logic_or_edge():
     """A new module is added to `source_modules` (logic) or `forbidden_modules` (edge) in pyproject.toml."""
     edges = [name for name in contracts()["logic"]["forbidden_modules"] if name.startswith("kit.")]
     listed, found = [*logic(), *edges], set(modules()) - {"kit"}
-    assert (sorted(found - set(listed)), sorted(set(listed) - found)) == ([], []), (
-        "not listed; listed but gone"
-    )
+    assert (sorted(found - set(listed)), sorted(set(listed) - found)) == ([], []), "not listed; listed but gone"
     assert len(listed) == len(set(listed))
 
 
@@ -115,9 +111,7 @@ def test_commands_without_packages_run_on_a_bare_python(line):
 
 def test_explain_runs_on_a_bare_python(tmp_path):
     (tmp_path / "paste.txt").write_text("AssertionError: Torch not compiled with CUDA enabled\n")
-    done = run_bare(
-        f"from kit.__main__ import main; sys.exit(main(['explain', {str(tmp_path / 'paste.txt')!r}]))"
-    )
+    done = run_bare(f"from kit.__main__ import main; sys.exit(main(['explain', {str(tmp_path / 'paste.txt')!r}]))")
     assert "Traceback" not in done.stderr and done.returncode in (0, 1, 3), done.stderr
 
 
@@ -131,9 +125,7 @@ def test_an_old_python_can_read_the_first_two_files(name):
     """Python 3.4's grammar: no f-string, no annotation of variables, no walrus, no match."""
     source = (ROOT / "kit" / f"{name}.py").read_text(encoding="utf-8")
     tree = ast.parse(source, feature_version=(3, 4))
-    assert not [
-        node for node in ast.walk(tree) if isinstance(node, (ast.JoinedStr, ast.AnnAssign, ast.NamedExpr))
-    ]
+    assert not [node for node in ast.walk(tree) if isinstance(node, (ast.JoinedStr, ast.AnnAssign, ast.NamedExpr))]
 
 
 def test_an_old_python_is_told_so_with_exit_code_2():

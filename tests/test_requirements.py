@@ -68,22 +68,15 @@ def test_what_the_commands_need_is_what_gets_installed():
 
 def test_the_pins_are_not_older_than_what_the_commands_demand():
     pins = dict(
-        text.split("==")
-        for name in ("gpu", "test")
-        for text in lines(f"requirements-{name}.txt")
-        if "==" in text
+        text.split("==") for name in ("gpu", "test") for text in lines(f"requirements-{name}.txt") if "==" in text
     )
     for need in read_request(["test"]).needs:
         if need.minimum and need.distribution in pins:
-            assert tuple(map(int, pins[need.distribution].split(".")))[: len(need.minimum)] >= need.minimum, (
-                need
-            )
+            assert tuple(map(int, pins[need.distribution].split(".")))[: len(need.minimum)] >= need.minimum, need
 
 
 def test_ci_runs_the_test_command_of_the_readme_and_nothing_else():
     commands = [
-        line
-        for line in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
-        if not line.startswith("#")
+        line for line in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines() if not line.startswith("#")
     ]
     assert commands == ["set -euo pipefail", 'cd "$(dirname "$0")/.."', "python3 -m kit test"]

@@ -21,7 +21,7 @@ from typing import Any
 from kit.errors import BundleInvalid, KitError, UsageError
 from kit.evidence import lock, notebook, redact
 from kit.evidence.identity import gather
-from kit.evidence.manifest import EVIDENCE, MANIFEST, STATE, is_allowed, is_derived, is_text, missing
+from kit.evidence.manifest import EVIDENCE, MANIFEST, STATE, is_allowed, is_text, missing
 from kit.evidence.model import COMPLETE, FAILED, Evidence
 from kit.evidence.redact import Secrets
 from kit.evidence.render import derived
@@ -105,9 +105,7 @@ class Bundle:
         if not self._is_settled:
             self.settle()
         if evidence.run_id != self.run_id:
-            raise BundleInvalid(
-                f"the evidence is of run {evidence.run_id!r}", expected=f"run {self.run_id!r}"
-            )
+            raise BundleInvalid(f"the evidence is of run {evidence.run_id!r}", expected=f"run {self.run_id!r}")
         self._refuse_private(evidence)
         files = self._read()
         made = {EVIDENCE: (dumps(evidence) + "\n").encode()}
@@ -140,9 +138,7 @@ class Bundle:
                 except PermissionError:
                     # On Windows a virus scanner or an open viewer holds files for a moment.
                     if attempt == 9:
-                        self.notes += (
-                            f"the folder could not be renamed; the report is whole in {self.path.name}",
-                        )
+                        self.notes += (f"the folder could not be renamed; the report is whole in {self.path.name}",)
                         return self.path
                     time.sleep(0.2)
             sync_folder(self.folder)
@@ -163,9 +159,7 @@ class Bundle:
 
     def _place(self, name: str) -> Path:
         if not is_allowed(name):
-            raise KitError(
-                f"{name!r} may not enter a bundle", expected="a name that kit.evidence.manifest allows"
-            )
+            raise KitError(f"{name!r} may not enter a bundle", expected="a name that kit.evidence.manifest allows")
         return self.path / PurePosixPath(name)
 
     def _names(self) -> list[str]:
@@ -210,9 +204,7 @@ def open_bundle(folder: Path, run_id: str, *, secrets: Secrets | None = None) ->
     bundle = Bundle(folder, run_id, secrets, _locked(folder, run_id))
     try:
         if (folder / run_id).exists():
-            raise UsageError(
-                f"{folder / run_id} exists", expected="a new run id", todo="delete it or choose another"
-            )
+            raise UsageError(f"{folder / run_id} exists", expected="a new run id", todo="delete it or choose another")
         if bundle.path.exists():
             aside = folder / f".{run_id}.abandoned-{time.time_ns()}"
             os.rename(bundle.path, aside)

@@ -67,16 +67,13 @@ def compare(a: Side | Comparison, b: Side | Comparison) -> Comparison:
         if isinstance(side, Comparison):
             return side
     _refuse_repeats([*a.run_ids, *b.run_ids])
-    differing = [
-        f"{name}: {a.keys.get(name)!r} against {b.keys.get(name)!r}" for name in _differing(a.keys, b.keys)
-    ]
+    differing = [f"{name}: {a.keys.get(name)!r} against {b.keys.get(name)!r}" for name in _differing(a.keys, b.keys)]
     if a.unit != b.unit:
         differing.append(f"unit {a.unit} against {b.unit}")
     if differing:
         return _not_comparable(differing)
     notes = [
-        f"{name} differs: {a.notes.get(name)} against {b.notes.get(name)}"
-        for name in _differing(a.notes, b.notes)
+        f"{name} differs: {a.notes.get(name)} against {b.notes.get(name)}" for name in _differing(a.notes, b.notes)
     ]
     return _judge(a, b, [*notes, *_order_notes(a, b), *_outlier_notes(a), *_outlier_notes(b)])
 
@@ -151,8 +148,7 @@ def _describe(evidence: Evidence, files: Mapping[str, bytes]) -> tuple[dict[str,
     keys = {
         "device": evidence.device,
         "GPU": tuple(gpus),
-        "power limit": training.get("power_limit_w")
-        or (training.get("telemetry") or {}).get("power_limit_w"),
+        "power limit": training.get("power_limit_w") or (training.get("telemetry") or {}).get("power_limit_w"),
         "dataset": training.get("dataset_sha256"),
         "parameters": training.get("parameters"),
         **{f"config.{name}": value for name, value in config.items()},
@@ -209,9 +205,7 @@ def _outlier_notes(side: Side) -> Iterator[str]:
 
 def _others(a: Side, b: Side) -> Iterator[tuple[str, float, float]]:
     names = sorted(set(a.others) & set(b.others))
-    found = [
-        welch([math.log(v) for v in a.others[name]], [math.log(v) for v in b.others[name]]) for name in names
-    ]
+    found = [welch([math.log(v) for v in a.others[name]], [math.log(v) for v in b.others[name]]) for name in names]
     for name, (middle, _, _), p in zip(names, found, holm([p for _, _, p in found]), strict=True):
         yield name, math.exp(middle), p
 
@@ -221,6 +215,4 @@ def _mean_log(values: Sequence[float]) -> float:
 
 
 def _positive(value: object) -> bool:
-    return (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
-    )
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0

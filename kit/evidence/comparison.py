@@ -71,13 +71,10 @@ def figure(a: Side, b: Side, found: Comparison) -> str:
         rows.append(f"<text x='10' y='{y + 5}'>{name} (n = {len(side.values)})</text>")
         rows.append(f"<path d='M{x} {y - 16}V{y + 16}' stroke='currentColor' stroke-width='3'/>")
         rows += [
-            f"<circle cx='{_x(value, top)}' cy='{y}' r='5' fill='none' stroke='currentColor'/>"
-            for value in side.values
+            f"<circle cx='{_x(value, top)}' cy='{y}' r='5' fill='none' stroke='currentColor'/>" for value in side.values
         ]
     ticks = [top * part / 4 for part in range(5)]
-    rows += [
-        f"<text x='{_x(tick, top)}' y='175' text-anchor='middle'>{number(tick)}</text>" for tick in ticks
-    ]
+    rows += [f"<text x='{_x(tick, top)}' y='175' text-anchor='middle'>{number(tick)}</text>" for tick in ticks]
     ratio = f", B is {found.ratio:.3f} of A" if found.ratio else ""
     title = in_html(f"{found.metric}: {found.outcome.replace('_', ' ')}{ratio}")
     return (

@@ -62,8 +62,13 @@ def _checks(raw: Raw) -> Iterator[Check]:
         yield from judge(raw.begin, raw.run.expectation).checks
         yield still_there(raw.begin, raw.end)
     if raw.training is None:
-        yield Check("learning.ran", Outcome.INCONCLUSIVE, raw.run.reason or "no training was recorded",
-                    "a training run", "see the first red check")
+        yield Check(
+            "learning.ran",
+            Outcome.INCONCLUSIVE,
+            raw.run.reason or "no training was recorded",
+            "a training run",
+            "see the first red check",
+        )
     else:
         dtype = DATASHEET_DTYPES[raw.training.config.dtype]
         peak = peak_flop_per_s(raw.training.device_name, dtype)
@@ -81,8 +86,13 @@ def _checks(raw: Raw) -> Iterator[Check]:
 def _sources(files: Mapping[str, bytes]) -> Check:
     """Binds the verdict to the very bytes it follows from: one hash over all of facts/ and raw/."""
     entries = [Entry.of(name, data) for name, data in files.items() if name.startswith(("facts/", "raw/"))]
-    return Check("integrity.sources", Outcome.PASS, f"{len(entries)} files under facts/ and raw/",
-                 "the files from which everything else here follows", values={"root": root(entries)})
+    return Check(
+        "integrity.sources",
+        Outcome.PASS,
+        f"{len(entries)} files under facts/ and raw/",
+        "the files from which everything else here follows",
+        values={"root": root(entries)},
+    )
 
 
 def _privacy(files: Mapping[str, bytes]) -> Iterator[Check]:
@@ -90,8 +100,13 @@ def _privacy(files: Mapping[str, bytes]) -> Iterator[Check]:
     if "raw/privacy.json" in files:
         hits = parsed("raw/privacy.json", lambda: loads(files["raw/privacy.json"])["hits"])
         found = "; ".join(sorted({f"{hit['kind']} in {hit['file']}" for hit in hits}))
-        yield Check("integrity.privacy", Outcome.FAIL, f"taken out: {found}", "no private value in a report",
-                    "look where this value comes from and run again")
+        yield Check(
+            "integrity.privacy",
+            Outcome.FAIL,
+            f"taken out: {found}",
+            "no private value in a report",
+            "look where this value comes from and run again",
+        )
 
 
 def _same_device(raw: Raw) -> Check:
@@ -107,8 +122,13 @@ def _same_device(raw: Raw) -> Check:
     if is_same and checked and trained and checked != trained:
         is_same, found = False, f"{found}, trained with torch {trained} where torch {checked} was checked"
     outcome = Outcome.FAIL if not is_same else Outcome.PASS if config.device == "cuda" else Outcome.REHEARSAL
-    return Check("native.device", outcome, f"{config.device}: {found}", expected,
-                 "" if is_same else "the run used another device than the one that was checked")
+    return Check(
+        "native.device",
+        outcome,
+        f"{config.device}: {found}",
+        expected,
+        "" if is_same else "the run used another device than the one that was checked",
+    )
 
 
 def _is_telemetry_of(raw: Raw, name: str) -> bool:
@@ -135,22 +155,35 @@ def _notebooks(raw: Raw) -> Check:
             problems.append(f"{run.name}: {record.get('thread_errors') or 'run with python -O'}")
     found = "; ".join(problems) or f"{len(raw.run.notebooks)} notebooks ran from top to bottom"
     is_good = not problems and bool(raw.run.notebooks) and raw.run.state == COMPLETE
-    return Check("integrity.notebooks", Outcome.PASS if is_good else Outcome.FAIL, found,
-                 "every notebook ran to its final record", "" if is_good else "repair the first failing cell")
+    return Check(
+        "integrity.notebooks",
+        Outcome.PASS if is_good else Outcome.FAIL,
+        found,
+        "every notebook ran to its final record",
+        "" if is_good else "repair the first failing cell",
+    )
 
 
 # --- words --------------------------------------------------------------------------
 
 _PROMISES = (
-    ("torch.cuda.is_available() is true, and a kernel really ran",
-     ("environment.cuda_starts", "native.kernel_ran")),
-    ("the expected GPU is detected by two independent witnesses",
-     ("environment.two_witnesses", "environment.expected_gpu", "native.device", "native.ranks_devices")),
-    ("training runs on the device: every parameter, gradient, optimizer state and batch",
-     ("native.placement", "native.kernels", "native.ranks_placement", "native.ranks_kernels")),
-    ("GPU memory is allocated during training, sampled in the timed window", ("native.driver_view", "native.ranks_driver_view")),
-    ("the evidence is saved, complete, and can be verified by others",
-     ("integrity.notebooks", "integrity.steps_complete")),
+    ("torch.cuda.is_available() is true, and a kernel really ran", ("environment.cuda_starts", "native.kernel_ran")),
+    (
+        "the expected GPU is detected by two independent witnesses",
+        ("environment.two_witnesses", "environment.expected_gpu", "native.device", "native.ranks_devices"),
+    ),
+    (
+        "training runs on the device: every parameter, gradient, optimizer state and batch",
+        ("native.placement", "native.kernels", "native.ranks_placement", "native.ranks_kernels"),
+    ),
+    (
+        "GPU memory is allocated during training, sampled in the timed window",
+        ("native.driver_view", "native.ranks_driver_view"),
+    ),
+    (
+        "the evidence is saved, complete, and can be verified by others",
+        ("integrity.notebooks", "integrity.steps_complete"),
+    ),
     ("no silent CPU fallback: a negative control shows that the detector works", ("integrity.negative_control",)),
 )
 

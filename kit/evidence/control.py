@@ -37,9 +37,7 @@ def judge_environment(record: ControlRecord) -> Verdict:
 def judge_control(record: ControlRecord) -> Verdict:
     """The same judges as for the real run."""
     environment = judge_environment(record)
-    return Verdict.of(
-        (*environment.checks, *judge_training(record.run, record.steps, ())), environment.diagnosis
-    )
+    return Verdict.of((*environment.checks, *judge_training(record.run, record.steps, ())), environment.diagnosis)
 
 
 def control_check(record: ControlRecord | None) -> Check:

@@ -78,9 +78,7 @@ def train_toy(config: TrainConfig) -> tuple[TrainingRun, tuple[StepRecord, ...]]
     audit = witness.Auditor(model, optimizer, "cuda", {1, (config.steps + 1) // 2, config.steps})
     before = witness.canary_loss(model, batches[0], config)
     began = time.perf_counter()
-    steps = tuple(
-        training_steps(model, optimizer, batches[: config.steps], config, began_s=began, audit=audit)
-    )
+    steps = tuple(training_steps(model, optimizer, batches[: config.steps], config, began_s=began, audit=audit))
     after = witness.canary_loss(model, batches[0], config)
     learning = witness.measure_learning(model, initial, before, after)
     run = TrainingRun(

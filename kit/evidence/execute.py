@@ -69,8 +69,11 @@ def check_parameters(given: Mapping[str, Any], known: Mapping[str, Parameter], *
         else:
             checked[name] = converted
     if problems_found:
-        raise UsageError(f"{where}: {'; '.join(problems_found)}", expected="; ".join(dict.fromkeys(expected)),
-                         todo="correct it and run again; nothing was run")
+        raise UsageError(
+            f"{where}: {'; '.join(problems_found)}",
+            expected="; ".join(dict.fromkeys(expected)),
+            todo="correct it and run again; nothing was run",
+        )
     return checked
 
 
@@ -105,8 +108,15 @@ def execute(
     state = "ok"
     try:
         papermill.execute_notebook(
-            str(path), str(executed), parameters=dict(parameters), engine_name="kit", kernel_name="python3",
-            progress_bar=False, log_output=False, cwd=str(path.parent), execution_timeout=cell_timeout_s,
+            str(path),
+            str(executed),
+            parameters=dict(parameters),
+            engine_name="kit",
+            kernel_name="python3",
+            progress_bar=False,
+            log_output=False,
+            cwd=str(path.parent),
+            execution_timeout=cell_timeout_s,
         )
     except PapermillExecutionError as error:
         state, caught = "failed", f"{error.ename}: {error.evalue}"
@@ -133,9 +143,14 @@ def _outcome(name, template, executed: Path, state: str, caught: str | None, sec
     if state == "ok" and source_sha256(done) != source_sha256(template):
         state, caught = "failed", "the executed cells are not those of the template"
     return NotebookRun(
-        name=name, state=state, seconds=seconds, cells=len(code),
-        cells_run=sum(cell.get("execution_count") is not None for cell in code), failing_cell=failing,
-        error=_short(caught), template_sha256=source_sha256(template),
+        name=name,
+        state=state,
+        seconds=seconds,
+        cells=len(code),
+        cells_run=sum(cell.get("execution_count") is not None for cell in code),
+        failing_cell=failing,
+        error=_short(caught),
+        template_sha256=source_sha256(template),
     )
 
 
@@ -173,7 +188,10 @@ def _use_engine(name: str, start: float, progress: Progress | None, log: IO[byte
             nb_man.cell_start = cell_start
             resources = {"metadata": {"path": cwd}}
             client = PapermillNotebookClient(
-                nb_man, kernel_name=kernel_name, timeout=execution_timeout, startup_timeout=_KERNEL_START_S,
+                nb_man,
+                kernel_name=kernel_name,
+                timeout=execution_timeout,
+                startup_timeout=_KERNEL_START_S,
                 resources=resources,
             )
             return client.execute(stderr=log)

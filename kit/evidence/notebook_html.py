@@ -124,17 +124,13 @@ def _list(lines: list[str]) -> str:
 def _inline(source: str) -> str:
     """Code, bold, italic and http links; what is inside a code span stays as it is."""
     parts = re.split(r"(`[^`]+`)", source)
-    return "".join(
-        f"<code>{in_html(p[1:-1])}</code>" if p[:1] == "`" and len(p) > 2 else _marked(p) for p in parts
-    )
+    return "".join(f"<code>{in_html(p[1:-1])}</code>" if p[:1] == "`" and len(p) > 2 else _marked(p) for p in parts)
 
 
 def _marked(source: str) -> str:
     # No class here runs past the next opening mark, so a page of brackets costs no more than any other.
     made = in_html(source)
     made = re.sub(r"!\[([^\[\]]*)\]\([^)\[\s]*\)", r"\1", made)
-    made = re.sub(
-        r"\[([^\[\]]+)\]\((https?://[^)\[\s&]+)\)", r"<a href='\2' rel='noopener noreferrer'>\1</a>", made
-    )
+    made = re.sub(r"\[([^\[\]]+)\]\((https?://[^)\[\s&]+)\)", r"<a href='\2' rel='noopener noreferrer'>\1</a>", made)
     made = re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", made)
     return re.sub(r"(?<![\w*])[*_]([^*_<>]+)[*_](?![\w*])", r"<i>\1</i>", made)

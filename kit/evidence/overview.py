@@ -89,10 +89,7 @@ def _line(rates: Sequence[float], told: str) -> str:
     """Rates in order as an inline SVG from zero up, so that a small change looks small."""
     top = max(rates) or 1.0
     step = (_WIDTH - 2 * _EDGE) / (len(rates) - 1)
-    points = [
-        (_EDGE + step * i, _HEIGHT - _EDGE - (_HEIGHT - 2 * _EDGE) * rate / top)
-        for i, rate in enumerate(rates)
-    ]
+    points = [(_EDGE + step * i, _HEIGHT - _EDGE - (_HEIGHT - 2 * _EDGE) * rate / top) for i, rate in enumerate(rates)]
     dots = "".join(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='4' fill='currentColor'/>" for x, y in points)
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     return (

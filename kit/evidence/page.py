@@ -50,13 +50,10 @@ def table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     head = "".join(f"<th scope='col'>{cell}</th>" for cell in heads)
     # On a phone a row becomes a block, where each cell says what it is.
     named = [
-        [cell.replace("<td", f"<td data-h='{name}'", 1) for name, cell in zip(heads, row, strict=True)]
-        for row in rows
+        [cell.replace("<td", f"<td data-h='{name}'", 1) for name, cell in zip(heads, row, strict=True)] for row in rows
     ]
     body = "".join("<tr>" + "".join(row) + "</tr>\n" for row in named)
-    return (
-        f"<div class='wide'><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
-    )
+    return f"<div class='wide'><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
 
 
 def cell(text: object, kind: str = "") -> str:

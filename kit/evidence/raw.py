@@ -66,7 +66,9 @@ def one(files: Mapping[str, bytes], name: str, kind: Any) -> Any:
 def lines(files: Mapping[str, bytes], name: str, kind: Any) -> tuple[Any, ...]:
     """A JSON-lines file as values of `kind`, one a line; empty where it is not there."""
     text = files.get(name, b"").decode("utf-8", errors="strict").splitlines()
-    return tuple(parsed(f"{name} line {n}", lambda: from_json(kind, loads(line))) for n, line in enumerate(text, 1))
+    return tuple(
+        parsed(f"{name} line {n}", lambda line=line: from_json(kind, loads(line))) for n, line in enumerate(text, 1)
+    )
 
 
 def read(files: Mapping[str, bytes]) -> Raw:
@@ -76,7 +78,7 @@ def read(files: Mapping[str, bytes]) -> Raw:
         raise BundleInvalid("raw/run.json is missing", expected="the record of the run")
     sweep = parsed("raw/sweep.json", lambda: loads(files["raw/sweep.json"])) if "raw/sweep.json" in files else None
     records = {
-        name.split("/")[-1].removesuffix(".json"): parsed(name, lambda: dict(loads(data)))
+        name.split("/")[-1].removesuffix(".json"): parsed(name, lambda data=data: dict(loads(data)))
         for name, data in files.items()
         if name.startswith("raw/records/")
     }

@@ -22,9 +22,42 @@ from urllib.parse import quote
 
 # Ordinary words that are also user or host names: replaced only where they stand as a name (user@, /home/).
 COMMON_NAMES = frozenset(
-    "root user admin administrator guest test dev main local localhost home ubuntu debian runner jovyan "
-    "jupyter vscode docker nobody train data model gpu cuda nvidia torch python kit adam max min server node "
-    "worker".split()
+    [
+        "root",
+        "user",
+        "admin",
+        "administrator",
+        "guest",
+        "test",
+        "dev",
+        "main",
+        "local",
+        "localhost",
+        "home",
+        "ubuntu",
+        "debian",
+        "runner",
+        "jovyan",
+        "jupyter",
+        "vscode",
+        "docker",
+        "nobody",
+        "train",
+        "data",
+        "model",
+        "gpu",
+        "cuda",
+        "nvidia",
+        "torch",
+        "python",
+        "kit",
+        "adam",
+        "max",
+        "min",
+        "server",
+        "node",
+        "worker",
+    ]
 )
 SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|COOKIE|CREDENTIALS?|PAT)S?(_|$)", re.I)
 
@@ -36,9 +69,7 @@ _TOKENS = (
 _SECRET_WORD = r"token|secret|password|passwd|(?:api|access|secret|private)[_-]?key|cookie|credentials?"
 _EDGE, _END = r"(?<![A-Za-z0-9])", r"(?![A-Za-z0-9])"
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-_VERSION_BEFORE = re.compile(
-    r"(?i)(nvidia|cuda|cudnn|cublas|cu[a-z]+|nccl|nvjitlink|version|driver|==)[\w.-]*[\W_]*$"
-)
+_VERSION_BEFORE = re.compile(r"(?i)(nvidia|cuda|cudnn|cublas|cu[a-z]+|nccl|nvjitlink|version|driver|==)[\w.-]*[\W_]*$")
 _HARMLESS_IP = ("127.0.0.1", "0.0.0.0", "255.255.255.255")
 
 
@@ -93,10 +124,7 @@ def redact_value(value: Any, secrets: Secrets) -> Any:
     if isinstance(value, str):
         return redact_text(value, secrets)
     if isinstance(value, Mapping):
-        return {
-            redact_text(str(key), secrets): _redact_item(str(key), item, secrets)
-            for key, item in value.items()
-        }
+        return {redact_text(str(key), secrets): _redact_item(str(key), item, secrets) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         parts = [
             "<secret>"
@@ -151,9 +179,7 @@ def _unescaped(name: str, text: str) -> str:
 
 def _encoded_kinds(text: str, secrets: Secrets) -> Iterator[str]:
     """Kinds of secrets inside printable text that stands encoded in `text`."""
-    for match in re.finditer(
-        r"(?<![\w+/])(?:(?:[0-9a-fA-F]{2}){12,}|[\w+/-]{20,4096}={0,2})(?![\w+/=])", text
-    ):
+    for match in re.finditer(r"(?<![\w+/])(?:(?:[0-9a-fA-F]{2}){12,}|[\w+/-]{20,4096}={0,2})(?![\w+/=])", text):
         run = match.group()
         for plain in _decodings(run):
             for rule in _rules(secrets):
@@ -234,20 +260,14 @@ def _pattern_rules(salt: bytes) -> Iterator[_Rule]:
     quoted, bare = rf"[\"']{value}[^\"'<>\n]{{4,}}", rf"{value}(?=[^\s\"']*\d)[^\s\"'&,;()<>]{{6,}}"
     yield rule("secret", rf"(?i)((?:{_SECRET_WORD})[\"']?\s*[:=]\s*)(?:{quoted}|{bare})", r"\1<secret>")
     yield rule("secret", rf"(?i)((?<!\S)--?[\w-]*(?:{_SECRET_WORD})\s+)(?![-<])[^\s\"']{{4,}}", r"\1<secret>")
-    yield rule(
-        "home path", r"(/home/|/Users/|[A-Za-z]:[\\/]{1,2}Users[\\/]{1,2})(?!<)[^/\\\s\"':<>]+", r"\1<user>"
-    )
-    yield rule(
-        "gpu uuid", rf"(?i){_EDGE}(?:GPU|MIG)-{_UUID}{_END}", lambda found: pseudonym(found.group(), salt)
-    )
+    yield rule("home path", r"(/home/|/Users/|[A-Za-z]:[\\/]{1,2}Users[\\/]{1,2})(?!<)[^/\\\s\"':<>]+", r"\1<user>")
+    yield rule("gpu uuid", rf"(?i){_EDGE}(?:GPU|MIG)-{_UUID}{_END}", lambda found: pseudonym(found.group(), salt))
     yield rule(
         "serial",
         r"(?i)(\bserial(?:[ _]number)?[\"']?\s*[:=]\s*[\"']?)(?!<)(?=[\w-]*\d)[\w-]{6,}",
         r"\1<serial>",
     )
-    yield rule(
-        "pci address", rf"{_EDGE}[0-9a-fA-F]{{4,8}}:[0-9a-fA-F]{{2}}:[0-9a-fA-F]{{2}}\.[0-7]{_END}", "<pci>"
-    )
+    yield rule("pci address", rf"{_EDGE}[0-9a-fA-F]{{4,8}}:[0-9a-fA-F]{{2}}:[0-9a-fA-F]{{2}}\.[0-7]{_END}", "<pci>")
     yield rule(
         "mac",
         r"(?i)(?<![\w:-])(?:(?:[0-9a-f]{2}:){5}|(?=[\d-]*[a-f])(?:[0-9a-f]{2}-){5})[0-9a-f]{2}(?![\w:-])",
@@ -291,9 +311,7 @@ def _forms(value: str) -> Iterator[str]:
 
 
 def _any_of(texts: set[str]) -> re.Pattern[str]:
-    return re.compile(
-        "(?:" + "|".join(re.escape(text) for text in sorted(texts, key=lambda t: (-len(t), t))) + ")"
-    )
+    return re.compile("(?:" + "|".join(re.escape(text) for text in sorted(texts, key=lambda t: (-len(t), t))) + ")")
 
 
 # --- bytes --------------------------------------------------------------------------

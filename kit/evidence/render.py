@@ -87,10 +87,7 @@ def readme(evidence: Evidence) -> str:
         ("Outcome", "Promise", "Seen"), [(p.outcome, f"{p.number}. {p.text}", p.sentence) for p in evidence.promises]
     )
     lines += ["## Numbers", ""]
-    rows = [
-        (n.name, value(n), value_range(n), n.n if n.n is not None else "", n.definition)
-        for n in evidence.numbers
-    ]
+    rows = [(n.name, value(n), value_range(n), n.n if n.n is not None else "", n.definition) for n in evidence.numbers]
     lines += _md_table(("Name", "Value", "Range", "n", "Definition"), rows)
     findings = evidence.verdict.findings
     if findings:
@@ -99,9 +96,7 @@ def readme(evidence: Evidence) -> str:
             ("Outcome", "Check", "Found", "To do"), [(c.outcome, c.id, c.found, c.todo) for c in findings]
         )
     lines += ["## Notebooks", ""]
-    lines += _md_table(
-        ("Notebook", "State", "Cells run"), [(r.name, r.state, _cells(r)) for r in evidence.notebooks]
-    )
+    lines += _md_table(("Notebook", "State", "Cells run"), [(r.name, r.state, _cells(r)) for r in evidence.notebooks])
     lines += ["## What this report does not show", ""]
     lines += [f"- {md(limit)}" for limit in evidence.limits] or ["- Nothing was named."]
     lines += ["", "## What it is worth", "", WORTH, ""]
@@ -113,9 +108,7 @@ def page(evidence: Evidence, files: Mapping[str, bytes]) -> str:
     title = f"{evidence.verdict.outcome}: {evidence.headline}"
     parts = [
         _opening(evidence),
-        _heading(
-            "The six promises", table(("Outcome", "Promise", "Seen"), [_promise(p) for p in evidence.promises])
-        ),
+        _heading("The six promises", table(("Outcome", "Promise", "Seen"), [_promise(p) for p in evidence.promises])),
         _heading(
             "Numbers",
             table(("Name", "Value", "Range", "n", "Definition"), [_number(n) for n in evidence.numbers]),
@@ -175,11 +168,7 @@ def _failing(evidence: Evidence) -> NotebookRun | None:
 
 
 def _where(run: NotebookRun) -> str:
-    return (
-        f"cell {run.failing_cell}"
-        if run.failing_cell is not None
-        else f"after {run.cells_run} of {run.cells} cells"
-    )
+    return f"cell {run.failing_cell}" if run.failing_cell is not None else f"after {run.cells_run} of {run.cells} cells"
 
 
 def _cells(run: NotebookRun) -> str:

@@ -31,9 +31,7 @@ def sign(bundle: Path, key: Path) -> Path:
     """
     manifest = Path(bundle) / MANIFEST
     if not manifest.is_file():
-        raise UsageError(
-            f"{bundle} has no {MANIFEST}", expected="the folder of a report", todo="unpack a zip first"
-        )
+        raise UsageError(f"{bundle} has no {MANIFEST}", expected="the folder of a report", todo="unpack a zip first")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / MANIFEST
         copy.write_bytes(manifest.read_bytes())
@@ -78,9 +76,7 @@ def _checked(manifest: bytes, signature: Path, allowed: Path | None, identity: s
         return SignatureCheck("invalid", f"the signature does not hold: {_said(done)}")
     key = (re.findall(r"SHA256:[\w+/=]+", _said(done)) or ["unknown"])[0]
     if allowed is None:
-        return SignatureCheck(
-            "unclaimed", f"Signed by key {key}; who owns it was not asked, so nobody vouches"
-        )
+        return SignatureCheck("unclaimed", f"Signed by key {key}; who owns it was not asked, so nobody vouches")
     names = [identity] if identity else _principals(signature, allowed)
     for name in names:
         done = _ssh_keygen(
@@ -100,9 +96,7 @@ def _principals(signature: Path, allowed: Path) -> list[str]:
 
 def _is_canonical(signature: bytes) -> bool:
     """Whether the armour is as ssh-keygen writes it: 70 columns, no byte to spare (PROTOCOL.sshsig)."""
-    body = signature.removeprefix(b"-----BEGIN SSH SIGNATURE-----\n").removesuffix(
-        b"\n-----END SSH SIGNATURE-----\n"
-    )
+    body = signature.removeprefix(b"-----BEGIN SSH SIGNATURE-----\n").removesuffix(b"\n-----END SSH SIGNATURE-----\n")
     try:
         text = base64.b64encode(base64.b64decode(body.replace(b"\n", b""), validate=True))
     except (ValueError, binascii.Error):
@@ -111,14 +105,10 @@ def _is_canonical(signature: bytes) -> bool:
     return signature == b"-----BEGIN SSH SIGNATURE-----\n" + lines + b"\n-----END SSH SIGNATURE-----\n"
 
 
-def _ssh_keygen(
-    action: str, *args: str, data: bytes = b"", is_terminal: bool = False
-) -> subprocess.CompletedProcess:
+def _ssh_keygen(action: str, *args: str, data: bytes = b"", is_terminal: bool = False) -> subprocess.CompletedProcess:
     program = shutil.which("ssh-keygen")
     if program is None:
-        raise UsageError(
-            "ssh-keygen is not installed", expected="OpenSSH 8.2 or newer", todo="install openssh-client"
-        )
+        raise UsageError("ssh-keygen is not installed", expected="OpenSSH 8.2 or newer", todo="install openssh-client")
     given = {} if is_terminal else {"input": data}
     return subprocess.run(
         [program, "-Y", action, *args],

@@ -74,12 +74,7 @@ class _Folder(Source):
         super().__init__(found.checked(), "folder")
 
     def _blocks(self, name: str) -> Iterator[bytes]:
-        flags = (
-            os.O_RDONLY
-            | getattr(os, "O_NOFOLLOW", 0)
-            | getattr(os, "O_NONBLOCK", 0)
-            | getattr(os, "O_BINARY", 0)
-        )
+        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         with open(os.open(self._path / PurePosixPath(name), flags), "rb") as file:
             info = os.fstat(file.fileno())
             if not stat.S_ISREG(info.st_mode) or info.st_size != self.sizes[name]:
@@ -99,9 +94,7 @@ class _Zip(Source):
             self._zip.close()
             raise
         # Zipping a folder puts its name before every path.
-        top = (
-            os.path.commonpath(sizes) + "/" if sizes and MANIFEST not in sizes and STATE not in sizes else ""
-        )
+        top = os.path.commonpath(sizes) + "/" if sizes and MANIFEST not in sizes and STATE not in sizes else ""
         self._prefix = top if f"{top}{MANIFEST}" in sizes or f"{top}{STATE}" in sizes else ""
         super().__init__({name[len(self._prefix) :]: size for name, size in sizes.items()}, "zip")
 

@@ -89,9 +89,7 @@ def _action(evidence: Evidence, parts: list[dict[str, str]]) -> dict[str, Any]:
         "actionStatus": f"http://schema.org/{'Completed' if is_complete else 'Failed'}ActionStatus",
     }
     if not is_complete:
-        action["error"] = visible(
-            next((run.error for run in evidence.notebooks if run.error), evidence.headline)
-        )
+        action["error"] = visible(next((run.error for run in evidence.notebooks if run.error), evidence.headline))
     return action
 
 

@@ -117,9 +117,7 @@ class Subject:
         problems = [_listed("missing", lost), _listed("not listed", extra), _listed("foreign", foreign)]
         if any(problems):
             self.evidence = None
-            raise Stop(
-                "; ".join(problem for problem in problems if problem), "ask its author for the whole bundle"
-            )
+            raise Stop("; ".join(problem for problem in problems if problem), "ask its author for the whole bundle")
         return f"{len(names)} files, as the {self.evidence.state} state requires"
 
     def step_hashes(self) -> str:
@@ -140,9 +138,7 @@ class Subject:
                 f"line ends changed: {count} of {texts} text files",
                 "git or an unpacker turned LF into CRLF: copy it as binary (.gitattributes: * -text)",
             )
-        raise Stop(
-            _listed("changed", changed) or "manifest.json was changed", "ask its author for the original"
-        )
+        raise Stop(_listed("changed", changed) or "manifest.json was changed", "ask its author for the original")
 
     def step_one_run(self) -> str:
         evidence, problems = self.evidence, []
@@ -166,9 +162,7 @@ class Subject:
             problems.append(f"the reviewer's nonce is {evidence.reviewer_nonce!r}")
         problems += list(self._time_problems())
         if problems:
-            raise Stop(
-                _listed("", problems), "parts of several runs, or a clock that was wrong: run it again"
-            )
+            raise Stop(_listed("", problems), "parts of several runs, or a clock that was wrong: run it again")
         return f"run {evidence.run_id}, {evidence.started_utc} to {evidence.ended_utc}"
 
     def step_notebooks(self) -> str:
@@ -290,9 +284,7 @@ class Subject:
 
     def _running_state(self) -> str:
         is_running = self.is_running is not None and self.is_running(self.path)
-        return (
-            "RUNNING, a run is writing it" if is_running else "ABANDONED, its run was stopped before the end"
-        )
+        return "RUNNING, a run is writing it" if is_running else "ABANDONED, its run was stopped before the end"
 
     def _differs_by_line_ends(self, name: str, row: Mapping[str, Any]) -> bool:
         if not is_text(name):

@@ -50,9 +50,7 @@ def load(
     verification = _verification(subject)
     if verification.integrity is not Outcome.PASS:
         first = next(step.check for step in verification.steps if step.check.outcome is not Outcome.PASS)
-        raise BundleInvalid(
-            f"{path}: {first.found}", expected="a bundle that verifies", todo=f"run kit verify {path}"
-        )
+        raise BundleInvalid(f"{path}: {first.found}", expected="a bundle that verifies", todo=f"run kit verify {path}")
     return subject.evidence, subject.raw
 
 
@@ -97,18 +95,14 @@ def _step(subject: Subject, name: str) -> Step:
     except (OSError, ValueError, ArithmeticError, RecursionError) as error:
         return Step(Check(f"bundle.{name}", Outcome.INVALID, f"cannot be read: {error}", STEPS[name]), "run")
     if found is None:
-        sentence = (
-            subject.signature.sentence if name == "signature" and subject.signature else "nothing to check"
-        )
+        sentence = subject.signature.sentence if name == "signature" and subject.signature else "nothing to check"
         return _skipped(name, sentence, required=False)
     return Step(Check(f"bundle.{name}", Outcome.PASS, found, STEPS[name]), "run")
 
 
 def _worth(subject: Subject, integrity: Outcome) -> str:
     if integrity is Outcome.INVALID or not subject.evidence:
-        return (
-            "It is worth nothing as evidence." if integrity is Outcome.INVALID else "It could not be judged."
-        )
+        return "It is worth nothing as evidence." if integrity is Outcome.INVALID else "It could not be judged."
     who = (
         subject.signature.sentence
         if subject.signature
@@ -124,9 +118,7 @@ def _worth(subject: Subject, integrity: Outcome) -> str:
 def _existing(path: Path) -> Path:
     path = Path(path)
     if not path.exists() and not path.is_symlink():
-        raise UsageError(
-            f"{path} does not exist", expected="the folder or zip of a report", todo="check the path"
-        )
+        raise UsageError(f"{path} does not exist", expected="the folder or zip of a report", todo="check the path")
     return path
 
 
@@ -137,6 +129,4 @@ def _conclude(files: Mapping[str, bytes]) -> Evidence:
 
 def _skipped(name: str, found: str = "an earlier step failed", required: bool = True) -> Step:
     """Skipped for want of an earlier step is INCONCLUSIVE; for want of a subject it does not count."""
-    return Step(
-        Check(f"bundle.{name}", Outcome.INCONCLUSIVE, found, STEPS[name], required=required), "skipped"
-    )
+    return Step(Check(f"bundle.{name}", Outcome.INCONCLUSIVE, found, STEPS[name], required=required), "skipped")

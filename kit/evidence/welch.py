@@ -47,10 +47,7 @@ def _beta(x: float, a: float, b: float) -> float:
         return min(1.0, max(0.0, x))
     if x > (a + 1) / (a + b + 2):
         return 1 - _beta(1 - x, b, a)
-    front = (
-        math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
-        / a
-    )
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)) / a
     # Evaluated from the far end; below the symmetry point sqrt(max(a, b)) terms are enough (DLMF 8.17(v)).
     fraction = 1.0
     for m in range(60, 0, -1):

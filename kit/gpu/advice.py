@@ -7,8 +7,7 @@ from kit.gpu.facts import MachineFacts
 
 _ADVICE: dict[str, tuple[str, tuple[str, ...]]] = {
     "reboot": (
-        "Restart the machine, or reload the NVIDIA kernel modules, so that library and module have one "
-        "version.",
+        "Restart the machine, or reload the NVIDIA kernel modules, so that library and module have one version.",
         ("sudo reboot",),
     ),
     "libcuda_mismatch": (
@@ -18,13 +17,11 @@ _ADVICE: dict[str, tuple[str, tuple[str, ...]]] = {
         ("ldconfig -p | grep libcuda.so", "cat /proc/driver/nvidia/version"),
     ),
     "fabric_manager": (
-        "Start the NVIDIA fabric manager in exactly the driver's version (on a rented node, ask the "
-        "provider).",
+        "Start the NVIDIA fabric manager in exactly the driver's version (on a rented node, ask the provider).",
         ("sudo systemctl enable --now nvidia-fabricmanager", "nvidia-smi"),
     ),
     "uvm": (
-        "Reload the nvidia_uvm module (on your own machine) or restart; in a rented container move to "
-        "another host.",
+        "Reload the nvidia_uvm module (on your own machine) or restart; in a rented container move to another host.",
         ("sudo rmmod nvidia_uvm", "sudo modprobe nvidia_uvm"),
     ),
     "stub": (
@@ -136,9 +133,7 @@ _ON_WINDOWS = {
 def advise(found: Diagnosis, facts: MachineFacts) -> tuple[str, tuple[str, ...]]:
     """(summary, commands) for a diagnosis by its cause."""
     if found.cause not in _ADVICE:
-        return "It cannot be told from this. The next command's output would.", (
-            found.ask,
-        ) if found.ask else ()
+        return "It cannot be told from this. The next command's output would.", (found.ask,) if found.ask else ()
     summary, commands = _ADVICE[found.cause]
     if facts.platform.system == "Windows":
         commands = tuple(_ON_WINDOWS.get(command, command) for command in commands)

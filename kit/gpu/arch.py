@@ -82,8 +82,7 @@ def cover(arch_list: tuple[str, ...], capability: Capability, *, cuda: Capabilit
             "ptx",
             str(best),
             False,
-            f"no native code for {dotted(capability)}; the driver compiles {best} at the first use of "
-            f"each kernel",
+            f"no native code for {dotted(capability)}; the driver compiles {best} at the first use of each kernel",
         )
     return Coverage("none", None, False, _why_none(entries, capability))
 
@@ -136,8 +135,5 @@ def _why_none(entries: tuple[Code, ...], capability: Capability) -> str:
     if capability in TEGRA and any(
         code.capability[0] == capability[0] and code.capability <= capability for code in entries
     ):
-        return (
-            f"{dotted(capability)} is a Jetson: desktop code of the same generation does not run on it "
-            f"({held})"
-        )
+        return f"{dotted(capability)} is a Jetson: desktop code of the same generation does not run on it ({held})"
     return f"no {sm(capability)} code in the build, nor code or PTX that could run instead ({held})"

@@ -16,16 +16,12 @@ def driver(question: Question) -> Answer:
     driver, must = question.facts.driver, not question.ran
     if driver is None or not (driver.version or driver.gpus or driver.nvml_error):
         if question.found.word == "no_driver_or_no_gpu":
-            return Answer(
-                FAIL, question.found.because[0], "Run nvidia-smi and see what it says.", required=must
-            )
+            return Answer(FAIL, question.found.because[0], "Run nvidia-smi and see what it says.", required=must)
         return Answer(INCONCLUSIVE, "nothing is known about the driver", "Run nvidia-smi.", required=must)
     names = [gpu.name for gpu in driver.gpus]
     values = {"version": driver.version, "gpus": names, "libcuda": driver.libcuda}
     if driver.nvml_error:
-        found = f"NVML cannot start: {driver.nvml_error}" + (
-            "; CUDA runs all the same" if question.ran else ""
-        )
+        found = f"NVML cannot start: {driver.nvml_error}" + ("; CUDA runs all the same" if question.ran else "")
         todo = "Restart after a driver change; see nvidia-smi."
         return Answer(INCONCLUSIVE if question.ran else FAIL, found, todo, values, required=must)
     found = f"driver {driver.version or 'of unknown version'} lists {', '.join(map(str, names)) or 'no GPU'}"
@@ -55,17 +51,14 @@ def torch_build(question: Question) -> Answer:
         return Answer(FAIL, "torch is not installed", install)
     values = {"version": torch.version, "cuda": torch.cuda, "hip": torch.hip, "direct_url": torch.direct_url}
     if torch.hip:
-        return Answer(
-            FAIL, f"{torch.version} is built for AMD ROCm {torch.hip}, not for NVIDIA", install, values
-        )
+        return Answer(FAIL, f"{torch.version} is built for AMD ROCm {torch.hip}, not for NVIDIA", install, values)
     if question.found.word == "cpu_only_build" or torch.is_cpu_build:
         seen = f"; driver sees {question.driver_gpus[0].name}" if question.driver_gpus else ""
         return Answer(FAIL, f"torch build has no CUDA: {torch.version or 'CPU only'}{seen}", install, values)
     base, packaged = ((text or "").split("+")[0] for text in (torch.version, torch.metadata_version))
     if base and packaged and base != packaged:
         found = (
-            f"torch says {torch.version}, its package metadata {torch.metadata_version}: two "
-            f"installations are mixed"
+            f"torch says {torch.version}, its package metadata {torch.metadata_version}: two installations are mixed"
         )
         return Answer(FAIL, found, "Install torch again in a fresh environment.", values)
     if torch.cuda is None:
@@ -87,9 +80,7 @@ def driver_for_build(question: Question) -> Answer | None:
     )
     values = {"driver": case.driver_version, "driver_cuda": case.driver_cuda, "variant": variant}
     if runs is False and (question.ran or case.is_available):
-        found = (
-            f"driver {shown} is below the table's minimum for {variant}, yet CUDA runs: forward compatibility"
-        )
+        found = f"driver {shown} is below the table's minimum for {variant}, yet CUDA runs: forward compatibility"
         return Answer(PASS, found, values=values)
     if runs is False or question.found.word == "driver_too_old_for_runtime":
         todo = "Install a build for an older CUDA, or a newer driver (see the remedy)."

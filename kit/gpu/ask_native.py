@@ -61,9 +61,7 @@ def without_jit(question: Question) -> Answer | None:
         return Answer(PASS, "it ran without PTX JIT: native code")
     if proof.ran_without_ptx_jit is False:
         why = (proof.jit_error or "it fails with JIT switched off")[:300]
-        return Answer(
-            FAIL, f"runs by PTX JIT, not native: {why}", "Install a build with native code (see the remedy)."
-        )
+        return Answer(FAIL, f"runs by PTX JIT, not native: {why}", "Install a build with native code (see the remedy).")
     listed = torch.arch_list if torch else ()
     if question.held.how == "native" and listed and not any(entry.startswith("compute_") for entry in listed):
         return Answer(PASS, "not tried; the build lists no PTX, so there is nothing to compile at run time")
@@ -81,8 +79,6 @@ def agreement(question: Question) -> Answer | None:
     says, shows = held.how == "native", proof.ran and proof.ran_without_ptx_jit is not False
     if says == shows:
         return Answer(PASS, "table and run agree", required=False)
-    found = (
-        f"the table says {'yes' if says else 'no'} ({held.reason}), the run says {'yes' if shows else 'no'}"
-    )
+    found = f"the table says {'yes' if says else 'no'} ({held.reason}), the run says {'yes' if shows else 'no'}"
     todo = "Trust the run; tell the maintainers of the table which GPU, driver and build this is."
     return Answer(INCONCLUSIVE, found, todo, required=False)

@@ -68,9 +68,7 @@ def platform_of(facts: MachineFacts, capability: Capability | None = None) -> st
 
 def _is_grace(facts: MachineFacts) -> bool:
     gpus = (facts.driver.gpus if facts.driver else ()) + (facts.torch.gpus if facts.torch else ())
-    return any(
-        mark in (gpu.name or "") for gpu in gpus for mark in ("GH200", "GB200", "GB300", "GB10", "T4G")
-    )
+    return any(mark in (gpu.name or "") for gpu in gpus for mark in ("GH200", "GB200", "GB300", "GB10", "T4G"))
 
 
 def _from_list(
@@ -107,10 +105,7 @@ def _from_range(torch: Torch, capability: Capability) -> Holding:
     if high is None:
         return Holding("unknown", f"the build starts at {dotted(low)}; its list is not known", "range")
     if capability <= high or capability[0] == high[0]:
-        reason = (
-            f"the build's code ends at {dotted(high)}, and {dotted(capability)} runs code of its own "
-            f"generation"
-        )
+        reason = f"the build's code ends at {dotted(high)}, and {dotted(capability)} runs code of its own generation"
         return Holding("native", reason, "range", f"sm_{high[0]}{high[1]}", capability == high)
     return Holding("none", f"the build ends at {dotted(high)}, the GPU has {dotted(capability)}", "range")
 
@@ -154,9 +149,7 @@ def _from_toolkit(torch: Torch, capability: Capability) -> Holding:
             "toolkit",
         )
     if all(family.dropped_in and family.dropped_in <= torch.cuda for family in usable):
-        return Holding(
-            "none", f"CUDA {cuda} no longer compiles for {dotted(capability)}", "toolkit", is_too_old=True
-        )
+        return Holding("none", f"CUDA {cuda} no longer compiles for {dotted(capability)}", "toolkit", is_too_old=True)
     return Holding(
         "possible",
         f"CUDA {cuda} can compile for {dotted(capability)}; this build's list is not known",

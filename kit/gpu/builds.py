@@ -93,9 +93,7 @@ def _choose(case: Case, gpus: tuple[Capability, ...]) -> tuple[wheels.Choice, st
     return choice, ""
 
 
-def _install(
-    case: Case, gpus: tuple[Capability, ...], wheel: wheels.Wheel, note: str, driver: str | None
-) -> Remedy:
+def _install(case: Case, gpus: tuple[Capability, ...], wheel: wheels.Wheel, note: str, driver: str | None) -> Remedy:
     served = "; ".join(f"{dotted(gpu)}: {wheels.serves(wheel, gpu).reason}" for gpu in gpus)
     on = f" and runs on driver {case.driver_version}" if case.driver_version else ""
     summary = f"Install torch {wheel.release}+{wheel.variant}: it has code for this GPU{on} ({served}).{note}"
@@ -134,18 +132,14 @@ def variants_for(case: Case, gpus: tuple[Capability, ...], torch: str) -> tuple[
     rows = [
         wheel
         for wheel in wheels.wheels()
-        if (wheel.torch, wheel.platform) == (torch, platform)
-        and wheel.variant != "cpu"
-        and wheel.status in _TRUSTED
+        if (wheel.torch, wheel.platform) == (torch, platform) and wheel.variant != "cpu" and wheel.status in _TRUSTED
     ]
     fitting = [
         wheel
         for wheel in rows
         if _starts(case, wheel, gpus) and all(wheels.serves(wheel, gpu).how == "native" for gpu in gpus)
     ]
-    return tuple(
-        wheel.variant for wheel in sorted(fitting, key=lambda wheel: wheel.cuda or (0, 0), reverse=True)
-    )
+    return tuple(wheel.variant for wheel in sorted(fitting, key=lambda wheel: wheel.cuda or (0, 0), reverse=True))
 
 
 def _starts(case: Case, wheel: wheels.Wheel, gpus: tuple[Capability, ...] = ()) -> bool:
@@ -166,21 +160,14 @@ def _no_build(case: Case, gpus: tuple[Capability, ...], choice: wheels.Choice) -
         text = f"Compute capability {', '.join(unknown)} is not in this kit's table of {wheels.checked()}"
         return Remedy(f"{text}: see https://pytorch.org/get-started/locally/ for a newer build.")
     if len(gpus) > 1 and all(_alone(case, gpu) for gpu in gpus):
-        text = (
-            f"No one build serves compute capability {which} together. Use one environment for each and "
-            f"hide the"
-        )
-        return Remedy(
-            f"{text} other GPU with CUDA_VISIBLE_DEVICES.", ("CUDA_VISIBLE_DEVICES=0 python -m kit check",)
-        )
+        text = f"No one build serves compute capability {which} together. Use one environment for each and hide the"
+        return Remedy(f"{text} other GPU with CUDA_VISIBLE_DEVICES.", ("CUDA_VISIBLE_DEVICES=0 python -m kit check",))
     last = ""
     if max(gpus) <= (3, 5):
         last = " The last builds that listed sm_35 in part are torch 1.12 and older with CUDA 10.2."
     if (7, 5) in gpus and platform_of(case.facts, gpus[0]) == "linux_aarch64":
         last = " NVIDIA's own container images or a build from source (TORCH_CUDA_ARCH_LIST=7.5) remain."
-    return Remedy(
-        f"No official torch 2 release has code for compute capability {which} on this platform.{last}"
-    )
+    return Remedy(f"No official torch 2 release has code for compute capability {which} on this platform.{last}")
 
 
 def _alone(case: Case, gpu: Capability) -> bool:
@@ -190,10 +177,7 @@ def _alone(case: Case, gpu: Capability) -> bool:
 def _newer_driver(case: Case, gpus: tuple[Capability, ...], needed: str) -> Remedy:
     branches = [branch for gpu in gpus if (branch := last_driver_branch(gpu))]
     limit = f", but not above R{min(branches)}, the last branch for this GPU" if branches else ""
-    summary = (
-        f"No torch 2 build with code for this GPU runs on this driver. Install {needed}{limit}, then ask "
-        f"again."
-    )
+    summary = f"No torch 2 build with code for this GPU runs on this driver. Install {needed}{limit}, then ask again."
     return Remedy(summary, ("nvidia-smi",), driver=needed.removeprefix("driver ").split(" for ")[0] + limit)
 
 
@@ -204,14 +188,9 @@ def _build_for_unknown_gpu(case: Case) -> Remedy:
     rows = [
         wheel
         for wheel in wheels.wheels()
-        if wheel.platform == platform
-        and wheel.variant != "cpu"
-        and wheel.status in _TRUSTED
-        and _starts(case, wheel)
+        if wheel.platform == platform and wheel.variant != "cpu" and wheel.status in _TRUSTED and _starts(case, wheel)
     ]
-    fitting = [
-        wheel for wheel in rows if python is None or wheel.python_min <= python <= wheel.python_max
-    ] or rows
+    fitting = [wheel for wheel in rows if python is None or wheel.python_min <= python <= wheel.python_max] or rows
     if not fitting:
         floor = driver_floor("cu126", case.system)
         needed = f"{text_of(floor)} or newer ({case.system})" if floor else "a newer one"

@@ -76,15 +76,13 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "triton_too_old",
         "triton_too_old",
-        "Triton, the compiler behind torch.compile, needs compute capability 7.0; eager torch is another "
-        "matter",
+        "Triton, the compiler behind torch.compile, needs compute capability 7.0; eager torch is another matter",
         is_certain=False,
     ),
     Cause(
         "compiler_lacks_arch",
         "compiler_lacks_arch",
-        "a compiler beside torch (ptxas, nvcc, NVRTC or LLVM) is older than this GPU and does not know "
-        "its code",
+        "a compiler beside torch (ptxas, nvcc, NVRTC or LLVM) is older than this GPU and does not know its code",
         "ptxas --version",
         is_certain=False,
     ),

@@ -30,8 +30,10 @@ class CheckResult:
             for gpu in source.gpus if source else ():
                 capability = ".".join(map(str, gpu.compute_capability)) if gpu.compute_capability else UNKNOWN
                 rows.append((witness, gpu.index, gpu.name, capability, memory(gpu.memory_bytes)))
-        return Table(("witness", "device", "name", "compute capability", "memory"), tuple(rows) or ((
-            "none", "–", "no NVIDIA device was seen", "–", "–"),))
+        return Table(
+            ("witness", "device", "name", "compute capability", "memory"),
+            tuple(rows) or (("none", "–", "no NVIDIA device was seen", "–", "–"),),
+        )
 
     @property
     def kernel(self) -> Table:
@@ -42,8 +44,14 @@ class CheckResult:
         result = proof.error or f"largest relative error {proof.max_relative_error:.1e} against float64"
         return Table(
             ("kernel", "result", "allowed", "time"),
-            ((f"{proof.size} × {proof.size} {proof.dtype} product on {proof.device}", result, f"{proof.limit:.0e}"
-              if proof.limit else "–", seconds(proof.seconds)),),
+            (
+                (
+                    f"{proof.size} × {proof.size} {proof.dtype} product on {proof.device}",
+                    result,
+                    f"{proof.limit:.0e}" if proof.limit else "–",
+                    seconds(proof.seconds),
+                ),
+            ),
         )
 
     @property

@@ -18,9 +18,7 @@ def ask(question: Question) -> tuple[Check, ...]:
         answer = answer_to(question)
         if answer is not None:
             text = expected(question) if callable(expected) else expected
-            checks.append(
-                Check(name, answer.outcome, answer.found, text, answer.todo, answer.values, answer.required)
-            )
+            checks.append(Check(name, answer.outcome, answer.found, text, answer.todo, answer.values, answer.required))
     return tuple(checks)
 
 

@@ -103,9 +103,7 @@ def _no_kernel(case: Case) -> Diagnosis | None:
         return None
     if case.holdings and all(held.how in ("native", "possible") for _, _, held in case.holdings):
         gpu, _, held = case.holdings[0]
-        because = (
-            f"torch itself has code for {gpu.name} ({held.reason}), so another package or kernel lacks it"
-        )
+        because = f"torch itself has code for {gpu.name} ({held.reason}), so another package or kernel lacks it"
         sure = "high" if held.how == "native" else "medium"
         return say("other", "extension", because, confidence=sure, ask="pip list")
     known = max((capability for _, capability, _ in case.holdings), default=None)
@@ -122,9 +120,7 @@ def _no_kernel(case: Case) -> Diagnosis | None:
         because = "torch 2.8 and later raise this error, and their builds have code for every GPU from 7.5 on"
         either = "either the GPU is older, or another package lacks its code"
         return say("other", "extension", because, either, confidence="low", ask=ASK_ALL)
-    because = (
-        "the code that was called is not built for this GPU; mostly that is torch itself, else an extension"
-    )
+    because = "the code that was called is not built for this GPU; mostly that is torch itself, else an extension"
     sure = "medium" if known else "low"
     return say("arch_missing_from_build", "arch_missing", because, confidence=sure, ask=_LIST)
 
@@ -171,9 +167,7 @@ def _fine(case: Case) -> Diagnosis | None:
     if case.is_available:
         variant = variant_of(facts.torch)
         if variant and driver_runs(variant, case.driver_version, case.system) is False:
-            because.append(
-                "the driver is older than the build asks for, and CUDA runs: forward compatibility"
-            )
+            because.append("the driver is older than the build asks for, and CUDA runs: forward compatibility")
         return say("ok", "fits", *(because or ["CUDA is available, and nothing contradicts it"]))
     if {held.how for _, _, held in case.holdings} == {"native"}:
         return say("ok", "fits", *because, confidence="medium", ask="python -m kit check")

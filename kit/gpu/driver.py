@@ -74,9 +74,7 @@ def has_nvidia_hardware(root: Path = Path("/")) -> bool:
     if any((root / node).exists() for node in nodes):
         return True
     for device in (root / "sys/bus/pci/devices").glob("*"):
-        if first_line(device / "vendor") == _PCI_NVIDIA and first_line(device / "class").startswith(
-            _PCI_DISPLAY
-        ):
+        if first_line(device / "vendor") == _PCI_NVIDIA and first_line(device / "class").startswith(_PCI_DISPLAY):
             return True
     return False
 
@@ -162,9 +160,7 @@ def _from_nvml(load: Callable[[], ctypes.CDLL]) -> Driver:
     def call(name: str, *arguments: object) -> None:
         code = getattr(nvml, name)(*arguments)
         if code != 0:
-            raise ValueError(
-                f"NVML's {name} said: {(nvml.nvmlErrorString(code) or b'?').decode(errors='replace')}"
-            )
+            raise ValueError(f"NVML's {name} said: {(nvml.nvmlErrorString(code) or b'?').decode(errors='replace')}")
 
     def text(name: str, *before: object, size: int = 96) -> str:
         buffer = ctypes.create_string_buffer(size)

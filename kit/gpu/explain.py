@@ -57,9 +57,7 @@ def _unknown(facts: MachineFacts) -> tuple[str, ...]:
     if not case.gpus:
         missing.append("which GPU it is")
     elif len(case.holdings) < len(case.gpus):
-        names = sorted(
-            {gpu.name or "?" for gpu in case.gpus} - {gpu.name or "?" for gpu, _, _ in case.holdings}
-        )
+        names = sorted({gpu.name or "?" for gpu in case.gpus} - {gpu.name or "?" for gpu, _, _ in case.holdings})
         missing.append(f"the compute capability of {', '.join(names)}")
     if not (facts.torch and (facts.torch.version or facts.torch.cuda or facts.torch.arch_list)):
         missing.append("which torch build it is")

@@ -156,11 +156,19 @@ class MachineFacts:
         rows = [
             ("system", " ".join(filter(None, (here.os or here.system, here.machine, "in WSL" if here.is_wsl else "")))),
             ("Python", _dotted(here.python)),
-            ("driver", f"{driver.version} for CUDA up to {_dotted(driver.cuda_version)}" if driver.version else "none seen"),
-            ("torch", f"{torch.version}, code for {' '.join(torch.arch_list) or 'no GPU'}" if torch.version else "none"),
+            (
+                "driver",
+                f"{driver.version} for CUDA up to {_dotted(driver.cuda_version)}" if driver.version else "none seen",
+            ),
+            (
+                "torch",
+                f"{torch.version}, code for {' '.join(torch.arch_list) or 'no GPU'}" if torch.version else "none",
+            ),
         ]
-        rows += [(f"GPU {gpu.index}", f"{gpu.name}, compute capability {_dotted(gpu.compute_capability)}")
-                 for gpu in driver.gpus or torch.gpus] or [("GPU", "none seen")]
+        rows += [
+            (f"GPU {gpu.index}", f"{gpu.name}, compute capability {_dotted(gpu.compute_capability)}")
+            for gpu in driver.gpus or torch.gpus
+        ] or [("GPU", "none seen")]
         return Table(("fact", "value"), (*rows, *(("unknown", note) for note in self.notes)))
 
     def __str__(self) -> str:

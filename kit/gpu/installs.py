@@ -39,8 +39,7 @@ class Install:
             found.append(f"its code says {self.version}, its metadata {self.metadata_version}: two are mixed")
         if self.left_behind:
             found.append(
-                f"no CUDA, but {', '.join(self.left_behind[:3])} is there: a later install replaced a "
-                f"CUDA build"
+                f"no CUDA, but {', '.join(self.left_behind[:3])} is there: a later install replaced a CUDA build"
             )
         return tuple(found)
 
@@ -53,9 +52,7 @@ def environments(roots: Iterable[Path]) -> tuple[Path, ...]:
         candidates = [root, *(child for child in _children(root) if child.is_dir())]
         for candidate in candidates:
             for pattern in _FOLDERS:
-                found.update(
-                    dict.fromkeys(path.resolve() for path in candidate.glob(pattern) if path.is_dir())
-                )
+                found.update(dict.fromkeys(path.resolve() for path in candidate.glob(pattern) if path.is_dir()))
     return tuple(found)
 
 
@@ -71,9 +68,7 @@ def read_install(folder: Path) -> Install | None:
     if info is None and code is None:
         return None
     cuda = _value(code, "cuda")
-    left = (
-        () if cuda else tuple(sorted(_name(path) for path in folder.glob("nvidia_cuda_runtime*.dist-info")))
-    )
+    left = () if cuda else tuple(sorted(_name(path) for path in folder.glob("nvidia_cuda_runtime*.dist-info")))
     return Install(
         folder=str(folder),
         version=_value(code, "__version__"),

@@ -185,9 +185,7 @@ def _start(text: str, place: int, reach: int) -> int:
     """The beginning of the sentence that holds `place`, or of a word, not more than `reach` before it."""
     low = max(0, place - reach)
     ends = [
-        found + len(mark)
-        for mark in (". ", "error: ", "warning: ")
-        if (found := text.rfind(mark, low, place)) >= 0
+        found + len(mark) for mark in (". ", "error: ", "warning: ") if (found := text.rfind(mark, low, place)) >= 0
     ]
     if ends:
         return max(ends)

@@ -15,9 +15,7 @@ from kit.units import MiB
 _CAPABILITY = r"(?:cuda|compute) capability (?:\(cc\) )?(\d{1,2})\.(\d)"
 _FOUND = re.compile(r"found gpu(\d{1,2}) (.{2,80}?) which is of " + _CAPABILITY, re.I)
 _WARNED = re.compile(r"(\S(?:.{0,100}?\S)?) with CUDA capability sm_(\d{1,2})(\d)\b")
-_TRITON = re.compile(
-    r"found (.{2,80}?) which is too old to be supported.{0,200}?cuda capability (\d{1,2})\.(\d)", re.I
-)
+_TRITON = re.compile(r"found (.{2,80}?) which is too old to be supported.{0,200}?cuda capability (\d{1,2})\.(\d)", re.I)
 
 _MAKER = r"(?:(?:NVIDIA|GeForce|Tesla|Quadro|GRID)\s+){0,3}"
 _SERIES = r"(?:RTX|GTX|GT|MX|Quadro|TITAN|Titan)(?:[ -]?(?:PRO )?[A-Z]?\d{1,4}(?:[MX]|[Tt][iI]|SUPER)?)?\b"
@@ -51,9 +49,7 @@ _CONTEXTS = (
     re.compile(r"Device:?\s(\d{1,2})\W{1,4}(?P<name>" + _CHIP + ")"),
 )
 _PROSE = re.compile(r"(?<![\w/.\-])" + _CHIP)
-_WORD = re.compile(
-    r"\b(?:NVIDIA|GeForce|Tesla|Quadro|GRID|RTX|GTX|TITAN|Titan|Orin|Xavier|Thor|Tegra|Jetson)\b"
-)
+_WORD = re.compile(r"\b(?:NVIDIA|GeForce|Tesla|Quadro|GRID|RTX|GTX|TITAN|Titan|Orin|Xavier|Thor|Tegra|Jetson)\b")
 
 
 _ANCHOR = re.compile(
@@ -95,9 +91,7 @@ def _warned(lines: list[str], flat: str) -> tuple[Gpu, ...]:
     if "with CUDA capability sm_" not in flat:
         return tuple(found.values())
     named = {gpu.name for gpu in found.values()}
-    places = [
-        match for line in lines if "with CUDA capability sm_" in line for match in _WARNED.finditer(line)
-    ]
+    places = [match for line in lines if "with CUDA capability sm_" in line for match in _WARNED.finditer(line)]
     for match in places or _WARNED.finditer(flat):
         name = _last_name(match[1])
         if name and name not in named:

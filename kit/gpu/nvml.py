@@ -12,7 +12,11 @@ from kit.gpu.driver import kernel_module_version
 from kit.gpu.facts import Driver, Gpu
 
 _LIBRARY_FOLDERS = (
-    "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/local/nvidia/lib64", "/usr/lib/wsl/lib",
+    "/usr/lib/x86_64-linux-gnu",
+    "/usr/lib/aarch64-linux-gnu",
+    "/usr/lib64",
+    "/usr/local/nvidia/lib64",
+    "/usr/lib/wsl/lib",
 )
 
 
@@ -24,7 +28,9 @@ def read_nvml(notes: list[str]) -> Driver | None:
     import pynvml as nvml
 
     shared = {
-        "library_version": _library_version(), "kernel_version": kernel_module_version(), "libcuda": libcuda_kind(),
+        "library_version": _library_version(),
+        "kernel_version": kernel_module_version(),
+        "libcuda": libcuda_kind(),
         "uvm_error": _uvm_error(),
     }
     try:

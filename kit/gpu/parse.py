@@ -87,9 +87,7 @@ def _torch(flat: str, low: str, lines: list[str], notes: list[str]) -> Torch | N
         arch_list=_arch_list(low),
         is_available=_is_available(low),
         device_count=_int(first(low, r"device[_ ]count(?:\(\))?\W{1,10}(\d{1,3})\b")),
-        min_capability=_capability(
-            low, r"minimum cuda capability supported by this library is\s{0,3}(\d{1,2})\.(\d)"
-        )
+        min_capability=_capability(low, r"minimum cuda capability supported by this library is\s{0,3}(\d{1,2})\.(\d)")
         or _capability(low, r"minimum and maximum cuda capability supported[^(]{0,60}\((\d{1,2})\.(\d)\)"),
         max_capability=_capability(
             low, r"minimum and maximum cuda capability[^(]{0,90}\(\d{1,2}\.\d\)\s?-\s?\((\d{1,2})\.(\d)\)"
@@ -115,9 +113,7 @@ def _torch_version(low: str, notes: list[str]) -> str | None:
         if len(_distinct(version.split("+")[0] for version in exact)) == 1:
             return max(exact, key=len)
         if exact:
-            notes.append(
-                f"the text names several torch versions ({', '.join(exact[:4])}); the first one is taken"
-            )
+            notes.append(f"the text names several torch versions ({', '.join(exact[:4])}); the first one is taken")
             return exact[0]
     return None
 
@@ -162,9 +158,7 @@ def _is_available(low: str) -> bool | None:
 # --- driver --------------------------------------------------------------------------
 
 
-def _driver(
-    flat: str, low: str, messages: tuple[str, ...], gpus: tuple[Gpu, ...], notes: list[str]
-) -> Driver | None:
+def _driver(flat: str, low: str, messages: tuple[str, ...], gpus: tuple[Gpu, ...], notes: list[str]) -> Driver | None:
     versions = _driver_versions(low)
     if len(versions) > 1:
         notes.append(f"the text names several driver versions ({', '.join(versions[:4])}); none is taken")
@@ -175,15 +169,11 @@ def _driver(
         cuda_version=_driver_cuda(low) or found_cuda_version([low]),
         gpus=gpus,
         nvml_error=next((text for text in messages if "nvml" in text.lower()), None),
-        cuda_init_error=_int(
-            first(low, r"cuinit\W{0,4}(?:0\W{0,3})?(?:rc|returned|result|code)?\W{0,4}(\d{1,3})\b")
-        )
+        cuda_init_error=_int(first(low, r"cuinit\W{0,4}(?:0\W{0,3})?(?:rc|returned|result|code)?\W{0,4}(\d{1,3})\b"))
         or None,
         library_version=library,
         kernel_version=kernel,
-        uvm_error=first(
-            flat, r"/dev/nvidia-uvm[^-\w][^.;]{0,40}?((?:FAILED|failed|cannot|\[Errno)[^/]{0,80})"
-        ),
+        uvm_error=first(flat, r"/dev/nvidia-uvm[^-\w][^.;]{0,40}?((?:FAILED|failed|cannot|\[Errno)[^/]{0,80})"),
     )
     return None if found == Driver() else found
 

@@ -141,8 +141,13 @@ def _child(size: int, *, is_jit_allowed: bool) -> KernelProof | None:
     try:
         done = subprocess.run(
             [sys.executable, "-m", "kit.gpu.proof", str(size)],
-            env=environment, capture_output=True, timeout=_CHILD_TIMEOUT_S, text=True, encoding="utf-8",
-            errors="replace", check=False,
+            env=environment,
+            capture_output=True,
+            timeout=_CHILD_TIMEOUT_S,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
         )
         return from_json(KernelProof, json.loads(done.stdout.strip().splitlines()[-1]))
     except (subprocess.TimeoutExpired, OSError, ValueError, IndexError):

@@ -45,9 +45,7 @@ def remedy_for(found: Diagnosis, facts: MachineFacts) -> Remedy:
     if found.word == "ok":
         return Remedy("Nothing to do.")
     if found.confidence == "low" and found.ask and not case.gpus:
-        return Remedy(
-            "Too little is known to name a change. The output of this command would settle it.", (found.ask,)
-        )
+        return Remedy("Too little is known to name a change. The output of this command would settle it.", (found.ask,))
     if found.word in _OTHER_BUILD or found.cause == "rocm_build":
         return other_build(case)
     if found.word == "driver_too_old_for_runtime":

@@ -47,9 +47,7 @@ def cpu_build(case: Case) -> Diagnosis | None:
         because = "this machine shows no NVIDIA device, and the torch build has no CUDA either"
         return say("no_driver_or_no_gpu", "no_gpu", because)
     version = torch.version if torch and torch.version else "this torch"
-    because = [
-        f"{version} is built without CUDA" + (f"; the driver sees {case.gpus[0].name}" if case.gpus else "")
-    ]
+    because = [f"{version} is built without CUDA" + (f"; the driver sees {case.gpus[0].name}" if case.gpus else "")]
     if any(name.startswith("nvidia-cuda-runtime") for name in facts.packages):
         because.append("CUDA runtime packages are left behind: a later install replaced a CUDA build")
     return say("cpu_only_build", "cpu_build", *because)
@@ -70,10 +68,7 @@ def changed_driver(case: Case) -> Diagnosis | None:
 
 def compat(case: Case) -> Diagnosis | None:
     if "compat_refused" in case.symptoms:
-        because = (
-            "error 804: a CUDA compatibility library stands before the driver's own, and this GPU "
-            "forbids that"
-        )
+        because = "error 804: a CUDA compatibility library stands before the driver's own, and this GPU forbids that"
         return say("forward_compat_mismatch", "compat", because, ask=_LIBCUDA)
     if "driver_mismatch" not in case.symptoms:
         return None
@@ -138,9 +133,7 @@ def masked(case: Case) -> Diagnosis | None:
         why = problem or "none of the devices it names is there"
         return say("visible_devices_masked", "mask", f"CUDA_VISIBLE_DEVICES={value!r}: {why}")
     if facts.environment.get("NVIDIA_VISIBLE_DEVICES") in ("void", "none") and not case.gpus:
-        return say(
-            "no_driver_or_no_gpu", "container", "NVIDIA_VISIBLE_DEVICES lets no GPU into this container"
-        )
+        return say("no_driver_or_no_gpu", "container", "NVIDIA_VISIBLE_DEVICES lets no GPU into this container")
     if hidden and facts.nvidia_smi_exit_code == 127:
         because = "CUDA found no device, and no NVIDIA driver shows on this machine"
         return say("no_driver_or_no_gpu", "no_driver", because, ask="nvidia-smi")

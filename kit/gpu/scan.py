@@ -64,9 +64,7 @@ def scan_wheel(path: Path, *, progress: Progress | None = None) -> Scan:
             members = [info for info in wheel.infolist() if _LIBRARY.search(info.filename)]
             total = sum(info.file_size for info in members)
             if total > _MAX_BYTES:
-                raise UsageError(
-                    f"{path.name} unpacks to {total:,} bytes", expected=f"at most {_MAX_BYTES:,} bytes"
-                )
+                raise UsageError(f"{path.name} unpacks to {total:,} bytes", expected=f"at most {_MAX_BYTES:,} bytes")
             found, done = [], 0
             for info in members:
                 with wheel.open(info) as file:
@@ -90,9 +88,7 @@ def scan_library(path: Path) -> Library:
         raise UsageError(f"{path}: {error}", expected="a shared library", todo="Check the path.") from None
 
 
-def scan_installed(
-    package: str, *, search: Iterable[str] | None = None, progress: Progress | None = None
-) -> Scan:
+def scan_installed(package: str, *, search: Iterable[str] | None = None, progress: Progress | None = None) -> Scan:
     """The GPU code of an installed package, found by its metadata and not imported. search: folders to look
     in, else this interpreter's. Raises UsageError."""
     from importlib import metadata
@@ -100,9 +96,7 @@ def scan_installed(
     where = {"path": list(search)} if search is not None else {}
     found = next(iter(metadata.Distribution.discover(name=package, **where)), None)
     if found is None:
-        raise UsageError(
-            f"{package!r} is not installed here", expected="an installed package", todo="See `pip list`."
-        )
+        raise UsageError(f"{package!r} is not installed here", expected="an installed package", todo="See `pip list`.")
     files = [Path(str(found.locate_file(file))) for file in found.files or () if _LIBRARY.search(str(file))]
     files = [file for file in files if file.is_file()]
     total, done, libraries = sum(file.stat().st_size for file in files), 0, []
@@ -126,9 +120,7 @@ def check(scan: Scan, capability: Capability | None) -> Check:
             if scan.arch_list
             else f"holds no GPU code in {scan.files_read} libraries"
         )
-        return Check(
-            "native.package_code", Outcome.INCONCLUSIVE, f"{scan.name} {what}", expected, values=values
-        )
+        return Check("native.package_code", Outcome.INCONCLUSIVE, f"{scan.name} {what}", expected, values=values)
     held = {library.name: cover(tuple(library.counts), capability) for library in _deciding(scan, capability)}
     native = [name for name, found in held.items() if found.how == "native"]
     lacking = [name for name in held if name not in native]
@@ -146,9 +138,7 @@ def check(scan: Scan, capability: Capability | None) -> Check:
     if native and main.name in native:
         found = f"{scan.name}: {', '.join(native[:3])} serve this GPU, {', '.join(lacking[:3])} do not"
         return Check("native.package_code", Outcome.INCONCLUSIVE, found, expected, todo, values)
-    return Check(
-        "native.package_code", Outcome.FAIL, f"{scan.name}: {held[main.name].reason}", expected, todo, values
-    )
+    return Check("native.package_code", Outcome.FAIL, f"{scan.name}: {held[main.name].reason}", expected, todo, values)
 
 
 def _deciding(scan: Scan, capability: Capability) -> list[Library]:
@@ -156,17 +146,14 @@ def _deciding(scan: Scan, capability: Capability) -> list[Library]:
     for_others = [
         library
         for library in own
-        if all(name.endswith("a") for name in library.counts)
-        and cover(tuple(library.counts), capability).how == "none"
+        if all(name.endswith("a") for name in library.counts) and cover(tuple(library.counts), capability).how == "none"
     ]
     return [library for library in own if library not in for_others] or own
 
 
 def _scan(name: str, libraries: list[Library]) -> Scan:
     held = [library for library in libraries if library.counts]
-    return Scan(
-        name, _sorted(code for library in held for code in library.counts), tuple(held), len(libraries)
-    )
+    return Scan(name, _sorted(code for library in held for code in library.counts), tuple(held), len(libraries))
 
 
 def _sorted(codes: Iterable[str]) -> tuple[str, ...]:

@@ -170,9 +170,7 @@ def _patterns() -> tuple[tuple[re.Pattern[str], tuple[Capability, ...]], ...]:
     return tuple(
         (
             re.compile(row["pattern"]),
-            tuple(
-                map(_pair, [row["capability"]] if isinstance(row["capability"], str) else row["capability"])
-            ),
+            tuple(map(_pair, [row["capability"]] if isinstance(row["capability"], str) else row["capability"])),
         )
         for row in rows
     )

@@ -69,8 +69,7 @@ def read_platform(flat: str, low: str) -> Platform:
         os=first(flat, r"\bOS\s{0,3}:\s{0,3}([^\n|]{3,40}?)(?= GCC| Clang| Python| GPU | Is CUDA|\s{2}|$)"),
         python=(int(groups[0]), int(groups[1])) if len(groups) == 2 else None,
         is_wsl=is_wsl or None,
-        is_container=bool(re.search(r"\bdocker\b|\bcontainer\b|/\.dockerenv|\bkubernetes\b|\bpodman\b", low))
-        or None,
+        is_container=bool(re.search(r"\bdocker\b|\bcontainer\b|/\.dockerenv|\bkubernetes\b|\bpodman\b", low)) or None,
         is_tegra=is_tegra,
         jetpack=first(
             low,
@@ -104,7 +103,5 @@ def read_packages(low: str) -> dict[str, str]:
 
 
 def read_nvcc(low: str) -> tuple[int, int] | None:
-    text = first(
-        low, r"compilation tools, release (\d{1,2}\.\d)", r"cuda runtime version\W{1,3}(\d{1,2}\.\d{1,2})"
-    )
+    text = first(low, r"compilation tools, release (\d{1,2}\.\d)", r"cuda runtime version\W{1,3}(\d{1,2}\.\d{1,2})")
     return parse_cuda(text) if text else None

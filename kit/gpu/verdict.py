@@ -46,9 +46,7 @@ def still_there(begin: MachineFacts, end: MachineFacts | None) -> Check:
     FAIL."""
     expected = "the same driver and devices at the end as at the beginning"
     if end is None:
-        return Check(
-            "environment.still_there", Outcome.INCONCLUSIVE, "the machine was not looked at again", expected
-        )
+        return Check("environment.still_there", Outcome.INCONCLUSIVE, "the machine was not looked at again", expected)
     before, after = (_devices(facts) for facts in (begin, end))
     new_xids = sorted(set(end.xids or ()) - set(begin.xids or ()))
     is_same = before == after and not new_xids
@@ -80,9 +78,7 @@ def _rehearsal(facts: MachineFacts) -> list[Check]:
     checks = [Check(name, Outcome.REHEARSAL, found, "a GPU run answers it") for name in _GPU_QUESTIONS]
     if facts.torch is None and facts.source != "text":
         found = "torch is not installed"
-        checks.append(
-            Check("environment.torch_build", Outcome.FAIL, found, "a torch build", "Install torch.")
-        )
+        checks.append(Check("environment.torch_build", Outcome.FAIL, found, "a torch build", "Install torch."))
     proof = facts.proof
     if proof is None:
         return checks

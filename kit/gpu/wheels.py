@@ -42,9 +42,7 @@ class Wheel:
 
     @property
     def native(self) -> tuple[Capability, ...]:
-        return tuple(
-            c.capability for c in map(parse_code, self.arch_list) if c and not c.is_ptx and not c.kind
-        )
+        return tuple(c.capability for c in map(parse_code, self.arch_list) if c and not c.is_ptx and not c.kind)
 
     @property
     def ptx(self) -> tuple[Capability, ...]:
@@ -148,9 +146,7 @@ def choose(
     """
     gpus = tuple(dict.fromkeys(capabilities))
     if not gpus:
-        return Choice(
-            None, None, "The compute capability of the GPU is not known, so no build can be chosen."
-        )
+        return Choice(None, None, "The compute capability of the GPU is not known, so no build can be chosen.")
     system = "Windows" if platform.startswith("windows") or is_wsl else "Linux"
     pool = [
         wheel
@@ -162,9 +158,7 @@ def choose(
     coded = [w for w in pool if all(serves(w, gpu).how == "native" for gpu in gpus)]
     fitting = [w for w in coded if python is None or w.python_min <= python <= w.python_max]
     running = [
-        w
-        for w in fitting
-        if driver_runs(w.variant, driver_version, system, driver_cuda=driver_cuda) is not False
+        w for w in fitting if driver_runs(w.variant, driver_version, system, driver_cuda=driver_cuda) is not False
     ]
     rejected = _rejected(gpus, pool, coded, fitting, running)
     if not running:
@@ -176,11 +170,7 @@ def choose(
         lowest = min(needed_driver(wheel.variant, gpus, system) for wheel in running)
         running = [wheel for wheel in running if needed_driver(wheel.variant, gpus, system) == lowest]
     best = max(running, key=lambda wheel: _rank(wheel, own))
-    advice = (
-        None
-        if is_known
-        else f"driver {text_of(needed_driver(best.variant, gpus, system))} or newer ({system})"
-    )
+    advice = None if is_known else f"driver {text_of(needed_driver(best.variant, gpus, system))} or newer ({system})"
     return Choice(best, best.index_url, _why(best, gpus), rejected, advice)
 
 
@@ -204,9 +194,7 @@ def choose_cpu(
                 status=row["known"],
                 sources=("RELEASE_MD",),
             )
-            return Choice(
-                wheel, wheel.index_url, f"torch {wheel.release} for the CPU; no GPU claim is made with it"
-            )
+            return Choice(wheel, wheel.index_url, f"torch {wheel.release} for the CPU; no GPU claim is made with it")
     return Choice(None, None, f"No torch from {torch_min} to {torch_max} is known for Python {python}.")
 
 

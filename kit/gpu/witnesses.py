@@ -14,9 +14,7 @@ from kit.gpu.facts import Gpu, MachineFacts
 from kit.gpu.specs import normalise, possible_capabilities
 
 # Words that make another card of a name; the expectation has to say them.
-_OTHER_CARD = frozenset(
-    {"ti", "super", "d", "laptop", "mobile", "notebook", "ada", "mig", "max", "xp", "black"}
-)
+_OTHER_CARD = frozenset({"ti", "super", "d", "laptop", "mobile", "notebook", "ada", "mig", "max", "xp", "black"})
 # NVML counts what the driver keeps for itself, torch does not.
 _MEMORY_SHARE = 0.85
 
@@ -69,27 +67,15 @@ def _against_driver(gpu: Gpu, driver_gpus: tuple[Gpu, ...], *, is_text: bool) ->
     found = []
     if gpu.name and other.name and not _is_same_name(_plain(gpu.name), _plain(other.name)):
         found.append(f"torch says {gpu.name}, the driver says {other.name}")
-    if (
-        gpu.compute_capability
-        and other.compute_capability
-        and gpu.compute_capability != other.compute_capability
-    ):
+    if gpu.compute_capability and other.compute_capability and gpu.compute_capability != other.compute_capability:
         found.append(
             f"torch says compute capability {dotted(gpu.compute_capability)}, "
             f"the driver {dotted(other.compute_capability)}"
         )
-    if (
-        gpu.memory_bytes
-        and other.memory_bytes
-        and not is_text
-        and not is_slice(gpu, other)
-        and not gpu.is_integrated
-    ):
+    if gpu.memory_bytes and other.memory_bytes and not is_text and not is_slice(gpu, other) and not gpu.is_integrated:
         ratio = gpu.memory_bytes / other.memory_bytes
         if not _MEMORY_SHARE <= ratio <= 1.05:
-            found.append(
-                f"torch says {gpu.memory_bytes:,} bytes of memory, the driver {other.memory_bytes:,}"
-            )
+            found.append(f"torch says {gpu.memory_bytes:,} bytes of memory, the driver {other.memory_bytes:,}")
     return found
 
 

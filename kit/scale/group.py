@@ -56,8 +56,10 @@ class Group:
             self._take_device(torch)
         try:
             dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if is_cuda else "gloo", timeout=datetime.timedelta(seconds=TIMEOUT_S),
-                rank=self.record.rank, world_size=self.record.world_size,
+                "cpu:gloo,cuda:nccl" if is_cuda else "gloo",
+                timeout=datetime.timedelta(seconds=TIMEOUT_S),
+                rank=self.record.rank,
+                world_size=self.record.world_size,
             )
         except (RuntimeError, ValueError) as error:
             raise self._not_together(error) from error
@@ -71,7 +73,8 @@ class Group:
         if index >= visible:
             raise GpuNotUsable(
                 f"rank {self.record.rank} is number {local_rank} on its node, which shows {visible} GPUs",
-                expected="a GPU for each rank", todo=f"start at most {visible} ranks a node (--nproc-per-node {visible})",
+                expected="a GPU for each rank",
+                todo=f"start at most {visible} ranks a node (--nproc-per-node {visible})",
             )
         torch.cuda.set_device(index)
         name, uuid = torch.cuda.get_device_name(index), str(torch.cuda.get_device_properties(index).uuid)
@@ -81,12 +84,16 @@ class Group:
         host, port = self._address
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
-            return TrainingFailed(f"port {port} on {host} is in use by another program",
-                                  expected="a free port, where rank 0 listens",
-                                  todo="name another with torchrun's --rdzv-endpoint or MASTER_PORT, or use --standalone")
-        return TrainingFailed(f"rank {self.record.rank} did not find the others at {host}:{port}: {first_line}",
-                              expected=f"{self.record.world_size} ranks",
-                              todo="see whether all were started, and whether the port is open between the machines")
+            return TrainingFailed(
+                f"port {port} on {host} is in use by another program",
+                expected="a free port, where rank 0 listens",
+                todo="name another with torchrun's --rdzv-endpoint or MASTER_PORT, or use --standalone",
+            )
+        return TrainingFailed(
+            f"rank {self.record.rank} did not find the others at {host}:{port}: {first_line}",
+            expected=f"{self.record.world_size} ranks",
+            todo="see whether all were started, and whether the port is open between the machines",
+        )
 
     def _refuse_shared(self) -> None:
         """Every rank learns every rank's device before NCCL, whose own message would name none."""
@@ -98,8 +105,11 @@ class Group:
         shared = [ranks for ranks in by_uuid.values() if len(ranks) > 1]
         if shared:
             names = " and ".join(map(str, shared[0]))
-            raise TrainingFailed(f"ranks {names} took the same GPU", expected="a GPU of its own for each rank",
-                                 todo="see CUDA_VISIBLE_DEVICES and LOCAL_RANK of these ranks")
+            raise TrainingFailed(
+                f"ranks {names} took the same GPU",
+                expected="a GPU of its own for each rank",
+                todo="see CUDA_VISIBLE_DEVICES and LOCAL_RANK of these ranks",
+            )
 
     # --- training -------------------------------------------------------------------
 
@@ -115,8 +125,9 @@ class Group:
         texts = data.load_texts(config.dataset)
         whole_size = config.batch_size * self.record.world_size
         tokenizer = data.load_tokenizer("gpt2")
-        return texts, data.batches(texts, tokenizer, batch_size=whole_size, seq_len=config.seq_len, seed=config.seed,
-                                   is_packed=True)
+        return texts, data.batches(
+            texts, tokenizer, batch_size=whole_size, seq_len=config.seq_len, seed=config.seed, is_packed=True
+        )
 
     @staticmethod
     def _part(batch, config: TrainConfig, rank: int):
@@ -155,8 +166,9 @@ class Group:
         found, expected = check_sum(self.record.device)
         # A sum that is not finite is none, beside what it should be.
         found = found if math.isfinite(found) else None
-        self.record = dataclasses.replace(self.record, parameters_sha256=digest.hexdigest(), trained_uuid=uuid,
-                                          sum_found=found, sum_expected=expected)
+        self.record = dataclasses.replace(
+            self.record, parameters_sha256=digest.hexdigest(), trained_uuid=uuid, sum_found=found, sum_expected=expected
+        )
 
     def reference(self, config: TrainConfig, steps: int) -> None:
         """The same global batches on one device, in this rank alone, part by part; the others do not wait for it."""
@@ -176,8 +188,12 @@ class Group:
                     for rank in range(self.record.world_size):
                         part = self._part(batch, config, rank)
                         with autocast(config):
-                            loss = model(input_ids=part.input_ids.to(config.device),
-                                         labels=part.labels.to(config.device)).loss / self.record.world_size
+                            loss = (
+                                model(
+                                    input_ids=part.input_ids.to(config.device), labels=part.labels.to(config.device)
+                                ).loss
+                                / self.record.world_size
+                            )
                         loss.backward()
                         total += float(loss.detach())
                     torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)

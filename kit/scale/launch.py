@@ -27,7 +27,9 @@ _POLL_S = 0.2
 _FAILURE = re.compile(r"rank\s*:\s*(\d+) \(local_rank.*?exitcode\s*:\s*(-?\d+)", re.S)
 
 
-def launch(request: Request, world_size: int, *, on_progress: Callable[[dict[int, int]], None] | None = None) -> str | None:
+def launch(
+    request: Request, world_size: int, *, on_progress: Callable[[dict[int, int]], None] | None = None
+) -> str | None:
     """Runs `request` on world_size ranks of this machine. Returns why it failed, None where all ranks ended well.
 
     What the ranks printed stays in `torchrun.txt` of request.out where they failed. on_progress: called with the finished steps by rank, about five times a second. Ctrl-C ends all ranks
@@ -38,17 +40,28 @@ def launch(request: Request, world_size: int, *, on_progress: Callable[[dict[int
     asked = out / "request.json"
     asked.write_text(dumps(request), encoding="utf-8", newline="\n")
     environment = {
-        **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")])),
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")])),
         # What torchrun would choose with a warning: each rank of a rehearsal computes with one core, however many run.
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or "1",
     }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size),
-               "-m", "kit.scale.rank", str(asked)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(world_size),
+        "-m",
+        "kit.scale.rank",
+        str(asked),
+    ]
     log = out / "torchrun.txt"
     with log.open("wb") as file:
         # A session of its own, so that all of it can be ended at once, and Ctrl-C reaches this process alone.
-        process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT,
-                                   start_new_session=True)
+        process = subprocess.Popen(
+            command, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
             hung = _watch(process, out, world_size, on_progress)
         finally:

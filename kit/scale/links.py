@@ -121,8 +121,13 @@ def _nvlink(link: Link) -> str:
 def _pcie(link: Link) -> str:
     if not any((link.pcie_generation, link.pcie_width, link.pcie_max_generation, link.pcie_max_width)):
         return UNKNOWN
-    now, most = (f"{generation or '?'} × {width or '?'}" for generation, width in (
-        (link.pcie_generation, link.pcie_width), (link.pcie_max_generation, link.pcie_max_width)))
+    now, most = (
+        f"{generation or '?'} × {width or '?'}"
+        for generation, width in (
+            (link.pcie_generation, link.pcie_width),
+            (link.pcie_max_generation, link.pcie_max_width),
+        )
+    )
     return now if now == most else f"{now}, at most {most}"
 
 
@@ -213,8 +218,7 @@ class AllReduce:
 
 def all_reduce_table(rows: Sequence[AllReduce], topology: Topology | None) -> Table:
     """Each size with its bandwidths and the share of the link's figure that the bus bandwidth is."""
-    columns = ("size", "ranks", "dtype", "time", "IQR", "n", "algorithm bandwidth", "bus bandwidth",
-               "of the link")
+    columns = ("size", "ranks", "dtype", "time", "IQR", "n", "algorithm bandwidth", "bus bandwidth", "of the link")
     return Table(columns, tuple(_cells(row, ring_bytes_per_s(topology, row.world_size)) for row in rows))
 
 
@@ -225,8 +229,15 @@ def _cells(row: AllReduce, limit: float | None) -> tuple[str, ...]:
         return (*head, *["–"] * 6)
     share = percent(row.bus_bytes_per_s / limit) if limit and row.world_size > 1 else "–"
     bus = quantity(row.bus_bytes_per_s, "B/s") if row.world_size > 1 else "–"
-    return (*head, seconds(figures.median), seconds(figures.iqr, 2), str(figures.n),
-            quantity(row.algorithm_bytes_per_s, "B/s"), bus, share)
+    return (
+        *head,
+        seconds(figures.median),
+        seconds(figures.iqr, 2),
+        str(figures.n),
+        quantity(row.algorithm_bytes_per_s, "B/s"),
+        bus,
+        share,
+    )
 
 
 def best(rows: Sequence[AllReduce]) -> AllReduce | None:
@@ -240,8 +251,10 @@ def sentence(rows: Sequence[AllReduce], topology: Topology | None) -> str:
     top = best(rows)
     if top is None:
         return "One rank only: there is nothing to all-reduce with."
-    found = (f"All-reduce of {memory(top.size_bytes)} on {top.world_size} ranks: "
-             f"{quantity(top.bus_bytes_per_s, 'B/s')} bus bandwidth")
+    found = (
+        f"All-reduce of {memory(top.size_bytes)} on {top.world_size} ranks: "
+        f"{quantity(top.bus_bytes_per_s, 'B/s')} bus bandwidth"
+    )
     limit = ring_bytes_per_s(topology, top.world_size)
     if limit is None:
         return f"{found}; what the link can carry is not known."

@@ -28,8 +28,7 @@ _LEAST_STEPS = 2
 
 def measure_rank(request: Request) -> Group:
     """Measures every point of the plan on this number of ranks; rank 0 writes `scale.json` after each."""
-    from kit.train.startup import require_device
-    from kit.train.startup import keep_bytecode
+    from kit.train.startup import keep_bytecode, require_device
 
     keep_bytecode()
     group = Group(request.config.device, request.parallel, launcher=request.launcher)
@@ -37,8 +36,14 @@ def measure_rank(request: Request) -> Group:
     with _Watched(out / folder_name(group.record.rank), request.hang_s) as watched:
         require_device(request.config.device)
         group.start()
-        plan = ScalePlan(gpus=(1,), config=request.config, modes=request.modes, parallel=request.parallel,
-                         blocks=request.blocks, block_s=request.block_s)
+        plan = ScalePlan(
+            gpus=(1,),
+            config=request.config,
+            modes=request.modes,
+            parallel=request.parallel,
+            blocks=request.blocks,
+            block_s=request.block_s,
+        )
         rows: list[ScaleRow] = []
         for mode, config in plan.points(group.record.world_size):
             watched.again()
@@ -48,7 +53,12 @@ def measure_rank(request: Request) -> Group:
         uuids = group.all_of(group.record.device_uuid)
         if group.is_first:
             topology = read_topology(uuids) if request.config.device == "cuda" else None
-            found = {"device_name": _device_name(request.config), "rows": rows, "all_reduce": sums, "topology": topology}
+            found = {
+                "device_name": _device_name(request.config),
+                "rows": rows,
+                "all_reduce": sums,
+                "topology": topology,
+            }
             (out / "scale.json").write_text(dumps(found), encoding="utf-8", newline="\n")
     return group
 
@@ -98,8 +108,17 @@ def _point(group: Group, plan: ScalePlan, mode: str, config: TrainConfig) -> Sca
                 block_compute_s.append(block(steps, alone))
     peak = torch.cuda.max_memory_allocated() if is_cuda else None
     return ScaleRow(
-        mode, world_size, config.batch_size, config.seq_len, config.dtype, config.model,
-        plan.parallel if world_size > 1 else "none", "ok", _slowest(block_step_s), _slowest(block_compute_s), peak,
+        mode,
+        world_size,
+        config.batch_size,
+        config.seq_len,
+        config.dtype,
+        config.model,
+        plan.parallel if world_size > 1 else "none",
+        "ok",
+        _slowest(block_step_s),
+        _slowest(block_compute_s),
+        peak,
     )
 
 

@@ -22,11 +22,14 @@ def place(environment: Mapping[str, str]) -> RankRecord:
         rank, world_size = (int(environment.get(name, "")) for name in ("RANK", "WORLD_SIZE"))
         local_rank = int(environment.get("LOCAL_RANK", rank))
         node = int(environment.get("GROUP_RANK", 0))
-        is_sound = 0 <= rank < world_size and 0 <= local_rank
+        is_sound = 0 <= rank < world_size and local_rank >= 0
     except ValueError:
         is_sound = False
     if missing or not is_sound:
         told = ", ".join(f"{name}={environment.get(name)}" for name in (*_VARIABLES, "LOCAL_RANK"))
-        raise UsageError(f"the environment says {told}", expected="RANK below WORLD_SIZE, and where rank 0 listens",
-                         todo="start the ranks with torchrun")
+        raise UsageError(
+            f"the environment says {told}",
+            expected="RANK below WORLD_SIZE, and where rank 0 listens",
+            todo="start the ranks with torchrun",
+        )
     return RankRecord(rank, local_rank, node, world_size, device="")

@@ -18,8 +18,8 @@ from kit.records import dumps, from_json, loads
 from kit.scale.group import Group
 from kit.scale.ranks import Rank, RankRecord, folder_name
 from kit.train.config import TrainConfig
-from kit.train.metrics import StepRecord
 from kit.train.measure import measure
+from kit.train.metrics import StepRecord
 
 # Steps whose losses are compared with those of one device.
 REFERENCE_STEPS = 10
@@ -117,8 +117,13 @@ def main(path: str) -> int:
     request = from_json(Request, loads(Path(path).read_bytes()))
     try:
         if request.task == "train":
-            group, _ = train_rank(request.config, parallel=request.parallel, out=Path(request.out), hang_s=request.hang_s,
-                                  launcher=request.launcher)
+            group, _ = train_rank(
+                request.config,
+                parallel=request.parallel,
+                out=Path(request.out),
+                hang_s=request.hang_s,
+                launcher=request.launcher,
+            )
         else:
             from kit.scale.measure import measure_rank
 

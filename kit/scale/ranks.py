@@ -92,8 +92,11 @@ def hang(stacks: Mapping[int, str], steps: Mapping[int, int]) -> str:
 
 def _frames(stack: str) -> list[str]:
     """The lines of the main thread, which faulthandler writes last, innermost frame first."""
-    return [line.strip() for line in stack.replace("\\", "/").split("most recent call first")[-1].splitlines()
-            if line.strip().startswith("File ")]
+    return [
+        line.strip()
+        for line in stack.replace("\\", "/").split("most recent call first")[-1].splitlines()
+        if line.strip().startswith("File ")
+    ]
 
 
 def _is_waiting(stack: str) -> bool:

@@ -40,17 +40,23 @@ class RanksResult:
     @property
     def table(self) -> Table:
         """One row a rank: its device and its figures."""
-        return Table(("rank", "node", "device", "UUID", "steps", "steady step", "peak memory", "last loss"),
-                     tuple(self._cells(number_, rank) for number_, rank in sorted(self.ranks.items())))
+        return Table(
+            ("rank", "node", "device", "UUID", "steps", "steady step", "peak memory", "last loss"),
+            tuple(self._cells(number_, rank) for number_, rank in sorted(self.ranks.items())),
+        )
 
     def _cells(self, number_: int, rank: Rank) -> tuple[str, ...]:
         record = rank.record
         steady = spread([step.step_time_s for step in rank.steps if step.step >= STEADY_FROM])
         peaks = [step.memory_peak_bytes for step in rank.steps if step.memory_peak_bytes]
         return (
-            str(number_), str(record.node) if record else "–", (record.device_name or record.device) if record else "no record",
-            (record.device_uuid or "–")[:13] if record else "–", str(len(rank.steps)),
-            seconds(steady.median) if steady else "–", memory(max(peaks)) if peaks else "–",
+            str(number_),
+            str(record.node) if record else "–",
+            (record.device_name or record.device) if record else "no record",
+            (record.device_uuid or "–")[:13] if record else "–",
+            str(len(rank.steps)),
+            seconds(steady.median) if steady else "–",
+            memory(max(peaks)) if peaks else "–",
             number(rank.steps[-1].loss, 4) if rank.steps else "–",
         )
 
@@ -94,7 +100,9 @@ def train_ranks(
     if gpus < 1:
         raise UsageError(f"gpus={gpus}", expected="at least one", todo="correct the number")
     with _folder(out) as folder:
-        reason = launch(Request(os.getpid(), "train", str(folder), parallel, hang_s, config), gpus, on_progress=on_progress)
+        reason = launch(
+            Request(os.getpid(), "train", str(folder), parallel, hang_s, config), gpus, on_progress=on_progress
+        )
         run = RanksRun(gpus, parallel, config, FAILED if reason else COMPLETE, reason)
         (folder / "ranks.json").write_text(dumps(run), encoding="utf-8", newline="\n")
         return _judged(run, {rank: read_rank(folder / folder_name(rank)) for rank in range(gpus)})
@@ -140,8 +148,12 @@ def read_rank(folder: Path) -> Rank | None:
         text = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         return tuple(from_json(kind, loads(line)) for line in text)
 
-    return Rank(one("rank.json", RankRecord), one("training.json", TrainingRun), lines("steps.jsonl", StepRecord),
-                lines("telemetry.jsonl", TelemetrySample))
+    return Rank(
+        one("rank.json", RankRecord),
+        one("training.json", TrainingRun),
+        lines("steps.jsonl", StepRecord),
+        lines("telemetry.jsonl", TelemetrySample),
+    )
 
 
 # --- scaling ------------------------------------------------------------------------
@@ -156,7 +168,11 @@ class ScalingResult:
     topology: Topology | None
 
     def __str__(self) -> str:
-        parts = [self.scaling, self.topology, all_reduce_table(self.all_reduce, self.topology) if self.all_reduce else None]
+        parts = [
+            self.scaling,
+            self.topology,
+            all_reduce_table(self.all_reduce, self.topology) if self.all_reduce else None,
+        ]
         return "\n\n".join(str(part) for part in parts if part is not None)
 
 
@@ -179,15 +195,27 @@ def scale(
         if on_progress:
             on_progress(index, len(plan.gpus))
         with _folder(None) as folder:
-            request = Request(os.getpid(), "measure", str(folder), plan.parallel, hang_s, plan.config, plan.modes, plan.blocks,
-                              plan.block_s)
+            request = Request(
+                os.getpid(),
+                "measure",
+                str(folder),
+                plan.parallel,
+                hang_s,
+                plan.config,
+                plan.modes,
+                plan.blocks,
+                plan.block_s,
+            )
             reason = launch(request, count)
             path = folder / "scale.json"
             found = loads(path.read_bytes()) if path.is_file() and not reason else None
         if found is None:
             if count == 1:
-                raise TrainingFailed(f"one GPU alone: {reason}", expected="a measured step to compare others with",
-                                     todo="python -m kit train shows the error in full")
+                raise TrainingFailed(
+                    f"one GPU alone: {reason}",
+                    expected="a measured step to compare others with",
+                    todo="python -m kit train shows the error in full",
+                )
             rows += [_failed(plan, mode, config, count, reason or "no record") for mode, config in plan.points(count)]
         else:
             name, sums = found["device_name"], from_json(tuple[AllReduce, ...], found["all_reduce"])
@@ -202,8 +230,17 @@ def scale(
 
 def _failed(plan: ScalePlan, mode: str, config: TrainConfig, count: int, reason: str) -> ScaleRow:
     outcome = "oom" if "does not fit" in reason or "out of memory" in reason.lower() else "error"
-    return ScaleRow(mode, count, config.batch_size, config.seq_len, config.dtype, config.model, plan.parallel, outcome,
-                    reason=reason)
+    return ScaleRow(
+        mode,
+        count,
+        config.batch_size,
+        config.seq_len,
+        config.dtype,
+        config.model,
+        plan.parallel,
+        outcome,
+        reason=reason,
+    )
 
 
 def _keep(out: str | Path | None, plan: ScalePlan, result: ScalingResult) -> None:
@@ -211,8 +248,12 @@ def _keep(out: str | Path | None, plan: ScalePlan, result: ScalingResult) -> Non
         return
     folder = Path(out)
     (folder / "scaling.csv").write_text(to_csv(result.scaling), encoding="utf-8", newline="\n")
-    record = {"plan": plan, "device_name": result.scaling.device_name, "all_reduce": result.all_reduce,
-              "topology": result.topology}
+    record = {
+        "plan": plan,
+        "device_name": result.scaling.device_name,
+        "all_reduce": result.all_reduce,
+        "topology": result.topology,
+    }
     (folder / "scaling.json").write_text(dumps(record), encoding="utf-8", newline="\n")
 
 
@@ -229,8 +270,11 @@ class _folder:
         try:
             self._out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"{self._out} cannot be written: {error.strerror}", expected="a folder you may write to",
-                             todo="name another folder with --out") from error
+            raise UsageError(
+                f"{self._out} cannot be written: {error.strerror}",
+                expected="a folder you may write to",
+                todo="name another folder with --out",
+            ) from error
         return self._out
 
     def __exit__(self, *_: object) -> None:

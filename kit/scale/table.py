@@ -61,7 +61,9 @@ class ScalePlan:
         that this number does not divide has no point in strong scaling (see `undivided`)."""
         found = []
         for mode in self.modes if world_size > 1 else self.modes[:1]:
-            share, rest = divmod(self.config.batch_size, world_size) if mode == "strong" else (self.config.batch_size, 0)
+            share, rest = (
+                divmod(self.config.batch_size, world_size) if mode == "strong" else (self.config.batch_size, 0)
+            )
             if not rest:
                 found.append((mode, dataclasses.replace(self.config, batch_size=share)))
         return tuple(found)
@@ -76,8 +78,13 @@ class ScalePlan:
 def scaled_step(device: str, model: str, *, batch_size: int = 0, seq_len: int = 0, dtype: str = "") -> TrainConfig:
     """The step of a scaling sweep; 0 and "" take what `DEFAULT_STEPS` says for the device."""
     default = DEFAULT_STEPS[device]
-    return TrainConfig(model=model, device=device, batch_size=batch_size or default[0], seq_len=seq_len or default[1],
-                       dtype=dtype or default[2])
+    return TrainConfig(
+        model=model,
+        device=device,
+        batch_size=batch_size or default[0],
+        seq_len=seq_len or default[1],
+        dtype=dtype or default[2],
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +151,19 @@ class Scaling:
 
     @property
     def table(self) -> Table:
-        columns = ("scaling", "ranks", "batch a rank", "tokens a sample", "precision", "step", "IQR", "n", "tokens/s",
-                   "efficiency", "exposed")
+        columns = (
+            "scaling",
+            "ranks",
+            "batch a rank",
+            "tokens a sample",
+            "precision",
+            "step",
+            "IQR",
+            "n",
+            "tokens/s",
+            "efficiency",
+            "exposed",
+        )
         return Table(columns, tuple(self._cells(row) for row in self.rows))
 
     def _cells(self, row: ScaleRow) -> tuple[str, ...]:
@@ -157,8 +175,15 @@ class Scaling:
         told = percent(efficiency.median, 3) if efficiency else "–"
         told += f" ± {percent(efficiency.iqr / 2)}" if efficiency and efficiency.n > 1 else ""
         exposed = "–" if row.exposed_s is None else f"{seconds(max(0.0, row.exposed_s), 2)}"
-        return (*shape, seconds(figures.median), seconds(figures.iqr, 2), str(figures.n), number(row.tokens_per_s), told,
-                exposed)
+        return (
+            *shape,
+            seconds(figures.median),
+            seconds(figures.iqr, 2),
+            str(figures.n),
+            number(row.tokens_per_s),
+            told,
+            exposed,
+        )
 
     @property
     def sentence(self) -> str:
@@ -181,8 +206,24 @@ class Scaling:
         return self.table._repr_html_()
 
 
-COLUMNS = ("mode", "world_size", "batch_size", "seq_len", "dtype", "model", "parallel", "outcome", "step_time_s",
-           "tokens_per_s", "efficiency", "exposed_s", "peak_memory_bytes", "block_step_s", "block_compute_s", "reason")
+COLUMNS = (
+    "mode",
+    "world_size",
+    "batch_size",
+    "seq_len",
+    "dtype",
+    "model",
+    "parallel",
+    "outcome",
+    "step_time_s",
+    "tokens_per_s",
+    "efficiency",
+    "exposed_s",
+    "peak_memory_bytes",
+    "block_step_s",
+    "block_compute_s",
+    "reason",
+)
 
 
 def to_csv(scaling: Scaling) -> str:
@@ -192,8 +233,12 @@ def to_csv(scaling: Scaling) -> str:
     writer.writeheader()
     for row in scaling.rows:
         efficiency = scaling.efficiency(row)
-        derived = {"step_time_s": row.step_time_s, "tokens_per_s": row.tokens_per_s, "exposed_s": row.exposed_s,
-                   "efficiency": efficiency.median if efficiency else None}
+        derived = {
+            "step_time_s": row.step_time_s,
+            "tokens_per_s": row.tokens_per_s,
+            "exposed_s": row.exposed_s,
+            "efficiency": efficiency.median if efficiency else None,
+        }
         raw = {name: getattr(row, name) for name in COLUMNS if hasattr(row, name)}
         blocks = {name: " ".join(map(repr, getattr(row, name))) for name in ("block_step_s", "block_compute_s")}
         writer.writerow({**raw, **derived, **blocks})
@@ -213,8 +258,9 @@ def _from_record(record: dict[str, str]) -> ScaleRow:
     counts = {name: int(record[name]) for name in ("world_size", "batch_size", "seq_len")}
     blocks = {name: tuple(map(float, record[name].split())) for name in ("block_step_s", "block_compute_s")}
     peak = record["peak_memory_bytes"]
-    return ScaleRow(**texts, **counts, **blocks, peak_memory_bytes=int(peak) if peak else None,
-                    reason=record["reason"] or None)
+    return ScaleRow(
+        **texts, **counts, **blocks, peak_memory_bytes=int(peak) if peak else None, reason=record["reason"] or None
+    )
 
 
 def in_order(rows: Iterable[ScaleRow]) -> tuple[ScaleRow, ...]:

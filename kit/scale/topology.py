@@ -69,9 +69,7 @@ class _Reader:
         for gpu in gpus:
             gpu.far = [self._far_end(gpu, link) for link in gpu.links or ()]
         links = tuple(self._link(index, gpu) for index, gpu in enumerate(gpus))
-        pairs = tuple(
-            self._pair((i, a), (j, b)) for (i, a), (j, b) in itertools.combinations(enumerate(gpus), 2)
-        )
+        pairs = tuple(self._pair((i, a), (j, b)) for (i, a), (j, b) in itertools.combinations(enumerate(gpus), 2))
         return Topology(links, pairs, tuple(dict.fromkeys(self._missing)))
 
     def _ask(self, function: str, *arguments: Any, told: str | None = None) -> Any:

@@ -22,9 +22,7 @@ _NOT_ASKED = ("native.replay", "native.cpu_agreement")
 AGAIN = "python -m kit train --gpus {count}"
 
 
-def judge_ranks(
-    run: RanksRun, ranks: Mapping[int, Rank], *, peak_flop_per_s: float | None = None
-) -> tuple[Check, ...]:
+def judge_ranks(run: RanksRun, ranks: Mapping[int, Rank], *, peak_flop_per_s: float | None = None) -> tuple[Check, ...]:
     """All checks of a run of several ranks. ranks: what each left, by its number; those that left nothing are absent."""
     made = (
         _complete(run),
@@ -40,20 +38,32 @@ def judge_ranks(
 
 
 def _complete(run: RanksRun) -> Check:
-    return check("integrity.ranks_complete", run.state == COMPLETE, run.reason or f"{run.world_size} ranks ended well",
-                 "every rank to its end, with no error", todo="see to the rank that is named, and run again")
+    return check(
+        "integrity.ranks_complete",
+        run.state == COMPLETE,
+        run.reason or f"{run.world_size} ranks ended well",
+        "every rank to its end, with no error",
+        todo="see to the rank that is named, and run again",
+    )
 
 
 def _present(run: RanksRun, ranks: Mapping[int, Rank]) -> Check:
     absent = [rank for rank in range(run.world_size) if rank not in ranks or ranks[rank].record is None]
-    strange = [rank for rank, left in sorted(ranks.items())
-               if left.record and (left.record.rank != rank or left.record.world_size != run.world_size)]
+    strange = [
+        rank
+        for rank, left in sorted(ranks.items())
+        if left.record and (left.record.rank != rank or left.record.world_size != run.world_size)
+    ]
     found = f"rank {_list(absent)} left no record" if absent else f"{run.world_size} of {run.world_size} ranks"
     if strange:
         found = f"the record of rank {_list(strange)} is of another rank or another run"
-    return check("native.ranks_present", not absent and not strange, found,
-                 f"a record of each of the {run.world_size} ranks",
-                 todo="see why this rank did not start, or was ended")
+    return check(
+        "native.ranks_present",
+        not absent and not strange,
+        found,
+        f"a record of each of the {run.world_size} ranks",
+        todo="see why this rank did not start, or was ended",
+    )
 
 
 def _own_device(run: RanksRun, ranks: Mapping[int, Rank]) -> Check:
@@ -82,8 +92,14 @@ def _own_device(run: RanksRun, ranks: Mapping[int, Rank]) -> Check:
     found = "; ".join(problems[:3])
     if not found:
         found = f"{len(seen)} GPUs told apart by UUID" if config.device == "cuda" else f"{len(ranks)} ranks on the CPU"
-    return gpu_check(config, "native.ranks_devices", is_good, found, "each rank on a GPU of its own, from start to end",
-                     todo="see CUDA_VISIBLE_DEVICES and LOCAL_RANK of the rank that is named")
+    return gpu_check(
+        config,
+        "native.ranks_devices",
+        is_good,
+        found,
+        "each rank on a GPU of its own, from start to end",
+        todo="see CUDA_VISIBLE_DEVICES and LOCAL_RANK of the rank that is named",
+    )
 
 
 def _sum(run: RanksRun, ranks: Mapping[int, Rank]) -> Check:
@@ -96,22 +112,37 @@ def _sum(run: RanksRun, ranks: Mapping[int, Rank]) -> Check:
                 wrong.append(rank)
     is_good = False if wrong else True if told == run.world_size else None
     found = f"the sum is wrong on rank {_list(wrong)}" if wrong else f"right on {told} of {run.world_size} ranks"
-    return check("native.ranks_all_reduce", is_good, found,
-                 "the sum of what each rank contributes, at every place, on every rank",
-                 todo="a link or the collective library is at fault: try NCCL_P2P_DISABLE=1, and see the links")
+    return check(
+        "native.ranks_all_reduce",
+        is_good,
+        found,
+        "the sum of what each rank contributes, at every place, on every rank",
+        todo="a link or the collective library is at fault: try NCCL_P2P_DISABLE=1, and see the links",
+    )
 
 
 def _same_weights(run: RanksRun, ranks: Mapping[int, Rank]) -> Check:
-    digests = {rank: left.record.parameters_sha256 for rank, left in sorted(ranks.items())
-               if left.record and left.record.parameters_sha256}
+    digests = {
+        rank: left.record.parameters_sha256
+        for rank, left in sorted(ranks.items())
+        if left.record and left.record.parameters_sha256
+    }
     most = max(digests.values(), key=list(digests.values()).count, default=None)
     apart = [rank for rank, digest in digests.items() if digest != most]
     is_good = False if apart else True if len(digests) == run.world_size else None
-    found = (f"rank {_list(apart)} ended with other weights" if apart
-             else f"the same bits on {len(digests)} of {run.world_size} ranks")
-    return check("learning.ranks_equal", is_good, found, "the same weights on every rank after the last step",
-                 todo="gradients are not exchanged, or the ranks began with different weights",
-                 values={"sha256": most})
+    found = (
+        f"rank {_list(apart)} ended with other weights"
+        if apart
+        else f"the same bits on {len(digests)} of {run.world_size} ranks"
+    )
+    return check(
+        "learning.ranks_equal",
+        is_good,
+        found,
+        "the same weights on every rank after the last step",
+        todo="gradients are not exchanged, or the ranks began with different weights",
+        values={"sha256": most},
+    )
 
 
 def _agreement(run: RanksRun, ranks: Mapping[int, Rank]) -> Check:
@@ -121,17 +152,25 @@ def _agreement(run: RanksRun, ranks: Mapping[int, Rank]) -> Check:
     losses = global_losses([ranks[rank] for rank in sorted(ranks)]) if len(ranks) == run.world_size else ()
     pairs = list(zip(losses, reference))
     # Written so that NaN and a missing loss are apart.
-    apart = [step for step, (ours, theirs) in enumerate(pairs, start=1)
-             if ours is None or not abs(ours - theirs) <= limit * max(1.0, abs(theirs))]
+    apart = [
+        step
+        for step, (ours, theirs) in enumerate(pairs, start=1)
+        if ours is None or not abs(ours - theirs) <= limit * max(1.0, abs(theirs))
+    ]
     expected = f"within {limit:g} of one device's losses on the same global batches"
     if not pairs:
         skipped = first.record.reference_skipped if first and first.record else None
         return check("learning.ranks_agreement", None, skipped or "not measured", expected)
     largest = max((abs(a - b) / max(1.0, abs(b)) for a, b in pairs if a is not None), default=None)
     found = f"apart at step {apart[0]}" if apart else f"at most {largest:.1e} apart over {len(pairs)} steps"
-    return check("learning.ranks_agreement", not apart, found, expected,
-                 todo="gradients are scaled or exchanged wrongly, or the ranks read other data",
-                 values={"steps": len(pairs), "largest_difference": largest})
+    return check(
+        "learning.ranks_agreement",
+        not apart,
+        found,
+        expected,
+        todo="gradients are scaled or exchanged wrongly, or the ranks read other data",
+        values={"steps": len(pairs), "largest_difference": largest},
+    )
 
 
 def _each(run: RanksRun, ranks: Mapping[int, Rank], peak_flop_per_s: float | None) -> Iterator[Check]:

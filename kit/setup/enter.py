@@ -114,9 +114,7 @@ def _ready(request: Request, device: str, files: Mapping[str, str], world: World
     return None
 
 
-def _set_up(
-    request: Request, absent: Sequence[str], files: Mapping[str, str], world: World
-) -> env.Environment:
+def _set_up(request: Request, absent: Sequence[str], files: Mapping[str, str], world: World) -> env.Environment:
     pick = pick_torch(request.device, world.look())
     place = env.Environment(world.root / (".venv-test" if request.is_test else f".venv-{pick.kind}"))
     if place.is_foreign:
@@ -150,11 +148,7 @@ def _build(
 ) -> None:
     index = pick.index_url
     if index and not world.can_reach(index):
-        note = (
-            "a mirror or a folder of wheels must hold this very build"
-            if pick.cuda
-            else "pip may take a CUDA build"
-        )
+        note = "a mirror or a folder of wheels must hold this very build" if pick.cuda else "pip may take a CUDA build"
         world.say(f"{index} cannot be reached; asking pip's ordinary index instead ({note}).")
         index = None
     ordinary = world.environ.get("PIP_INDEX_URL", PYPI)

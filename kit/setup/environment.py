@@ -83,9 +83,7 @@ class Environment:
         with contextlib.suppress(FileNotFoundError):
             (self.folder / DONE).replace(self.folder / STARTED)
 
-    def serves(
-        self, needs: Sequence[Need], *, kinds: Sequence[str], files: Mapping[str, str], root: Path
-    ) -> bool:
+    def serves(self, needs: Sequence[Need], *, kinds: Sequence[str], files: Mapping[str, str], root: Path) -> bool:
         """Whether it is finished, of a kind that is wanted, up to date with the pins, and whole."""
         if self.is_foreign:
             return not self.lacks(needs) and ("gpu" if cuda_of_installed_torch(self) else "cpu") in kinds
@@ -229,9 +227,7 @@ def _check_result(environment: Environment, pick: TorchPick, needs: Sequence[Nee
 def cuda_of_installed_torch(environment: Environment) -> tuple[int, int] | None:
     """From torch/version.py read as text: `cuda: Optional[str] = '12.8'`."""
     try:
-        text = ((environment.site_packages or environment.folder) / "torch" / "version.py").read_text(
-            encoding="utf-8"
-        )
+        text = ((environment.site_packages or environment.folder) / "torch" / "version.py").read_text(encoding="utf-8")
     except OSError:
         return None
     match = re.search(r"""^cuda\b[^=\n]*=\s*['"](\d+)\.(\d+)""", text, re.MULTILINE)
@@ -244,9 +240,7 @@ def _point_to_kit(environment: Environment, root: Path) -> None:
     Python reads .pth files in the locale's encoding.
     """
     if environment.site_packages:
-        (environment.site_packages / "kit-checkout.pth").write_text(
-            f"{root}\n", encoding="locale", newline="\n"
-        )
+        (environment.site_packages / "kit-checkout.pth").write_text(f"{root}\n", encoding="locale", newline="\n")
 
 
 def run_program(argv: Sequence[str], *, keep_open: int | None = None) -> int:
@@ -257,14 +251,10 @@ def run_program(argv: Sequence[str], *, keep_open: int | None = None) -> int:
     outlives a killed set-up thereby holds the lock until it ends.
     """
     environ = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("PYTHONPATH", "PIP_USER", "PYTHONHOME")
+        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PIP_USER", "PYTHONHOME")
     }
     pass_fds = (keep_open,) if keep_open is not None and os.name == "posix" else ()
-    return subprocess.run(
-        argv, env=environ, stdin=subprocess.DEVNULL, stdout=sys.stderr, pass_fds=pass_fds
-    ).returncode
+    return subprocess.run(argv, env=environ, stdin=subprocess.DEVNULL, stdout=sys.stderr, pass_fds=pass_fds).returncode
 
 
 @contextlib.contextmanager

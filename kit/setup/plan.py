@@ -77,9 +77,7 @@ def no_gpu(machine: Machine) -> GpuNotUsable:
     expected = "an NVIDIA GPU with a driver that answers (device=cuda)."
     said = machine.driver.nvml_error or "the driver lists no GPU"
     if not machine.has_hardware:
-        return GpuNotUsable(
-            f"{NO_GPU}: no NVIDIA GPU was found ({said}).", expected=expected, todo=f"{REHEARSE}."
-        )
+        return GpuNotUsable(f"{NO_GPU}: no NVIDIA GPU was found ({said}).", expected=expected, todo=f"{REHEARSE}.")
     if "mismatch" in said.lower():
         todo = "restart the machine: the driver was upgraded while its old kernel module stayed loaded."
     elif machine.is_container:
@@ -115,9 +113,7 @@ def _gpu(machine: Machine) -> TorchPick:
         is_wsl=machine.is_wsl,
     )
     if choice.wheel is None:
-        advice = (
-            f"install {choice.driver_advice}" if choice.driver_advice else "use another GPU or another Python"
-        )
+        advice = f"install {choice.driver_advice}" if choice.driver_advice else "use another GPU or another Python"
         raise GpuNotUsable(
             f"no torch build serves {_names(driver)} with driver {driver.version}. {choice.reason}",
             expected="a published torch build with code for the GPU that this driver starts.",

@@ -94,7 +94,9 @@ def _product(device: str, dtype: str, shape: tuple[int, int, int]) -> Callable[[
         # The second operand by columns, as the hardware wants it.
         left, right = left.to(torch.float8_e4m3fn), right.t().contiguous().to(torch.float8_e4m3fn).t()
         one = torch.ones((), device=device)
-        return lambda: torch._scaled_mm(left, right, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)
+        return lambda: torch._scaled_mm(
+            left, right, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True
+        )
     out = torch.empty(m, n, device=device, dtype=kind)
     return lambda: torch.mm(left, right, out=out)
 
@@ -106,7 +108,8 @@ def _attention_rate(device: str) -> float:
     """
     batch, heads, tokens, width = _ATTENTION[device]
     query, key, value = (
-        torch.randn(batch, heads, tokens, width, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
+        torch.randn(batch, heads, tokens, width, device=device, dtype=torch.bfloat16, requires_grad=True)
+        for _ in range(3)
     )
     gradient = torch.randn_like(query)
 

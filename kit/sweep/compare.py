@@ -59,8 +59,12 @@ def _batches(config: TrainConfig) -> list:
     from kit.train import data
 
     endless = data.batches(
-        data.load_texts(config.dataset), data.load_tokenizer("gpt2"), batch_size=config.batch_size,
-        seq_len=config.seq_len, seed=config.seed, is_packed=True,
+        data.load_texts(config.dataset),
+        data.load_tokenizer("gpt2"),
+        batch_size=config.batch_size,
+        seq_len=config.seq_len,
+        seed=config.seed,
+        is_packed=True,
     )
     found = itertools.islice(endless, LOSS_STEPS + _TIMED_STEPS + 2)
     return [(batch.input_ids.to(config.device), batch.labels.to(config.device)) for batch in found]

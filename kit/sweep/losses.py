@@ -76,16 +76,23 @@ class SameLosses:
         if row.missing:
             return row.engine, row.dtype, "–", "–", f"not here: {row.missing}"
         apart, problem = self.difference(row), self.problem(row)
-        return (row.engine, row.dtype, "–" if apart is None else f"{apart:.1e}", f"{LOSS_LIMITS[row.dtype]:.0e}",
-                f"no: {problem}" if problem else "yes")
+        return (
+            row.engine,
+            row.dtype,
+            "–" if apart is None else f"{apart:.1e}",
+            f"{LOSS_LIMITS[row.dtype]:.0e}",
+            f"no: {problem}" if problem else "yes",
+        )
 
     @property
     def sentence(self) -> str:
         apart = [found for row in self.compared if (found := self.difference(row)) is not None]
         if not self.is_same:
             return "The engines do not compute the same." if self.compared else "No engine could be compared."
-        return (f"Over {LOSS_STEPS} steps at {self.batch_size} × {self.seq_len} every engine that runs here gives the "
-                f"plain loop's losses in float32; the largest difference is {max(apart):.1e} nats.")
+        return (
+            f"Over {LOSS_STEPS} steps at {self.batch_size} × {self.seq_len} every engine that runs here gives the "
+            f"plain loop's losses in float32; the largest difference is {max(apart):.1e} nats."
+        )
 
 
 def _is_finite(loss: float | None) -> bool:
@@ -104,5 +111,10 @@ def losses_check(records: Iterable[SameLosses], measured: Iterable[tuple[str, st
     outcome = Outcome.FAIL if red else Outcome.INCONCLUSIVE if unknown or not known else good
     found = "; ".join(red or unknown) or f"{len(known)} engines and precisions compared over {LOSS_STEPS} steps"
     limits = ", ".join(f"{dtype} {limit:g}" for dtype, limit in LOSS_LIMITS.items())
-    return Check("throughput.same_losses", outcome, found, f"the plain loop's losses in float32, within nats: {limits}",
-                 "" if outcome is good else "use none of this engine's figures, and report what it is")
+    return Check(
+        "throughput.same_losses",
+        outcome,
+        found,
+        f"the plain loop's losses in float32, within nats: {limits}",
+        "" if outcome is good else "use none of this engine's figures, and report what it is",
+    )

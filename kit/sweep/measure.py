@@ -65,7 +65,7 @@ class Bench:
         if engine.is_fallback:
             return {"outcome": "missing", "reason": engine.reason}
         blocks, steps, loss = self._blocks(engine, batch, config)
-        if not loss == loss or abs(loss) == float("inf"):
+        if loss != loss or abs(loss) == float("inf"):
             return {"outcome": "error", "reason": f"the loss is {loss} after {steps} steps"}
         return {"outcome": "ok", "block_step_s": blocks, "steps": steps, "note": engine.note}
 

@@ -35,30 +35,47 @@ class SweepPlan:
         for name in ("batch_sizes", "seq_lens", "dtypes", "engines"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
-                raise UsageError(f"{name}={list(values)}", expected=f"at least one of {name}, each once",
-                                 todo="correct the parameter")
+                raise UsageError(
+                    f"{name}={list(values)}",
+                    expected=f"at least one of {name}, each once",
+                    todo="correct the parameter",
+                )
         if self.blocks < 1 or not self.block_s > 0:
-            raise UsageError(f"blocks={self.blocks}, block_s={self.block_s}", expected="both positive",
-                             todo="correct the parameter")
+            raise UsageError(
+                f"blocks={self.blocks}, block_s={self.block_s}", expected="both positive", todo="correct the parameter"
+            )
         shapes = self._shapes()
         if len(set(shapes)) != len(shapes):
             twice = next(shape for shape in shapes if shapes.count(shape) > 1)
-            raise UsageError(f"more_points: {list(twice)} is measured already",
-                             expected="points that are not in the grid, each once", todo="leave it out")
+            raise UsageError(
+                f"more_points: {list(twice)} is measured already",
+                expected="points that are not in the grid, each once",
+                todo="leave it out",
+            )
         self.configs()
 
     def _shapes(self) -> list[tuple[int, int, str]]:
         for point in self.more_points:
             if not isinstance(point, (list, tuple)) or [type(value) for value in point] != [int, int, str]:
-                raise UsageError(f"more_points: {point!r}", todo="correct the parameter",
-                                 expected="[batch size, tokens a sample, precision], such as [4, 64, float32]")
+                raise UsageError(
+                    f"more_points: {point!r}",
+                    todo="correct the parameter",
+                    expected="[batch size, tokens a sample, precision], such as [4, 64, float32]",
+                )
         return [*itertools.product(self.batch_sizes, self.seq_lens, self.dtypes), *map(tuple, self.more_points)]
 
     def configs(self) -> tuple[TrainConfig, ...]:
         """One checked TrainConfig a point, in the shuffled order. Raises UsageError for an impossible point."""
         points = [
-            TrainConfig(model=self.model, device=self.device, dtype=dtype, batch_size=batch_size, seq_len=seq_len,
-                        seed=self.seed, engine=engine)
+            TrainConfig(
+                model=self.model,
+                device=self.device,
+                dtype=dtype,
+                batch_size=batch_size,
+                seq_len=seq_len,
+                seed=self.seed,
+                engine=engine,
+            )
             for (batch_size, seq_len, dtype), engine in itertools.product(self._shapes(), self.engines)
         ]
         return tuple(shuffled(points, self.seed))
@@ -69,8 +86,15 @@ class SweepPlan:
         shape = min((pair[:2] for pair in shapes), key=lambda pair: (pair[0] * pair[1], pair))
         kinds = dict.fromkeys((dtype, engine) for _, _, dtype in shapes for engine in self.engines)
         return tuple(
-            TrainConfig(model=self.model, device=self.device, dtype=dtype, batch_size=shape[0], seq_len=shape[1],
-                        seed=self.seed, engine=engine)
+            TrainConfig(
+                model=self.model,
+                device=self.device,
+                dtype=dtype,
+                batch_size=shape[0],
+                seq_len=shape[1],
+                seed=self.seed,
+                engine=engine,
+            )
             for dtype, engine in kinds
         )
 

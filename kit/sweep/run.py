@@ -10,10 +10,22 @@ from pathlib import Path
 
 from kit.errors import UsageError
 from kit.records import dumps, loads, to_json
-from kit.sweep.plan import SweepPlan
 from kit.show import Table, card, escape
 from kit.stats import spread
-from kit.sweep.table import Ceilings, Row, as_record, floor_s, from_csv, higher, in_grid_order, mfu, row_of, to_csv, words
+from kit.sweep.plan import SweepPlan
+from kit.sweep.table import (
+    Ceilings,
+    Row,
+    as_record,
+    floor_s,
+    from_csv,
+    higher,
+    in_grid_order,
+    mfu,
+    row_of,
+    to_csv,
+    words,
+)
 from kit.train.config import ENGINES, TrainConfig
 from kit.units import memory, number, percent, seconds
 
@@ -37,8 +49,21 @@ class SweepResult:
 
     @property
     def table(self) -> Table:
-        columns = ("engine", "batch", "tokens a sample", "precision", "step", "IQR", "n", "tokens/s", "memory",
-                   "floor", "floor / step", "MFU, measured", "MFU, published")
+        columns = (
+            "engine",
+            "batch",
+            "tokens a sample",
+            "precision",
+            "step",
+            "IQR",
+            "n",
+            "tokens/s",
+            "memory",
+            "floor",
+            "floor / step",
+            "MFU, measured",
+            "MFU, published",
+        )
         return Table(columns, tuple(self._cells(row) for row in self.rows))
 
     def _cells(self, row: Row) -> tuple[str, ...]:
@@ -48,9 +73,15 @@ class SweepResult:
             return (*shape, short.get(row.outcome, row.outcome), *["–"] * 8)
         figures, limit = spread(row.block_step_s), floor_s(row, self.ceilings)
         return (
-            *shape, seconds(figures.median), seconds(figures.iqr, 2), str(figures.n), number(row.tokens_per_s),
+            *shape,
+            seconds(figures.median),
+            seconds(figures.iqr, 2),
+            str(figures.n),
+            number(row.tokens_per_s),
             memory(row.peak_memory_bytes) if row.peak_memory_bytes else "–",
-            seconds(limit), percent(limit / figures.median if limit else None), percent(mfu(row, self.ceilings)),
+            seconds(limit),
+            percent(limit / figures.median if limit else None),
+            percent(mfu(row, self.ceilings)),
             percent(mfu(row, self.ceilings, of="datasheet")),
         )
 
@@ -100,9 +131,8 @@ def sweep(
     Raises GpuNotUsable where the device is cuda and cannot be used.
     """
     from kit.sweep.ceilings import measure_ceilings
-    from kit.train.startup import require_device
-
     from kit.sweep.measure import Bench
+    from kit.train.startup import require_device
 
     require_device(plan.device)
     dtypes = tuple(dict.fromkeys(config.dtype for config in plan.configs()))
@@ -164,9 +194,10 @@ def _keep(out: str | Path | None, plan: SweepPlan, ceilings: Ceilings, rows: lis
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "sweep.csv").write_text(to_csv(in_grid_order(rows), ceilings), encoding="utf-8", newline="\n")
-        (folder / "sweep.json").write_text(
-            dumps({"plan": plan, "ceilings": ceilings}), encoding="utf-8", newline="\n"
-        )
+        (folder / "sweep.json").write_text(dumps({"plan": plan, "ceilings": ceilings}), encoding="utf-8", newline="\n")
     except OSError as error:
-        raise UsageError(f"{folder} cannot be written: {error.strerror}", expected="a folder you may write to",
-                         todo="name another folder with --out") from error
+        raise UsageError(
+            f"{folder} cannot be written: {error.strerror}",
+            expected="a folder you may write to",
+            todo="name another folder with --out",
+        ) from error

@@ -53,14 +53,36 @@ class BenchResult:
 
     @property
     def table(self) -> Table:
-        columns = ("engine", "precision", "run", "from process start", "imports", "model", "engine", "steps",
-                   "training as the Trainer counts it", "samples/s")
-        return Table(columns, tuple(
-            (run.engine, run.dtype, "first" if run.is_first else "second", seconds(run.process_s),
-             seconds(run.import_s), seconds(run.model_s), seconds(run.engine_s), seconds(run.steps_s), seconds(run.training_s),
-             number(run.samples_per_s))
-            for run in self.runs
-        ))
+        columns = (
+            "engine",
+            "precision",
+            "run",
+            "from process start",
+            "imports",
+            "model",
+            "engine",
+            "steps",
+            "training as the Trainer counts it",
+            "samples/s",
+        )
+        return Table(
+            columns,
+            tuple(
+                (
+                    run.engine,
+                    run.dtype,
+                    "first" if run.is_first else "second",
+                    seconds(run.process_s),
+                    seconds(run.import_s),
+                    seconds(run.model_s),
+                    seconds(run.engine_s),
+                    seconds(run.steps_s),
+                    seconds(run.training_s),
+                    number(run.samples_per_s),
+                )
+                for run in self.runs
+            ),
+        )
 
     @property
     def sentence(self) -> str:
@@ -70,8 +92,10 @@ class BenchResult:
         if best is None:
             return f"No engine could run on {self.device_name}."
         peer = f"; the Trainer takes {seconds(base.training_s)}" if base else ""
-        return (f"{self.device_name}: {len(best.losses)} steps in {seconds(best.training_s)} by the {best.engine} "
-                f"engine in {best.dtype}, start included{peer}.")
+        return (
+            f"{self.device_name}: {len(best.losses)} steps in {seconds(best.training_s)} by the {best.engine} "
+            f"engine in {best.dtype}, start included{peer}."
+        )
 
     def __str__(self) -> str:
         missing = [f"not here: {name}, {reason}" for name, reason in self.missing.items()]

@@ -38,16 +38,32 @@ class Ceilings:
     @property
     def table(self) -> Table:
         rows = [
-            (f"matrix product, {dtype}", quantity(rate, "FLOP/s"), self.matmul_shape.get(dtype, UNKNOWN),
-             quantity(self.datasheet_flop_per_s.get(dtype), "FLOP/s"))
+            (
+                f"matrix product, {dtype}",
+                quantity(rate, "FLOP/s"),
+                self.matmul_shape.get(dtype, UNKNOWN),
+                quantity(self.datasheet_flop_per_s.get(dtype), "FLOP/s"),
+            )
             for dtype, rate in self.matmul_flop_per_s.items()
         ]
         if self.attention_flop_per_s:
             how = f"causal, forward and backward, {self.attention_shape}"
-            rows.append(("attention, bfloat16", quantity(self.attention_flop_per_s, "FLOP/s"), how,
-                         quantity(self.datasheet_flop_per_s.get("bfloat16"), "FLOP/s")))
-        rows.append(("copy on the device", quantity(self.copy_bytes_per_s, "B/s"), "read and written bytes",
-                     quantity(self.datasheet_bytes_per_s, "B/s")))
+            rows.append(
+                (
+                    "attention, bfloat16",
+                    quantity(self.attention_flop_per_s, "FLOP/s"),
+                    how,
+                    quantity(self.datasheet_flop_per_s.get("bfloat16"), "FLOP/s"),
+                )
+            )
+        rows.append(
+            (
+                "copy on the device",
+                quantity(self.copy_bytes_per_s, "B/s"),
+                "read and written bytes",
+                quantity(self.datasheet_bytes_per_s, "B/s"),
+            )
+        )
         rows.append(("launch of one small kernel", seconds(self.launch_s), "a thousand in a row", "–"))
         if self.graph_launch_s:
             rows.append(("the same inside a CUDA graph", seconds(self.graph_launch_s), "a thousand in one graph", "–"))
@@ -149,8 +165,10 @@ def words(row: Row, ceilings: Ceilings) -> str:
     limit = f"floor {seconds(floor)} ({percent(floor / row.step_time_s)} of the step)" if floor else "floor unknown"
     shares = [
         f"{percent(mfu(row, ceilings, of=of))} of {quantity(peaks[row.dtype], 'FLOP/s')} {name}"
-        for of, name, peaks in (("datasheet", "published", ceilings.datasheet_flop_per_s),
-                                ("measured", "measured", ceilings.matmul_flop_per_s))
+        for of, name, peaks in (
+            ("datasheet", "published", ceilings.datasheet_flop_per_s),
+            ("measured", "measured", ceilings.matmul_flop_per_s),
+        )
         if row.dtype in peaks
     ]
     return f"{point}: {seconds(row.step_time_s)}, {limit}, MFU {' and '.join(shares) or 'unknown'}"
@@ -164,9 +182,25 @@ def progress_text(done: int, total: int, left_s: float) -> str:
 
 
 COLUMNS = (
-    "batch_size", "seq_len", "dtype", "model", "outcome", "steps", "step_time_s", "step_time_q1_s", "step_time_q3_s",
-    "samples_per_s", "tokens_per_s", "peak_memory_bytes", "floor_s", "mfu_measured", "mfu_datasheet",
-    "block_step_s", "reason", "engine", "note",
+    "batch_size",
+    "seq_len",
+    "dtype",
+    "model",
+    "outcome",
+    "steps",
+    "step_time_s",
+    "step_time_q1_s",
+    "step_time_q3_s",
+    "samples_per_s",
+    "tokens_per_s",
+    "peak_memory_bytes",
+    "floor_s",
+    "mfu_measured",
+    "mfu_datasheet",
+    "block_step_s",
+    "reason",
+    "engine",
+    "note",
 )
 
 

@@ -50,9 +50,7 @@ def cpu_agreement(run: TrainingRun, steps: Sequence[StepRecord]) -> Check:
         found = f"only {len(reference.losses)} finite losses on the CPU"
         return gpu_check(run.config, "native.cpu_agreement", None, found, expected)
     pairs = [(step.loss, loss) for step, loss in zip(steps, reference.losses)]
-    gaps = [
-        math.inf if ours is None or not theirs else abs(ours - theirs) / abs(theirs) for ours, theirs in pairs
-    ]
+    gaps = [math.inf if ours is None or not theirs else abs(ours - theirs) / abs(theirs) for ours, theirs in pairs]
     largest = max(gaps, default=math.inf)
     return gpu_check(
         run.config,
@@ -61,8 +59,7 @@ def cpu_agreement(run: TrainingRun, steps: Sequence[StepRecord]) -> Check:
         f"largest relative difference {largest:.1e} over {len(gaps)} steps",
         expected,
         todo="the device computes other numbers than the CPU: compare step by step in raw/steps.jsonl",
-        values={"steps": len(gaps), "limit": limit}
-        | ({"largest": largest} if math.isfinite(largest) else {}),
+        values={"steps": len(gaps), "limit": limit} | ({"largest": largest} if math.isfinite(largest) else {}),
     )
 
 

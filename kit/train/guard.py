@@ -38,9 +38,7 @@ class gpu_guard:
 
     def __init__(self, model: Any, optimizer: Any = None, batch: Any = None, *, device: str = "cuda") -> None:
         if device not in _IS_ON:
-            raise UsageError(
-                f"device={device!r}", expected="cuda, or cpu for a rehearsal", todo="correct the device"
-            )
+            raise UsageError(f"device={device!r}", expected="cuda, or cpu for a rehearsal", todo="correct the device")
         self.steps = 0
         self._model, self._optimizer, self._device = model, _unwrapped(optimizer), device
         # An optimizer of another make has no hooks; then forward passes are counted in place of its steps.
@@ -161,7 +159,7 @@ def _nested(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     if torch.is_tensor(value):
         yield name, value
     elif isinstance(value, Mapping) or hasattr(value, "keys"):
-        for key in value.keys():
+        for key in value:
             yield from _nested(value[key], f"{name}[{key!r}]")
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):

@@ -31,8 +31,23 @@ def square_sum(addresses, counts, like, partial, block: tl.constexpr):
 
 @triton.jit
 def adamw(
-    weights, exp_avg, exp_avg_sq, shadow, addresses, counts, like, norm, corrections, lr, weight_decay, max_norm,
-    beta1: tl.constexpr, beta2: tl.constexpr, eps: tl.constexpr, has_shadow: tl.constexpr, block: tl.constexpr,
+    weights,
+    exp_avg,
+    exp_avg_sq,
+    shadow,
+    addresses,
+    counts,
+    like,
+    norm,
+    corrections,
+    lr,
+    weight_decay,
+    max_norm,
+    beta1: tl.constexpr,
+    beta2: tl.constexpr,
+    eps: tl.constexpr,
+    has_shadow: tl.constexpr,
+    block: tl.constexpr,
 ):
     """torch's AdamW (decoupled decay, Loshchilov and Hutter 2019, 1711.05101) on one chunk of all weights.
 

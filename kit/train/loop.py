@@ -111,11 +111,7 @@ def training_steps(
 
 def _record(number, batch, loss, grad_norm, optimizer, config, times: dict[str, float | None]) -> StepRecord:
     is_cuda = config.device == "cuda"
-    broken = [
-        f"{name} is {value}"
-        for name, value in (("loss", loss), ("grad_norm", grad_norm))
-        if not _finite(value)
-    ]
+    broken = [f"{name} is {value}" for name, value in (("loss", loss), ("grad_norm", grad_norm)) if not _finite(value)]
     return StepRecord(
         step=number,
         loss=loss if _finite(loss) else None,
@@ -136,9 +132,7 @@ def _record(number, batch, loss, grad_norm, optimizer, config, times: dict[str, 
 def applied_steps(optimizer: torch.optim.Optimizer) -> int:
     """The optimizer's own count: the fewest updates that any of its parameters received."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return min(
-        (int(optimizer.state[p]["step"]) if p in optimizer.state else 0 for p in parameters), default=0
-    )
+    return min((int(optimizer.state[p]["step"]) if p in optimizer.state else 0 for p in parameters), default=0)
 
 
 def _finite(value: float) -> bool:

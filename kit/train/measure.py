@@ -65,8 +65,11 @@ def measure(
     data, TrainingFailed where training broke (what was measured is then already in `out`).
     """
     if config.engine != "eager":
-        raise UsageError(f"engine={config.engine}", expected="engine=eager, whose steps every witness can look into",
-                         todo="kit bench and kit sweep measure the other engines, and that their losses are the same")
+        raise UsageError(
+            f"engine={config.engine}",
+            expected="engine=eager, whose steps every witness can look into",
+            todo="kit bench and kit sweep measure the other engines, and that their losses are the same",
+        )
     began = time.perf_counter()
     recorder = _recorder(config)
     torch = _start(config, group)
@@ -85,15 +88,23 @@ def measure(
     samples = tuple(recorder.samples) if recorder else ()
     keeper.write("telemetry.jsonl", "".join(dumps(sample, indent=None) + "\n" for sample in samples))
     run = dataclasses.replace(
-        _recorded(torch, config, state, timed), dataset_sha256=text_set.sha256, dataset_rows=text_set.rows,
-        telemetry=telemetry, scheme_copy_bytes=group.copy_bytes(state.model) if group else 0,
+        _recorded(torch, config, state, timed),
+        dataset_sha256=text_set.sha256,
+        dataset_rows=text_set.rows,
+        telemetry=telemetry,
+        scheme_copy_bytes=group.copy_bytes(state.model) if group else 0,
     )
     if timed.error is None:
         if group:
             group.trained(state.model)
         run = _witnesses(run, state, timed.steps, batches, is_alone=group is None)
-    timings = Timings(import_s=imported - began, data_s=loaded - imported, build_s=built - loaded, train_s=trained - built,
-                      witnesses_s=time.perf_counter() - trained)
+    timings = Timings(
+        import_s=imported - began,
+        data_s=loaded - imported,
+        build_s=built - loaded,
+        train_s=trained - built,
+        witnesses_s=time.perf_counter() - trained,
+    )
     run = dataclasses.replace(run, timings=timings)
     keeper.write("training.json", dumps(run))
     if timed.error is not None:
@@ -189,8 +200,11 @@ class _Keeper:
 
 
 def _unwritable(path: Path, error: OSError) -> UsageError:
-    return UsageError(f"{path} cannot be written: {error.strerror}", expected="a folder you may write to, with space",
-                      todo="name another folder with --out")
+    return UsageError(
+        f"{path} cannot be written: {error.strerror}",
+        expected="a folder you may write to, with space",
+        todo="name another folder with --out",
+    )
 
 
 def _recorder(config: TrainConfig):
@@ -285,7 +299,8 @@ def _failed(error: RuntimeError, config: TrainConfig) -> TrainingFailed:
             todo=f"use batch_size <= {max(1, config.batch_size // 2)} or a shorter seq_len",
         )
     return TrainingFailed(
-        f"training stopped: {first_line}", expected=f"{config.steps} steps on {config.device}",
+        f"training stopped: {first_line}",
+        expected=f"{config.steps} steps on {config.device}",
         todo="python -m kit check tells whether this GPU and this torch fit together",
     )
 
@@ -300,7 +315,10 @@ def _witnesses(run: TrainingRun, state: _State, steps, batches: Sequence, *, is_
     learning = witness.measure_learning(state.model, state.initial, None, after)
     with witness.precision(config):
         profile = witness.profile_step(state.network, state.optimizer, batches[-2:], config)
-    run, before = dataclasses.replace(run, profile=profile, precision=witness.measure_precision(config)), state.canary_before
+    run, before = (
+        dataclasses.replace(run, profile=profile, precision=witness.measure_precision(config)),
+        state.canary_before,
+    )
     if is_alone:
         again, before = replay(state, batches[: config.steps], config, tuple(step.loss for step in steps))
         run = dataclasses.replace(run, replay=again, cpu_reference=cpu_reference(state, batches, config))

@@ -26,9 +26,7 @@ COPY_BUDGET_BYTES = 1_000_000
 FLOP_TOLERANCE = 0.01
 
 
-def native_checks(
-    run: TrainingRun, steps: Sequence[StepRecord], samples: Sequence[TelemetrySample]
-) -> Iterator[Check]:
+def native_checks(run: TrainingRun, steps: Sequence[StepRecord], samples: Sequence[TelemetrySample]) -> Iterator[Check]:
     yield _placement(run, steps)
     yield _kernels(run)
     yield driver_view(run, steps, samples)
@@ -45,9 +43,7 @@ def _placement(run: TrainingRun, steps: Sequence[StepRecord]) -> Check:
     device, audits = run.config.device, run.audits
     # In the order they were found: parameters come first.
     strays = list(dict.fromkeys(name for audit in audits for name in audit.strays))
-    strays += [
-        f"audited against {audit.expected_device}" for audit in audits if audit.expected_device != device
-    ]
+    strays += [f"audited against {audit.expected_device}" for audit in audits if audit.expected_device != device]
     on_device = [audit.counted.get(device, 0) for audit in audits]
     unseen = sorted({kind for audit in audits for kind in _unseen(audit.kinds)})
     wanted = {1, (len(steps) + 1) // 2, len(steps)} if steps else {1}

@@ -49,17 +49,69 @@ class Problem(NamedTuple):
     check: str
 
 
-NAMES = "Ana Bo Chidi Dana Emre Farah Goran Hana Ines Jonas Kofi Lena Mei Nils Olga Pablo Rosa Uma".split()
-GOODS = "notebooks pencils lamps mugs tickets cables sandwiches batteries posters plants candles".split()
-PLACES = "Abbey Bridge Castle Dock Elm Fort".split()
+NAMES = [
+    "Ana",
+    "Bo",
+    "Chidi",
+    "Dana",
+    "Emre",
+    "Farah",
+    "Goran",
+    "Hana",
+    "Ines",
+    "Jonas",
+    "Kofi",
+    "Lena",
+    "Mei",
+    "Nils",
+    "Olga",
+    "Pablo",
+    "Rosa",
+    "Uma",
+]
+GOODS = [
+    "notebooks",
+    "pencils",
+    "lamps",
+    "mugs",
+    "tickets",
+    "cables",
+    "sandwiches",
+    "batteries",
+    "posters",
+    "plants",
+    "candles",
+]
+PLACES = ["Abbey", "Bridge", "Castle", "Dock", "Elm", "Fort"]
 PAIRS = list(itertools.combinations(PLACES, 2))
-SERVICES = "auth billing cache mail search upload".split()
-MONTHS = "January February March April May June July August September October November December".split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+SERVICES = ["auth", "billing", "cache", "mail", "search", "upload"]
+MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 UNITS = (
-    ("kilometres", "metres", 1000), ("metres", "centimetres", 100), ("hours", "minutes", 60),
-    ("weeks", "days", 7), ("minutes", "seconds", 60), ("kilograms", "grams", 1000), ("GiB", "MiB", 1024),
-    ("miles", "feet", 5280), ("pounds", "ounces", 16), ("days", "hours", 24), ("yards", "inches", 36),
+    ("kilometres", "metres", 1000),
+    ("metres", "centimetres", 100),
+    ("hours", "minutes", 60),
+    ("weeks", "days", 7),
+    ("minutes", "seconds", 60),
+    ("kilograms", "grams", 1000),
+    ("GiB", "MiB", 1024),
+    ("miles", "feet", 5280),
+    ("pounds", "ounces", 16),
+    ("days", "hours", 24),
+    ("yards", "inches", 36),
 )
 
 
@@ -88,12 +140,19 @@ def shopping(d: Dice) -> Problem:
     total = n * p + m * q
     paid = (total // 1000 + d.between(1, 3)) * 1000
     one, two, change = f"{n} {a} at {usd(p)} each", f"{m} {b} at {usd(q)} each", paid - total
-    prompt = d.pick((
-        f"{who} buys {one} and {two} and pays {usd(paid)}. How much change is due?",
-        f"A receipt lists {one} and {two}. {who} hands over {usd(paid)}. What comes back?",
-        f"How much of {usd(paid)} is left once {who} has paid for {one} and {two}?"))
-    steps = [f"The {a} cost {n} x {usd(p)} = {usd(n * p)}.", f"The {b} cost {m} x {usd(q)} = {usd(m * q)}.",
-             f"Together that is {usd(total)}.", f"{usd(paid)} - {usd(total)} = {usd(change)}."]
+    prompt = d.pick(
+        (
+            f"{who} buys {one} and {two} and pays {usd(paid)}. How much change is due?",
+            f"A receipt lists {one} and {two}. {who} hands over {usd(paid)}. What comes back?",
+            f"How much of {usd(paid)} is left once {who} has paid for {one} and {two}?",
+        )
+    )
+    steps = [
+        f"The {a} cost {n} x {usd(p)} = {usd(n * p)}.",
+        f"The {b} cost {m} x {usd(q)} = {usd(m * q)}.",
+        f"Together that is {usd(total)}.",
+        f"{usd(paid)} - {usd(total)} = {usd(change)}.",
+    ]
     return Problem(prompt, usd(change), steps, f"{usd(total)} + {usd(change)} = {usd(paid)}.")
 
 
@@ -105,8 +164,12 @@ def conversion(d: Dice) -> Problem:
         prompt = d.pick((f"Express {mixed} in {small}.", f"How many {small} are {mixed}?"))
         steps = [fact, f"{n} x {factor} = {n * factor}.", f"{n * factor} + {rest} = {total}."]
         return Problem(prompt, plain, steps, f"{total} divided by {factor} is {n}, remainder {rest}.")
-    prompt = d.pick((f"Write {plain} as whole {big} and {small}.",
-                     f"How many full {big} are in {plain}, and how many {small} are left over?"))
+    prompt = d.pick(
+        (
+            f"Write {plain} as whole {big} and {small}.",
+            f"How many full {big} are in {plain}, and how many {small} are left over?",
+        )
+    )
     steps = [fact, f"{total} // {factor} = {n} full {big}.", f"{total} - {n} x {factor} = {rest} are left."]
     return Problem(prompt, mixed, steps, f"{n} x {factor} + {rest} = {total}.")
 
@@ -115,16 +178,22 @@ def date_after(d: Dice) -> Problem:
     start = datetime.date(d.between(1996, 2035), d.between(1, 12), d.between(1, 28))
     days, here, steps = d.between(20, 130), start, []
     end = start + datetime.timedelta(days)
-    prompt = d.pick((f"Which date is {days} days after {long_date(start)}?",
-                     f"A loan of {long_date(start)} runs for {days} days. On which date does it end?"))
+    prompt = d.pick(
+        (
+            f"Which date is {days} days after {long_date(start)}?",
+            f"A loan of {long_date(start)} runs for {days} days. On which date does it end?",
+        )
+    )
     while (here.year, here.month) != (end.year, end.month):
         jump = (here.replace(day=1) + datetime.timedelta(32)).replace(day=1) - here
         here += jump
         steps.append(f"{jump.days} days lead to {long_date(here)}; {(end - here).days} are left.")
     if here != end:
         steps.append(f"{(end - here).days} more days lead to {long_date(end)}.")
-    check = f"{days} days are {days // 7} weeks and {days % 7} days: {DAYS[start.weekday()]} to " \
-            f"{DAYS[end.weekday()]}, as in the calendar."
+    check = (
+        f"{days} days are {days // 7} weeks and {days % 7} days: {DAYS[start.weekday()]} to "
+        f"{DAYS[end.weekday()]}, as in the calendar."
+    )
     return Problem(prompt, long_date(end), steps, check)
 
 
@@ -150,13 +219,14 @@ def knights(d: Dice) -> Problem:
         people, steps, fits = d.some(NAMES, 3), [], []
         said = [(a, (a + d.between(1, 2)) % 3, d.below(2)) for a in range(3)]
         for honest in itertools.product((True, False), repeat=3):
-            wrong = [a for a, b, is_same in said
-                     if honest[a] != (honest[a] == honest[b] if is_same else not honest[b])]
+            wrong = [a for a, b, is_same in said if honest[a] != (honest[a] == honest[b] if is_same else not honest[b])]
             row = listed(f"{who} {'honest' if is_so else 'lying'}" for who, is_so in zip(people, honest))
             steps.append(f"{row}: {f'what {people[wrong[0]]} says does not fit' if wrong else 'fits'}.")
             fits += [] if wrong else [honest]
-    lines = [f"{people[a]} says: {people[b]} {'and I are of the same sort' if is_same else 'is a liar'}."
-             for a, b, is_same in said]
+    lines = [
+        f"{people[a]} says: {people[b]} {'and I are of the same sort' if is_same else 'is a liar'}."
+        for a, b, is_same in said
+    ]
     prompt = f"Each of three people always tells the truth or always lies. {' '.join(lines)} Who is honest?"
     answer = listed(who for who, is_so in zip(people, fits[0]) if is_so) or "nobody"
     return Problem(prompt, answer, steps, "Exactly one of the eight cases fits all three sentences.")
@@ -166,11 +236,16 @@ def sets(d: Dice) -> Problem:
     both, only_a, only_b, none = (d.between(2, 30) for _ in range(4))
     a, b = d.pick((("tea", "coffee"), ("Python", "Rust"), ("chess", "football"), ("a bicycle", "a car")))
     total, in_a, in_b = both + only_a + only_b + none, only_a + both, only_b + both
-    prompt = d.pick((
-        f"Of {total} people, {in_a} chose {a}, {in_b} chose {b} and {both} both. How many chose neither?",
-        f"{total} forms: {in_a} tick {a}, {in_b} tick {b}, {both} tick both. How many tick none of the two?"))
-    steps = [f"At least one: {in_a} + {in_b} - {both} = {total - none}.",
-             f"Neither: {total} - {total - none} = {none}."]
+    prompt = d.pick(
+        (
+            f"Of {total} people, {in_a} chose {a}, {in_b} chose {b} and {both} both. How many chose neither?",
+            f"{total} forms: {in_a} tick {a}, {in_b} tick {b}, {both} tick both. How many tick none of the two?",
+        )
+    )
+    steps = [
+        f"At least one: {in_a} + {in_b} - {both} = {total - none}.",
+        f"Neither: {total} - {total - none} = {none}.",
+    ]
     return Problem(prompt, str(none), steps, f"{only_a} + {only_b} + {both} + {none} = {total}.")
 
 
@@ -178,13 +253,18 @@ def draw_two(d: Dice) -> Problem:
     n, m, (a, b) = d.between(2, 9), d.between(2, 9), d.some(("red", "blue", "green", "white"), 2)
     pairs, same_a, same_b = (n + m) * (n + m - 1), n * (n - 1), m * (m - 1)
     answer = Fraction(same_a + same_b, pairs)
-    prompt = d.pick((
-        f"A bag holds {n} {a} and {m} {b} balls. Two are drawn without putting back. What is the probability "
-        "that they have the same colour?",
-        f"{n} {a} and {m} {b} cards are shuffled. How likely are the top two of one colour, as a fraction?"))
-    steps = [f"Ordered pairs in all: {n + m} x {n + m - 1} = {pairs}.",
-             f"Both {a}: {n} x {n - 1} = {same_a}. Both {b}: {m} x {m - 1} = {same_b}.",
-             f"({same_a} + {same_b}) / {pairs} = {answer}."]
+    prompt = d.pick(
+        (
+            f"A bag holds {n} {a} and {m} {b} balls. Two are drawn without putting back. What is the probability "
+            "that they have the same colour?",
+            f"{n} {a} and {m} {b} cards are shuffled. How likely are the top two of one colour, as a fraction?",
+        )
+    )
+    steps = [
+        f"Ordered pairs in all: {n + m} x {n + m - 1} = {pairs}.",
+        f"Both {a}: {n} x {n - 1} = {same_a}. Both {b}: {m} x {m - 1} = {same_b}.",
+        f"({same_a} + {same_b}) / {pairs} = {answer}.",
+    ]
     return Problem(prompt, str(answer), steps, f"Two colours: 2 x {n} x {m} / {pairs} = {1 - answer}.")
 
 
@@ -196,8 +276,12 @@ def route(d: Dice) -> Problem:
         roads = {pair: d.between(1, 12) for pair in pairs}
         ways = sorted((path_km(roads, path), path) for path in paths(roads, [PLACES[0]]))
     text, (km, best) = listed(f"{a}-{b} {km}" for (a, b), km in roads.items()), ways[0]
-    prompt = d.pick((f"Roads in km: {text}. What is the shortest way from {PLACES[0]} to {PLACES[-1]}?",
-                     f"A map has the roads {text} (km). Find the shortest path {PLACES[0]} to {PLACES[-1]}."))
+    prompt = d.pick(
+        (
+            f"Roads in km: {text}. What is the shortest way from {PLACES[0]} to {PLACES[-1]}?",
+            f"A map has the roads {text} (km). Find the shortest path {PLACES[0]} to {PLACES[-1]}.",
+        )
+    )
     steps = [f"{'-'.join(path)} is {length} km." for length, path in ways[:5]]
     check = f"None of the {len(ways)} ways without a repeated place is shorter than {km} km."
     return Problem(prompt, f"{'-'.join(best)}, {km} km", steps, check)

@@ -31,9 +31,7 @@ def replay(
     losses = _losses(state, batches, config)
     found = Replay(tuple(loss for loss in losses if loss is not None), witness.matmul_repeats(config))
     if losses != timed:
-        found = dataclasses.replace(
-            found, deterministic_is_equal=_repeats_deterministically(state, batches, config)
-        )
+        found = dataclasses.replace(found, deterministic_is_equal=_repeats_deterministically(state, batches, config))
     return found, before
 
 

@@ -46,11 +46,18 @@ class TrainingResult:
         steady = figures.steady
         rows = [
             ("first step", seconds(figures.first_step_s), "cold, synchronised"),
-            ("steady step", seconds(steady.median) if steady else "–",
-             f"median of n = {steady.n}, IQR {seconds(steady.iqr, 2)}" if steady else "too few steps"),
+            (
+                "steady step",
+                seconds(steady.median) if steady else "–",
+                f"median of n = {steady.n}, IQR {seconds(steady.iqr, 2)}" if steady else "too few steps",
+            ),
             ("samples/s, steady", number(figures.steady_samples_per_s, 2), "counted samples over the same steps"),
             ("tokens/s, steady", number(figures.steady_tokens_per_s, 2), "without padding"),
-            ("samples/s, all steps", number(figures.total_samples_per_s, 2), f"{figures.samples} samples, cold start included"),
+            (
+                "samples/s, all steps",
+                number(figures.total_samples_per_s, 2),
+                f"{figures.samples} samples, cold start included",
+            ),
             ("peak memory", memory(figures.peak_memory_bytes), "allocated by torch"),
         ]
         return Table(("figure", "value", "definition"), tuple(rows))

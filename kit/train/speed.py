@@ -44,9 +44,7 @@ def speed_checks(
     peak_flop_per_s: float | None,
 ) -> Iterator[Check]:
     if run.config.device == "cpu":
-        yield Check(
-            "throughput.rehearsal", Outcome.REHEARSAL, "a CPU run", "no claim about a GPU", required=False
-        )
+        yield Check("throughput.rehearsal", Outcome.REHEARSAL, "a CPU run", "no claim about a GPU", required=False)
         return
     yield _undisturbed(run, steps, samples)
     yield _clocks_agree(run, steps)
@@ -69,17 +67,14 @@ def _undisturbed(run: TrainingRun, steps: Sequence[StepRecord], samples: Sequenc
         "throughput.undisturbed",
         None if problems else True,
         found,
-        "readings over all of the steps, no other process on the card, no thermal or hardware slowdown, "
-        "no profiler",
+        "readings over all of the steps, no other process on the card, no thermal or hardware slowdown, no profiler",
         settle=f"stop other work on the card, let it cool, then {LONGER}",
         required=False,
         values={"throttle_bits": bits, "readings": len(window)},
     )
 
 
-def _disturbances(
-    run: TrainingRun, steps: Sequence[StepRecord], window: Sequence[TelemetrySample]
-) -> Iterator[str]:
+def _disturbances(run: TrainingRun, steps: Sequence[StepRecord], window: Sequence[TelemetrySample]) -> Iterator[str]:
     figures = throughput(steps)
     needed = max(MIN_WINDOW_SAMPLES, math.ceil(figures.window_s)) if figures else MIN_WINDOW_SAMPLES
     yield f"{len(window)} readings, {needed} needed" if len(window) < needed else uncovered(steps, window)
@@ -176,8 +171,7 @@ def _plausible(run: TrainingRun, steps: Sequence[StepRecord], peak_flop_per_s: f
         "throughput.plausible",
         False if share > 1 else None if share > PLAUSIBLE_SHARE else True,
         f"{quantity(rate, 'FLOP/s')} in the fastest steady step, {percent(share)} of the card's peak",
-        f"at most {percent(PLAUSIBLE_SHARE)} of {quantity(peak_flop_per_s, 'FLOP/s')}, the dense peak "
-        "for this dtype",
+        f"at most {percent(PLAUSIBLE_SHARE)} of {quantity(peak_flop_per_s, 'FLOP/s')}, the dense peak for this dtype",
         todo="impossible: the clock, the count or the name of the card is wrong",
         settle=LONGER,
         required=False,
@@ -194,8 +188,7 @@ def _input(steps: Sequence[StepRecord]) -> Check:
     return check(
         "throughput.input",
         True if share <= MAX_WAIT_SHARE else None,
-        f"{percent(share)} of the time spent waiting for batches"
-        + (": input bound" if share > MAX_WAIT_SHARE else ""),
+        f"{percent(share)} of the time spent waiting for batches" + (": input bound" if share > MAX_WAIT_SHARE else ""),
         expected,
         settle="make loading faster: the figures are the loader's, not the device's",
         required=False,

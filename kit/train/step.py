@@ -52,7 +52,10 @@ class FlatStep:
         with fast_kernels(*self._kernels):
             hidden = self._body(embeds)
             loss, hidden_grad, head_grad = linear_cross_entropy(
-                hidden.detach().flatten(0, 1), self._head_weight, shifted(labels), vocab_size=self._vocab_size,
+                hidden.detach().flatten(0, 1),
+                self._head_weight,
+                shifted(labels),
+                vocab_size=self._vocab_size,
                 row_loss_=triton_row_loss_,
             )
             grads = torch.autograd.grad(hidden, [embeds, *inner.values()], hidden_grad.view_as(hidden))
@@ -91,8 +94,11 @@ def _unsuitable(model) -> str | None:
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     if frozen:
         return f"{len(frozen)} weights are frozen, {frozen[0]} among them"
-    dropping = [name for name, module in model.named_modules()
-                if isinstance(module, torch.nn.Dropout) and module.p > 0 and module.training]
+    dropping = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Dropout) and module.p > 0 and module.training
+    ]
     return f"dropout at {dropping[0]} would make its losses differ" if dropping else None
 
 

@@ -100,9 +100,7 @@ class Recorder:
 
     def start(self, began_s: float) -> None:
         if self._error is None:
-            self._thread = threading.Thread(
-                target=self._run, args=(began_s,), daemon=True, name="kit-telemetry"
-            )
+            self._thread = threading.Thread(target=self._run, args=(began_s,), daemon=True, name="kit-telemetry")
             self._thread.start()
 
     def stop(self) -> Telemetry:
@@ -124,16 +122,12 @@ class Recorder:
             try:
                 after = self._counters()
                 readings = {
-                    "power_limit_w": self._try(
-                        "power_limit", lambda n, h: n.nvmlDeviceGetEnforcedPowerLimit(h) / 1000
-                    ),
+                    "power_limit_w": self._try("power_limit", lambda n, h: n.nvmlDeviceGetEnforcedPowerLimit(h) / 1000),
                     "power_limit_default_w": self._try(
                         "power_limit", lambda n, h: n.nvmlDeviceGetPowerManagementDefaultLimit(h) / 1000
                     ),
                     "device_name": self._try("name", lambda n, h: _text(n.nvmlDeviceGetName(h))),
-                    "memory_total_bytes": self._try(
-                        "memory", lambda n, h: n.nvmlDeviceGetMemoryInfo(h).total
-                    ),
+                    "memory_total_bytes": self._try("memory", lambda n, h: n.nvmlDeviceGetMemoryInfo(h).total),
                 }
             except Exception as error:
                 self._error = f"NVML stopped answering: {error}"
@@ -179,9 +173,7 @@ class Recorder:
             power_w=self._try("power", lambda n, h: n.nvmlDeviceGetPowerUsage(h) / 1000),
             clock_mhz=self._try("clock", lambda n, h: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_SM)),
             utilization=self._try("utilization", lambda n, h: n.nvmlDeviceGetUtilizationRates(h).gpu / 100),
-            temperature_c=self._try(
-                "temperature", lambda n, h: n.nvmlDeviceGetTemperature(h, n.NVML_TEMPERATURE_GPU)
-            ),
+            temperature_c=self._try("temperature", lambda n, h: n.nvmlDeviceGetTemperature(h, n.NVML_TEMPERATURE_GPU)),
             throttle_bits=self._try("throttle_reasons", _throttle_bits),
             foreign_processes=_foreign(processes),
         )
@@ -225,7 +217,7 @@ class Recorder:
         except AttributeError:
             self._missing.add(what)
         except self._nvml.NVMLError as error:
-            if not type(error).__name__.removeprefix("NVMLError_") in _MISSING:
+            if type(error).__name__.removeprefix("NVMLError_") not in _MISSING:
                 raise
             self._missing.add(what)
         return None

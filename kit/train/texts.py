@@ -90,8 +90,7 @@ def _read(path: Path) -> bytes:
     except (OSError, ValueError) as error:
         problem = f"cannot be read: {getattr(error, 'strerror', None) or error}"
     if problem:
-        raise UsageError(f"dataset {str(path)!r} {problem}", expected=expected,
-                         todo="correct the name or the file")
+        raise UsageError(f"dataset {str(path)!r} {problem}", expected=expected, todo="correct the name or the file")
     return data
 
 
@@ -106,8 +105,11 @@ def _collect(path: Path, items: Iterable[Any], read: Callable[[Any], list[Found]
             bad.append(f"{unit} {number}: {error}")
     if bad:
         more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise UsageError(f"{path}: {len(bad)} malformed {unit}(s): {'; '.join(bad[:3])}{more}",
-                         expected=f"{unit}s of the form {ROW}", todo="repair or remove them")
+        raise UsageError(
+            f"{path}: {len(bad)} malformed {unit}(s): {'; '.join(bad[:3])}{more}",
+            expected=f"{unit}s of the form {ROW}",
+            todo="repair or remove them",
+        )
     if not found:
         raise UsageError(f"{path} holds no text", expected=f"at least one {unit}", todo="name another file")
     return found
@@ -120,8 +122,9 @@ def _rows_of_document(path: Path, data: bytes) -> list[Any]:
         if not isinstance(rows, list):
             raise ValueError("is neither a list nor an object with a list named prompts")
     except ValueError as error:
-        raise UsageError(f"{path} {error}", expected=f'{{"prompts": […]}}, or a list of texts or of {ROW}',
-                         todo="repair the file") from error
+        raise UsageError(
+            f"{path} {error}", expected=f'{{"prompts": […]}}, or a list of texts or of {ROW}', todo="repair the file"
+        ) from error
     return rows
 
 

@@ -35,9 +35,7 @@ def read_trace(trace: dict[str, Any], *, step_time_s: float) -> KernelProfile:
     """`step_time_s`: wall time of the profiled step, which the shares refer to."""
     events = [event for event in trace.get("traceEvents", ()) if event.get("ph") == "X"]
     kernels = [event for event in events if event.get("cat") == "kernel"]
-    copies = [
-        event for event in events if event.get("cat") == "gpu_memcpy" and _is_over_the_bus(event["name"])
-    ]
+    copies = [event for event in events if event.get("cat") == "gpu_memcpy" and _is_over_the_bus(event["name"])]
     by_name: Counter[str] = Counter()
     groups: Counter[str] = Counter()
     for kernel in kernels:

@@ -73,11 +73,16 @@ def write(folder: str | Path, seed: int = 42) -> dict[str, Any]:
     rows = traces(seed)
     data = to_jsonl(rows)
     manifest = {
-        "dataset": NAME, "trace_version": TRACE_VERSION, "generator": GENERATOR, "seed": seed,
-        "file": f"{NAME}.jsonl", "rows": len(rows),
+        "dataset": NAME,
+        "trace_version": TRACE_VERSION,
+        "generator": GENERATOR,
+        "seed": seed,
+        "file": f"{NAME}.jsonl",
+        "rows": len(rows),
         "categories": dict(sorted(Counter(row["meta"]["category"] for row in rows).items())),
         "families": dict(sorted(Counter(row["meta"]["family"] for row in rows).items())),
-        "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(),
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
     }
     folder = Path(folder)
     try:
@@ -85,8 +90,11 @@ def write(folder: str | Path, seed: int = 42) -> dict[str, Any]:
         (folder / manifest["file"]).write_bytes(data)
         (folder / "manifest.json").write_bytes((json.dumps(manifest, indent=2) + "\n").encode("utf-8"))
     except OSError as error:
-        raise UsageError(f"{folder} cannot be written: {error.strerror}", todo="name another folder",
-                         expected="a folder you may write to, with 1 MB of space") from error
+        raise UsageError(
+            f"{folder} cannot be written: {error.strerror}",
+            todo="name another folder",
+            expected="a folder you may write to, with 1 MB of space",
+        ) from error
     return manifest
 
 
@@ -107,20 +115,35 @@ def _generated(seed: int) -> Iterator[Parts]:
                 problem = make(dice)
             seen.add(problem.prompt)
             is_full = category == "golden"
-            yield category, family, problem.prompt, problem.answer, [
-                *([("plan", plan)] if is_full else []),
-                *((kind, step) for step in problem.steps),
-                *([("check", problem.check)] if is_full or dice.below(2) else []),
-            ]
+            yield (
+                category,
+                family,
+                problem.prompt,
+                problem.answer,
+                [
+                    *([("plan", plan)] if is_full else []),
+                    *((kind, step) for step in problem.steps),
+                    *([("check", problem.check)] if is_full or dice.below(2) else []),
+                ],
+            )
 
 
-def _trace(category: str, family: str, prompt: str, answer: str, steps: list[tuple[str, str]], *,
-           seed: int, number: int) -> dict[str, Any]:
+def _trace(
+    category: str, family: str, prompt: str, answer: str, steps: list[tuple[str, str]], *, seed: int, number: int
+) -> dict[str, Any]:
     return {
-        "trace_version": TRACE_VERSION, "prompt": prompt, "final_answer": answer,
+        "trace_version": TRACE_VERSION,
+        "prompt": prompt,
+        "final_answer": answer,
         "steps": [{"i": i, "type": kind, "content": text} for i, (kind, text) in enumerate(steps, start=1)],
-        "meta": {"dataset": NAME, "generator": GENERATOR, "seed": seed, "id": f"{NAME}-{number:04d}",
-                 "category": category, "family": family},
+        "meta": {
+            "dataset": NAME,
+            "generator": GENERATOR,
+            "seed": seed,
+            "id": f"{NAME}-{number:04d}",
+            "category": category,
+            "family": family,
+        },
     }
 
 
@@ -136,37 +159,81 @@ def _edges() -> Iterator[Parts]:
         ("very_short", "2+2?", "4", ["2+2=4"]),
         ("one_letter", "a, b, c, ?", "d", []),
         ("empty_steps", "Is 97 a prime number?", "Yes", []),
-        ("very_long", f"Add these numbers: {problems.listed(range(1, 401))}.", str(sum(range(1, 401))),
-         ["First and last, second and last but one, and so on: 200 pairs of 401.", "200 x 401 = 80200."]),
-        ("many_steps", "Halve an even number, turn an odd n into 3n + 1. How many steps lead from 27 to 1?",
-         str(len(collatz) - 1), [f"{a} -> {b}" for a, b in zip(collatz, collatz[1:])]),
-        ("combining", "Is '\u00e9' the same string as 'e\u0301'?", "No",
-         ["The first is one code point, U+00E9.", "The second is two: e and the combining accent U+0301.",
-          "They look alike and are not equal."]),
-        ("emoji", "How many code points make \U0001f469\u200d\U0001f680 \U0001f680\ufe0f?", "6",
-         ["Woman, joiner and rocket are three.", "The blank is one.", "Rocket and selector are two."]),
-        ("right_to_left", "\u0643\u0645 \u064a\u0633\u0627\u0648\u064a \u0663 + \u0664\u061f", "\u0667",
-         ["\u0663 + \u0664 = \u0667", "\u05d1\u05e2\u05d1\u05e8\u05d9\u05ea: \u05e9\u05d1\u05e2"]),
-        ("chinese", "\u4e09\u52a0\u4e94\u7b49\u4e8e\u51e0\uff1f", "\u516b",
-         ["3 + 5 = 8\uff0c\u5373\u516b\u3002"]),
-        ("code_block", "What does this print?\n````md\n```python\nprint(len('```'))\n```\n````", "3",
-         ["The outer fence has four backticks, so the inner one is text.",
-          "The string holds three backticks."]),
-        ("quotes", r"""What does print("It's \"so\" and 'thus'", r'C:\new') print?""",
-         r"""It's "so" and 'thus' C:\new""", ["The raw string keeps its backslash."]),
-        ("carriage_returns", "How many lines are these?\r\none\r\ntwo\r\nthree", "4",
-         ["Each \\r\\n ends one line."]),
-        ("line_separators", "How many line feeds are in 'a\u2028b\u2029c\u0085d'?", "0",
-         ["U+2028, U+2029 and U+0085 separate lines in some programs.", "None of them is U+000A."]),
+        (
+            "very_long",
+            f"Add these numbers: {problems.listed(range(1, 401))}.",
+            str(sum(range(1, 401))),
+            ["First and last, second and last but one, and so on: 200 pairs of 401.", "200 x 401 = 80200."],
+        ),
+        (
+            "many_steps",
+            "Halve an even number, turn an odd n into 3n + 1. How many steps lead from 27 to 1?",
+            str(len(collatz) - 1),
+            [f"{a} -> {b}" for a, b in zip(collatz, collatz[1:])],
+        ),
+        (
+            "combining",
+            "Is '\u00e9' the same string as 'e\u0301'?",
+            "No",
+            [
+                "The first is one code point, U+00E9.",
+                "The second is two: e and the combining accent U+0301.",
+                "They look alike and are not equal.",
+            ],
+        ),
+        (
+            "emoji",
+            "How many code points make \U0001f469\u200d\U0001f680 \U0001f680\ufe0f?",
+            "6",
+            ["Woman, joiner and rocket are three.", "The blank is one.", "Rocket and selector are two."],
+        ),
+        (
+            "right_to_left",
+            "\u0643\u0645 \u064a\u0633\u0627\u0648\u064a \u0663 + \u0664\u061f",
+            "\u0667",
+            ["\u0663 + \u0664 = \u0667", "\u05d1\u05e2\u05d1\u05e8\u05d9\u05ea: \u05e9\u05d1\u05e2"],
+        ),
+        ("chinese", "\u4e09\u52a0\u4e94\u7b49\u4e8e\u51e0\uff1f", "\u516b", ["3 + 5 = 8\uff0c\u5373\u516b\u3002"]),
+        (
+            "code_block",
+            "What does this print?\n````md\n```python\nprint(len('```'))\n```\n````",
+            "3",
+            ["The outer fence has four backticks, so the inner one is text.", "The string holds three backticks."],
+        ),
+        (
+            "quotes",
+            r"""What does print("It's \"so\" and 'thus'", r'C:\new') print?""",
+            r"""It's "so" and 'thus' C:\new""",
+            ["The raw string keeps its backslash."],
+        ),
+        ("carriage_returns", "How many lines are these?\r\none\r\ntwo\r\nthree", "4", ["Each \\r\\n ends one line."]),
+        (
+            "line_separators",
+            "How many line feeds are in 'a\u2028b\u2029c\u0085d'?",
+            "0",
+            ["U+2028, U+2029 and U+0085 separate lines in some programs.", "None of them is U+000A."],
+        ),
         ("tabs", "How many tab-separated fields has this?\na\tb\t\td", "4", ["The third field is empty."]),
-        ("markup", "Which tag does <script>alert('hi')</script> &amp; <b>x</b> open first?", "<script>",
-         ["Read from the left: <script> comes before <b>."]),
-        ("json_inside", 'What is a[1].b in {"a": [1, {"b": null}], "c": "{\\"b\\": 2}"}?', "null",
-         ["a[1] is the object with b.", "Its b is null; the other b stands inside a string."]),
+        (
+            "markup",
+            "Which tag does <script>alert('hi')</script> &amp; <b>x</b> open first?",
+            "<script>",
+            ["Read from the left: <script> comes before <b>."],
+        ),
+        (
+            "json_inside",
+            'What is a[1].b in {"a": [1, {"b": null}], "c": "{\\"b\\": 2}"}?',
+            "null",
+            ["a[1] is the object with b.", "Its b is null; the other b stands inside a string."],
+        ),
         ("special_token", "How many characters has <|endoftext|>?", "13", ["2 + 9 + 2 = 13."]),
         ("huge_integer", "What is 2 to the power of 200?", str(2**200), [f"2^100 = {2**100}.", "Square it."]),
-        ("tiny_number", "What is 1e-300 * 1e-300 in 64-bit floating point?", "0.0",
-         ["The exact product is 1e-600, the smallest positive value 4.94e-324.", "It rounds to zero."]),
+        (
+            "tiny_number",
+            "What is 1e-300 * 1e-300 in 64-bit floating point?",
+            "0.0",
+            ["The exact product is 1e-600, the smallest positive value 4.94e-324.", "It rounds to zero."],
+        ),
         ("long_word", f"How many letters has {'abcde' * 120}?", "600", ["abcde, 120 times over."]),
     ]
     for family, prompt, answer, steps in cases:

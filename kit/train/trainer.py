@@ -68,7 +68,8 @@ def run_trainer(model, config: TrainConfig, batches: Sequence[tuple[torch.Tensor
 
     rows = [
         {"input_ids": ids, "labels": targets}
-        for input_ids, labels in batches for ids, targets in zip(input_ids.cpu(), labels.cpu())
+        for input_ids, labels in batches
+        for ids, targets in zip(input_ids.cpu(), labels.cpu())
     ]
     before = set(vars(model))
     try:
@@ -90,11 +91,21 @@ def _arguments(config: TrainConfig, steps: int, folder: str):
     from transformers import TrainingArguments
 
     arguments = TrainingArguments(
-        output_dir=folder, per_device_train_batch_size=config.batch_size, max_steps=steps, learning_rate=config.lr,
-        weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, lr_scheduler_type="constant",
+        output_dir=folder,
+        per_device_train_batch_size=config.batch_size,
+        max_steps=steps,
+        learning_rate=config.lr,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        lr_scheduler_type="constant",
         # TF32 is set around the whole run already, by `model.precision`.
-        bf16=config.dtype == "bfloat16", seed=config.seed,
-        use_cpu=config.device == "cpu", logging_strategy="no", save_strategy="no", report_to=[], disable_tqdm=True,
+        bf16=config.dtype == "bfloat16",
+        seed=config.seed,
+        use_cpu=config.device == "cpu",
+        logging_strategy="no",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
         dataloader_pin_memory=config.device == "cuda",
     )
     # One GPU, as everything else here: with several in sight it would split each batch over them.

@@ -71,9 +71,7 @@ def _integrity(run: TrainingRun, steps: Sequence[StepRecord]) -> Iterator[Check]
     yield check(
         "integrity.times_ordered",
         is_ordered and bool(steps),
-        "each step starts after the one before it ended"
-        if is_ordered
-        else "step times overlap or are not positive",
+        "each step starts after the one before it ended" if is_ordered else "step times overlap or are not positive",
         "positive step times in order",
         todo="the records are broken: run again",
     )
@@ -107,9 +105,7 @@ def _finite(steps: Sequence[StepRecord]) -> Check:
     broken = [step.step for step in steps if step.loss is None or step.grad_norm is None]
     empty = [step.step for step in steps if step.loss == 0]
     if broken:
-        found = (
-            f"loss or gradient not finite at {len(broken)} of {len(steps)} steps, first at step {broken[0]}"
-        )
+        found = f"loss or gradient not finite at {len(broken)} of {len(steps)} steps, first at step {broken[0]}"
     elif empty:
         found = f"loss exactly 0 at {len(empty)} of {len(steps)} steps, first at step {empty[0]}"
     else:
@@ -131,8 +127,7 @@ def _applied(run: TrainingRun, steps: Sequence[StepRecord]) -> Check:
         applied == len(steps) > 0,
         f"{applied} of {run.config.steps} optimizer steps applied",
         f"{run.config.steps} applied, by the optimizer's own count for every parameter it holds",
-        todo="a loss scaler or a swallowed error skips steps, or the optimizer holds parameters that get "
-        "no gradient",
+        todo="a loss scaler or a swallowed error skips steps, or the optimizer holds parameters that get no gradient",
         values={"applied": applied},
     )
 

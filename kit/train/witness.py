@@ -31,9 +31,7 @@ _PRODUCT_SIZE = 1024
 # --- placement ----------------------------------------------------------------------
 
 
-def tensors_of_run(
-    model, optimizer, batch: Mapping[str, torch.Tensor]
-) -> Iterator[tuple[str, str, torch.Tensor]]:
+def tensors_of_run(model, optimizer, batch: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, str, torch.Tensor]]:
     """Every tensor that training touches: kind, name, tensor. Not the scalars that optimizers keep."""
     named = dict(model.named_parameters())
     known = {id(parameter) for parameter in named.values()}
@@ -111,9 +109,7 @@ class Auditor:
             for hook in self._hooks:
                 hook.remove()
             batch = {"input_ids": input_ids, "labels": labels}
-            self.audits.append(
-                audit_placement(step, self._model, self._optimizer, batch, self._device, self._dtypes)
-            )
+            self.audits.append(audit_placement(step, self._model, self._optimizer, batch, self._device, self._dtypes))
 
     def _note(self, layer, args, output) -> None:
         if torch.is_tensor(output):
@@ -240,9 +236,7 @@ def canary_loss(model, batch, config: TrainConfig) -> float | None:
     return loss if loss == loss and abs(loss) != float("inf") else None
 
 
-def measure_learning(
-    model, initial: dict[str, torch.Tensor], before: float | None, after: float | None
-) -> Learning:
+def measure_learning(model, initial: dict[str, torch.Tensor], before: float | None, after: float | None) -> Learning:
     """Compares every parameter with `initial`, its value on the CPU before the first step."""
     moved, unmoved, max_change = 0, [], 0.0
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -180,13 +180,17 @@ def text(found: dict) -> str:
     spent = f"the guard's own time: {seconds(own['first_step_s'])} in the first step"
     if others is not None:
         spent += f", {seconds(others)} in each of the others ({others / plain:.3%} of a step)"
-    table = Table(("arm", "blocks", "step, median", "IQR", f"overhead, median and quartiles (limit {LIMIT:.0%})"), tuple(rows))
+    table = Table(
+        ("arm", "blocks", "step, median", "IQR", f"overhead, median and quartiles (limit {LIMIT:.0%})"), tuple(rows)
+    )
     return f"{said}\n\n{table}\n\n{spent}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     is_gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.guard_overhead", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.guard_overhead", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if is_gpu else "cpu")
     parser.add_argument("--model", choices=tuple(MODELS), help="gpt2 on a GPU, tiny on a CPU, where no other is given")
     parser.add_argument("--rounds", type=int, default=10, help="each has two blocks of every arm")

@@ -22,7 +22,12 @@ def test_the_last_line_is_json_with_every_arm_and_its_spread(capsys):
     guard_overhead.main(["--device", "cpu", "--model", "tiny", "--rounds", "1", "--steps", "2"])
     table, last = capsys.readouterr().out.rstrip().rsplit("\n", 1)
     found = json.loads(last)
-    assert (found["benchmark"], found["model"], found["rounds"], found["steps_a_block"]) == ("guard_overhead", "tiny", 1, 2)
+    assert (found["benchmark"], found["model"], found["rounds"], found["steps_a_block"]) == (
+        "guard_overhead",
+        "tiny",
+        1,
+        2,
+    )
     assert found["device_name"] in table and found["limit"] == 0.01
     assert set(found["step_s"]) == {"without", "gpu_guard", "callback"}
     assert set(found["overhead"]) == {"gpu_guard", "callback"}
@@ -63,7 +68,9 @@ def test_each_arm_really_guards(arm, job, monkeypatch):
 def test_a_job_on_the_wrong_device_is_refused_in_both_guarded_arms(job, monkeypatch):
     """What is measured is the guard that refuses, not one that was told to look away."""
     for name, kind in (("gpu_guard", gpu_guard), ("GpuGuardCallback", GpuGuardCallback)):
-        monkeypatch.setattr(guard_overhead, name, lambda *args, kind=kind, **more: kind(*args, **{**more, "device": "cuda"}))
+        monkeypatch.setattr(
+            guard_overhead, name, lambda *args, kind=kind, **more: kind(*args, **{**more, "device": "cuda"})
+        )
     for arm in ("gpu_guard", "callback"):
         with pytest.raises(GpuNotUsable):
             guard_overhead.block(job, arm, 1)

@@ -19,7 +19,15 @@ def test_every_mutant_is_another_program_and_no_two_are_alike(module):
 def test_each_kind_of_statement_is_changed():
     program = "A = {1: 2}\ndef f(x):\n    if x:\n        yield x\n    x += 1\n    return x\n"
     mutants = list(mutation.others(program))
-    for changed in ("if not x:", "if x:\n        pass", "A = {2: 2}", "A = {1: 4}", "A = {}", "return None", "pass\n    return x"):
+    for changed in (
+        "if not x:",
+        "if x:\n        pass",
+        "A = {2: 2}",
+        "A = {1: 4}",
+        "A = {}",
+        "return None",
+        "pass\n    return x",
+    ):
         assert sum(changed in mutant for mutant in mutants) == 1, changed
     assert len(mutants) == 7
 

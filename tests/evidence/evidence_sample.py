@@ -72,9 +72,7 @@ def conclude(files):
     """Verdict and numbers from raw/run.json, raw/steps.jsonl and raw/negative_control.json."""
     run = loads(files["raw/run.json"])
     steps = [loads(line) for line in files.get("raw/steps.jsonl", b"").splitlines()]
-    red = (
-        loads(files["raw/negative_control.json"])["outcome"] if "raw/negative_control.json" in files else None
-    )
+    red = loads(files["raw/negative_control.json"])["outcome"] if "raw/negative_control.json" in files else None
     good = {"cuda": Outcome.PASS, "cpu": Outcome.REHEARSAL}[run["device"]]
     checks = [
         Check("native.kernel_ran", good if steps else Outcome.INCONCLUSIVE, f"{len(steps)} steps", "steps"),
@@ -183,9 +181,7 @@ def fill(bundle, record=None, steps=14, step_time=0.1, loss=4.0):
     for run in record["notebooks"]:
         name = run["name"]
         bundle.write(f"notebooks/{name}.ipynb", json.dumps(notebook("a = 1", "b = 2"), indent=1))
-        bundle.write_json(
-            f"raw/records/{name}.json", {"notebook": name, "nonce": record["nonce"], "outcome": "PASS"}
-        )
+        bundle.write_json(f"raw/records/{name}.json", {"notebook": name, "nonce": record["nonce"], "outcome": "PASS"})
     bundle.write("figures/steps.png", png())
     for name in CAPTURES:
         bundle.write(name, f"$ {name}\nexit code 0\n")

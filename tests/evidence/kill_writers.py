@@ -40,18 +40,11 @@ def main(folder, kills):
         for path in place.iterdir() if place.exists() else ():
             if not path.is_dir():
                 continue
-            found = verify(
-                path, conclude=sample.conclude, is_running=lambda path: running_state(path) == "RUNNING"
-            )
+            found = verify(path, conclude=sample.conclude, is_running=lambda path: running_state(path) == "RUNNING")
             is_final = not path.name.startswith(".")
             states["finished" if is_final else "half-written"] += 1
             # Under its final name a bundle is whole. Under the other it is no report, unless only the rename was missing.
-            if (
-                found.exit_code == 0
-                and not (path / "manifest.json").exists()
-                or is_final
-                and found.exit_code != 0
-            ):
+            if found.exit_code == 0 and not (path / "manifest.json").exists() or is_final and found.exit_code != 0:
                 short.append(f"{path.name}: {found.outcome}")
             for name in ("raw/run.json", "facts/begin.json", "evidence.json"):
                 if (path / name).exists():

@@ -80,9 +80,7 @@ def test_second_run_at_one_place_is_refused_at_once(tmp_path):
             "try:\n    sample.open_bundle(Path(sys.argv[1]), 'r2', secrets=sample.NO_SECRETS)\n"
             "except UsageError as error:\n    print(error.exit_code, error)\n"
         )
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
-        )
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
         assert done.stdout.startswith(f"2 another run writes to {tmp_path}: process {os.getpid()}, run r1")
         with pytest.raises(UsageError):
             opened(tmp_path, "r3")

@@ -134,9 +134,7 @@ def test_real_slowdown_in_few_noisy_samples_asks_for_more_runs():
 def test_change_on_the_limit_is_decided_by_no_number_of_runs():
     on_the_limit = [95.1, 95.2, 95.0, 95.1, 95.1]
     assert runs_needed([100, 104, 96, 100, 100], on_the_limit) is None
-    assert (
-        "no number of runs" in compare(side(100, 104, 96, 100, 100), side(*on_the_limit, name="b")).because[1]
-    )
+    assert "no number of runs" in compare(side(100, 104, 96, 100, 100), side(*on_the_limit, name="b")).because[1]
 
 
 def test_equal_values_are_the_same_and_not_a_division_by_zero():
@@ -151,9 +149,7 @@ def test_other_gpu_workload_or_definition_is_not_comparable(keys):
 
 
 def test_harmless_difference_is_noted():
-    found = compare(
-        side(100, 100, 101, notes={"kit": "0.1.0"}), side(100, 101, 100, name="b", notes={"kit": "0.1.1"})
-    )
+    found = compare(side(100, 100, 101, notes={"kit": "0.1.0"}), side(100, 101, 100, name="b", notes={"kit": "0.1.1"}))
     assert found.outcome == "same" and any("kit differs" in line for line in found.because)
 
 
@@ -163,20 +159,12 @@ def test_same_run_on_both_sides_is_invalid():
 
 
 def test_order_and_outliers_are_noted_and_nothing_is_dropped():
-    late = side(
-        100, 100, 100, 100, 60, name="b", started=tuple(f"2026-11-02T{i:02}:00:00+00:00" for i in range(5))
-    )
+    late = side(100, 100, 100, 100, 60, name="b", started=tuple(f"2026-11-02T{i:02}:00:00+00:00" for i in range(5)))
     found = compare(side(100, 100, 100, 101, 100), late)
     assert any("wholly before the other" in line for line in found.because)
-    assert (
-        any(line.startswith("b4 lies -40 %") for line in found.because) and "n = 5 and 5" in found.because[0]
-    )
-    drifting = side(
-        100, 101, 90, 89, name="b", started=tuple(f"2026-11-01T{i:02}:30:00+00:00" for i in range(4))
-    )
-    assert any(
-        "side B drifts by -10.9" in line for line in compare(side(100, 101, 99, 100), drifting).because
-    )
+    assert any(line.startswith("b4 lies -40 %") for line in found.because) and "n = 5 and 5" in found.because[0]
+    drifting = side(100, 101, 90, 89, name="b", started=tuple(f"2026-11-01T{i:02}:30:00+00:00" for i in range(4)))
+    assert any("side B drifts by -10.9" in line for line in compare(side(100, 101, 99, 100), drifting).because)
 
 
 def test_other_metrics_are_corrected_and_decide_nothing():
@@ -238,8 +226,8 @@ def test_comparison_is_one_json_object():
 def test_text_and_figure_say_the_same():
     a, b = side(100, 112, 92), side(90, 99, 84, name="b", unit="samples/s")
     found = compare(a, b)
-    assert text(found).startswith("INCONCLUSIVE by steady_samples_per_s\n  B is 0.8") and "processes a side, run in turns" in text(
-        found
-    )
+    assert text(found).startswith(
+        "INCONCLUSIVE by steady_samples_per_s\n  B is 0.8"
+    ) and "processes a side, run in turns" in text(found)
     drawn = ElementTree.fromstring(figure(a, b, found))
     assert len(drawn.findall("{*}circle")) == 6 and "inconclusive" in drawn.find("{*}title").text

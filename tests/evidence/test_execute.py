@@ -7,11 +7,11 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from kit.errors import UsageError
 from kit.evidence.execute import check_parameters, execute, read_parameters
 
-PARAMETERS = '''steps: int = 14  # optimizer steps
+PARAMETERS = """steps: int = 14  # optimizer steps
 lr: float = 2e-5  # learning rate = constant
 name: str = "gpt2"
 sizes: list = [1, 4]
-is_fast: bool = False'''
+is_fast: bool = False"""
 
 
 def write_notebook(folder, *sources, name="sample"):
@@ -49,7 +49,8 @@ def test_a_misspelt_parameter_is_refused_with_the_right_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "given", [{"steps": "14"}, {"steps": 1.5}, {"steps": True}, {"name": 4}, {"sizes": ["1"]}, {"sizes": 4}, {"lr": "x"}]
+    "given",
+    [{"steps": "14"}, {"steps": 1.5}, {"steps": True}, {"name": 4}, {"sizes": ["1"]}, {"sizes": 4}, {"lr": "x"}],
 )
 def test_a_wrong_type_is_refused(tmp_path, given):
     with pytest.raises(UsageError, match="Expected"):

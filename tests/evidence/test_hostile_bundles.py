@@ -227,14 +227,7 @@ def test_worst_cases_stay_within_5_seconds_and_200_megabytes(bundle, tmp_path, k
         for index in range(12):
             (bundle / f"figures/big{index}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"0" * (15 << 20))
     if kind == "markdown":
-        nasty = (
-            "[" * 300_000
-            + "`" * 300_000
-            + "*_" * 300_000
-            + "|" * 300_000
-            + "](http:" * 100_000
-            + "\n- " * 100_000
-        )
+        nasty = "[" * 300_000 + "`" * 300_000 + "*_" * 300_000 + "|" * 300_000 + "](http:" * 100_000 + "\n- " * 100_000
         value = json.loads((bundle / "notebooks/01_smoke.ipynb").read_text(encoding="utf-8"))
         value["cells"][0]["source"] = nasty
         (bundle / "notebooks/01_smoke.ipynb").write_text(json.dumps(value), encoding="utf-8")
@@ -243,9 +236,7 @@ def test_worst_cases_stay_within_5_seconds_and_200_megabytes(bundle, tmp_path, k
     if kind == "zeros":
         # Just under the ratio that is refused: 225 MB behind 3 MB.
         for index in range(15):
-            (bundle / f"figures/f{index}.png").write_bytes(
-                (os.urandom(10_700) + b"\0" * ((1 << 20) - 10_700)) * 15
-            )
+            (bundle / f"figures/f{index}.png").write_bytes((os.urandom(10_700) + b"\0" * ((1 << 20) - 10_700)) * 15)
         sample.rehash(bundle)
         path = zipped(bundle, tmp_path / "zeros.zip")
     code = (

@@ -15,7 +15,6 @@ import pytest
 from kit.errors import BundleInvalid
 from kit.evidence import identity
 from kit.evidence.bundle import open_bundle
-from kit.evidence.verify import verify
 from kit.evidence.redact import (
     Secrets,
     decode,
@@ -25,6 +24,7 @@ from kit.evidence.redact import (
     scan,
     strip_png,
 )
+from kit.evidence.verify import verify
 
 UUID = "GPU-6f1c9a52-7f0e-4d0b-9a55-0c1de2f3a4b5"
 KNOWN = {
@@ -62,9 +62,7 @@ def plant(bundle, place, text, is_failing):
     if place == "capture":
         bundle.write("env_info.txt", f"line\n{text}\n")
     elif place == "record":
-        bundle.write_json(
-            "raw/records/01_smoke.json", {"notebook": "01_smoke", "nonce": sample.NONCE, "said": [text]}
-        )
+        bundle.write_json("raw/records/01_smoke.json", {"notebook": "01_smoke", "nonce": sample.NONCE, "said": [text]})
     elif place == "lines":
         bundle.append_line("raw/telemetry.jsonl", {"note": text})
     else:
@@ -94,9 +92,7 @@ def plant(bundle, place, text, is_failing):
                 }
             ]
         else:
-            value["cells"][1]["outputs"] = [
-                {"output_type": "stream", "name": "stdout", "text": ["a\n", text, "\n"]}
-            ]
+            value["cells"][1]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": ["a\n", text, "\n"]}]
         # As a notebook kernel or papermill writes it: past the bundle.
         (bundle.path / "notebooks/01_smoke.ipynb").write_text(json.dumps(value), encoding="utf-8")
 
@@ -112,9 +108,7 @@ def found_forms(folder, secret):
         secret.encode("utf-16-le"),
     }
     if len(data) >= 6:
-        needles |= {
-            base64.b64encode(b"\0" * shift + data).rstrip(b"=")[4 if shift else 0 : -2] for shift in range(3)
-        }
+        needles |= {base64.b64encode(b"\0" * shift + data).rstrip(b"=")[4 if shift else 0 : -2] for shift in range(3)}
     for path in folder.rglob("*"):
         if path.is_file():
             content = path.read_bytes()
@@ -169,9 +163,9 @@ def test_planted_secrets_are_in_no_bundle(tmp_path, state, tally):
 )
 @pytest.mark.parametrize("name", ["value of DB_PASSWORD", "user", "host", "home", "uuid"])
 def test_known_values_are_found_in_every_form(form, name):
-    value = {"user": SECRETS.user, "host": SECRETS.host, "home": SECRETS.paths[0][0], "uuid": UUID}.get(
+    value = {"user": SECRETS.user, "host": SECRETS.host, "home": SECRETS.paths[0][0], "uuid": UUID}.get(name) or KNOWN[
         name
-    ) or KNOWN[name]
+    ]
     text = f"before {form(value)} after"
     assert form(value) not in redact_text(text, SECRETS)
     assert scan({"a.txt": text.encode()}, SECRETS)
@@ -304,10 +298,7 @@ def test_pseudonym_is_keyed_and_the_same_however_it_is_spelt():
 
 def test_picture_loses_its_metadata_and_keeps_its_pixels():
     picture = sample.png(extra=sample.text_chunk("mgoldberg"))
-    assert (
-        strip_png(picture) == sample.png()
-        and [h.kind for h in scan({"a.png": picture}, SECRETS)][-1] == "metadata"
-    )
+    assert strip_png(picture) == sample.png() and [h.kind for h in scan({"a.png": picture}, SECRETS)][-1] == "metadata"
     with pytest.raises(ValueError):
         strip_png(b"GIF89a")
 
@@ -376,11 +367,7 @@ def test_salt_is_made_once_and_is_private(tmp_path, monkeypatch):
 def test_salt_lasts_for_the_process_where_nothing_can_be_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("KIT_SALT", "")
     (tmp_path / "kit").write_text("a file in the way", encoding="utf-8")
-    assert (
-        identity.salt(tmp_path / "kit")
-        == identity.salt(tmp_path / "kit")
-        == bytes.fromhex(os.environ["KIT_SALT"])
-    )
+    assert identity.salt(tmp_path / "kit") == identity.salt(tmp_path / "kit") == bytes.fromhex(os.environ["KIT_SALT"])
 
 
 def test_gathered_secrets_are_of_this_machine(monkeypatch):
@@ -394,9 +381,7 @@ def test_gathered_secrets_are_of_this_machine(monkeypatch):
     }
     found = identity.gather(environ=environ, uuids=[UUID])
     assert found.values == (("value of HF_TOKEN", "hf_abcdefgh1234"), ("url userinfo", "geheim99"))
-    assert (
-        found.user and found.host and found.uuids == (UUID,) and any(name == "~" for _, name in found.paths)
-    )
+    assert found.user and found.host and found.uuids == (UUID,) and any(name == "~" for _, name in found.paths)
 
 
 def test_speed_of_a_scan_of_ten_megabytes(tally):

@@ -34,11 +34,7 @@ def check(path, *args):
 def test_signed_by_a_trusted_person_says_so(bundle, keys):
     assert sign(bundle, keys / "ada") == bundle / SIGNATURE
     found = check(bundle, keys / "allowed", "ada@example.org")
-    assert (
-        found.exit_code == 0
-        and "Signed by ada@example.org" in found.worth
-        and "this person vouches" in found.worth
-    )
+    assert found.exit_code == 0 and "Signed by ada@example.org" in found.worth and "this person vouches" in found.worth
     assert "ada@example.org" in check(bundle, keys / "allowed").worth
 
 

@@ -24,13 +24,9 @@ def test_schema_names_every_field_and_no_other():
         fields = [field.name for field in dataclasses.fields(kind)]
         assert list(SCHEMA["$defs"][name]["properties"]) == fields == SCHEMA["$defs"][name]["required"]
     assert (
-        list(SCHEMA["properties"])
-        == [field.name for field in dataclasses.fields(model.Evidence)]
-        == SCHEMA["required"]
+        list(SCHEMA["properties"]) == [field.name for field in dataclasses.fields(model.Evidence)] == SCHEMA["required"]
     )
-    assert list(SCHEMA["properties"]["verdict"]["properties"]) == [
-        field.name for field in dataclasses.fields(Verdict)
-    ]
+    assert list(SCHEMA["properties"]["verdict"]["properties"]) == [field.name for field in dataclasses.fields(Verdict)]
     assert SCHEMA["$defs"]["outcome"]["enum"] == [str(outcome) for outcome in Outcome]
     assert SCHEMA["properties"]["schema_version"]["const"] == model.SCHEMA_VERSION
     assert typing.get_type_hints(model.Evidence)["state"] is str
@@ -109,9 +105,7 @@ def test_sums_hold_for_everyones_tool(bundle):
 def test_crate_names_every_file_with_its_hash(bundle):
     from kit.evidence.manifest import Entry
 
-    graph = {
-        entity["@id"]: entity for entity in loads((bundle / "ro-crate-metadata.json").read_bytes())["@graph"]
-    }
+    graph = {entity["@id"]: entity for entity in loads((bundle / "ro-crate-metadata.json").read_bytes())["@graph"]}
     names = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()}
     listed = {part["@id"] for part in graph["./"]["hasPart"]}
     assert listed == names - {"ro-crate-metadata.json", "manifest.json", "SHA256SUMS"}

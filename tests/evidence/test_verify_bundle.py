@@ -126,10 +126,7 @@ def test_edited_loss_is_found_after_rehashing(bundle):
     edit(bundle, "raw/steps.jsonl", b"3.87}", b"1.87}")
     found = check(bundle)
     assert found.exit_code == 4
-    assert (
-        "last_loss" in step(found, "recomputed").check.found
-        and "1.87" in step(found, "recomputed").check.found
-    )
+    assert "last_loss" in step(found, "recomputed").check.found and "1.87" in step(found, "recomputed").check.found
 
 
 @pytest.mark.parametrize(
@@ -246,9 +243,7 @@ def test_detector_that_did_not_turn_red_is_invalid(tmp_path, bundle):
         newline="\n",
     )
     sample.rehash(path)
-    assert (
-        step(verify(path, conclude=silent), "negative_control").check.found == "negative control: not there"
-    )
+    assert step(verify(path, conclude=silent), "negative_control").check.found == "negative control: not there"
 
 
 def _without_control(evidence):
@@ -265,12 +260,9 @@ def test_bundle_without_checks_is_vacuous(tmp_path, bundle):
 
     from kit.records import Verdict
 
-    empty = lambda files: dataclasses.replace(
-        sample.conclude(files), verdict=Verdict(Outcome.PASS, ()), promises=()
-    )
+    empty = lambda files: dataclasses.replace(sample.conclude(files), verdict=Verdict(Outcome.PASS, ()), promises=())
     (bundle / "evidence.json").write_text(
-        dumps(empty({p.relative_to(bundle).as_posix(): p.read_bytes() for p in bundle.rglob("*.json*")}))
-        + "\n",
+        dumps(empty({p.relative_to(bundle).as_posix(): p.read_bytes() for p in bundle.rglob("*.json*")})) + "\n",
         encoding="utf-8",
         newline="\n",
     )
@@ -316,10 +308,7 @@ def test_line_ends_that_git_changed_are_recognised(bundle):
 
 def test_newer_schema_is_inconclusive_and_older_is_invalid(bundle):
     edit(bundle, MANIFEST, b'"schema_version": "1.0"', b'"schema_version": "1.7"', rehash=False)
-    assert (
-        check(bundle).exit_code == 3
-        and "newer than this verifier" in step(check(bundle), "manifest").check.found
-    )
+    assert check(bundle).exit_code == 3 and "newer than this verifier" in step(check(bundle), "manifest").check.found
     edit(bundle, MANIFEST, b'"schema_version": "1.7"', b'"schema_version": "x"', rehash=False)
     assert check(bundle).exit_code == 4
 
@@ -439,9 +428,7 @@ def _fuzzed(draw, data, other):
     at, to = sorted(draw.randrange(len(data) + 1) for _ in range(2))
     kind = draw.randrange(6)
     if kind == 0:
-        return (
-            data[:at] + draw.randbytes(draw.randrange(1, 9)) + data[min(len(data), at + draw.randrange(9)) :]
-        )
+        return data[:at] + draw.randbytes(draw.randrange(1, 9)) + data[min(len(data), at + draw.randrange(9)) :]
     if kind == 1:
         return data[:at]
     if kind == 2:

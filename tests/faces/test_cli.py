@@ -47,8 +47,23 @@ def test_training_on_cuda_without_a_gpu_runs_no_step(capsys, tmp_path):
 
 
 def test_a_rehearsal_trains_on_the_cpu_and_says_so(capsys, tmp_path):
-    code, out, _ = run(capsys, "train", "--device", "cpu", "--model", "tiny", "--steps", "6", "--seq-len", "16",
-                       "--lr", "1e-3", "--out", str(tmp_path), "--json")
+    code, out, _ = run(
+        capsys,
+        "train",
+        "--device",
+        "cpu",
+        "--model",
+        "tiny",
+        "--steps",
+        "6",
+        "--seq-len",
+        "16",
+        "--lr",
+        "1e-3",
+        "--out",
+        str(tmp_path),
+        "--json",
+    )
     found = json.loads(out)
     assert (code, found["verdict"]) == (0, "REHEARSAL")
     assert found["throughput"]["samples"] == 24
@@ -115,8 +130,18 @@ def test_importing_it_loads_nothing_heavy(module):
 def test_verify_and_explain_run_on_the_standard_library_alone(tmp_path):
     (tmp_path / "empty").mkdir()
     for argv in (["verify", str(tmp_path / "empty")], ["explain", "-"], ["--help"]):
-        done = subprocess.run([sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(PROJECT)!r}); "
-                               f"from kit.__main__ import main; sys.exit(main({argv!r}))"],
-                              input="CUDA error: no kernel image is available", capture_output=True, text=True)
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-I",
+                "-S",
+                "-c",
+                f"import sys; sys.path.insert(0, {str(PROJECT)!r}); "
+                f"from kit.__main__ import main; sys.exit(main({argv!r}))",
+            ],
+            input="CUDA error: no kernel image is available",
+            capture_output=True,
+            text=True,
+        )
         assert "ModuleNotFoundError" not in done.stderr
         assert done.returncode in (0, 1, 3, 4)

@@ -71,9 +71,7 @@ def test_a_row_says_when_where_and_how_fast():
 
 def test_the_newest_report_comes_first():
     page = Page(
-        overview(
-            [Listed.of("old", at(1), FACTS), Listed.of("new", at(9), FACTS), Listed.of("mid", at(5), FACTS)]
-        )
+        overview([Listed.of("old", at(1), FACTS), Listed.of("new", at(9), FACTS), Listed.of("mid", at(5), FACTS)])
     )
     assert page.links == [f"{name}/index.html" for name in ("new", "mid", "old")]
 
@@ -119,13 +117,9 @@ def test_the_page_has_no_serious_finding_of_axe(tmp_path):
     chromium = shutil.which("chromium")
     if not script or not chromium:
         pytest.skip("AXE_CORE does not name axe-core's axe.min.js, or chromium is missing")
-    sync_api = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is missing: pip install playwright"
-    )
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")
     path = tmp_path / "index.html"
-    path.write_text(
-        overview([Listed.of("a", at(9, 9e4), FACTS), Listed.of("b", at(1), FACTS)]), encoding="utf-8"
-    )
+    path.write_text(overview([Listed.of("a", at(9, 9e4), FACTS), Listed.of("b", at(1), FACTS)]), encoding="utf-8")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for scheme in ("light", "dark"):
@@ -133,7 +127,5 @@ def test_the_page_has_no_serious_finding_of_axe(tmp_path):
             page.goto(path.as_uri())
             page.evaluate(Path(script).read_text(encoding="utf-8"))
             found = page.evaluate("axe.run()")["violations"]
-            assert [v["id"] for v in found if v["impact"] in ("serious", "critical")] == [], json.dumps(
-                found
-            )[:2000]
+            assert [v["id"] for v in found if v["impact"] in ("serious", "critical")] == [], json.dumps(found)[:2000]
         browser.close()

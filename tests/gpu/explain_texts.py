@@ -286,8 +286,7 @@ TEXTS: tuple[Pasted, ...] = (
     Pasted(
         "insufficient driver",
         "driver_too_old_for_runtime",
-        "CUDA driver version is insufficient for CUDA runtime version\n"
-        + smi("Tesla T4", "470.223.02", "11.4"),
+        "CUDA driver version is insufficient for CUDA runtime version\n" + smi("Tesla T4", "470.223.02", "11.4"),
         ("cu118", "cu117"),
         ("cu126", "cu130"),
     ),

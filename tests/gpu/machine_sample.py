@@ -11,9 +11,7 @@ from kit.records import Outcome, from_json
 
 MACHINES = Path(__file__).parents[1] / "machines"
 GPU_A, GPU_B = "GPU-00000000-0000-4000-8000-00000000000a", "GPU-00000000-0000-4000-8000-00000000000b"
-GOOD = KernelProof(
-    "cuda", True, 4096, "float32", max_relative_error=1e-6, limit=2e-5, ran_without_ptx_jit=True
-)
+GOOD = KernelProof("cuda", True, 4096, "float32", max_relative_error=1e-6, limit=2e-5, ran_without_ptx_jit=True)
 NO_KERNEL = "CUDA error: no kernel image is available for execution on the device"
 
 
@@ -40,9 +38,7 @@ def card(name, capability, uuid=GPU_A, index=0, memory=80 * 10**9):
     return Gpu(index, name, capability, memory, uuid)
 
 
-def machine(
-    gpus, build="2.13.0+cu130", arch="sm_75 sm_80 sm_86 sm_90 sm_100 sm_120", version="580.95.05", **changes
-):
+def machine(gpus, build="2.13.0+cu130", arch="sm_75 sm_80 sm_86 sm_90 sm_100 sm_120", version="580.95.05", **changes):
     cuda = (int(build[-3:-1]), int(build[-1]))
     facts = MachineFacts(
         source="recorded",

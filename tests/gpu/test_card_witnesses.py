@@ -15,7 +15,9 @@ GB = 10**9
 def seen(torch_gpu, *driver_gpus, **facts):
     """What the two witnesses say differently."""
     return disagreements(
-        MachineFacts(source="recorded", driver=Driver("580.1", gpus=driver_gpus), torch=Torch("2.13", gpus=(torch_gpu,)), **facts)
+        MachineFacts(
+            source="recorded", driver=Driver("580.1", gpus=driver_gpus), torch=Torch("2.13", gpus=(torch_gpu,)), **facts
+        )
     )
 
 
@@ -84,13 +86,20 @@ def test_a_card_that_the_driver_does_not_list_is_named_with_those_it_lists():
     cards = (Gpu(0, PASCAL, uuid="GPU-bb"), Gpu(1, ADA, uuid="GPU-aa"), Gpu(2, uuid="GPU-dd"))
     said = "torch sees NVIDIA A100, which the driver does not list (it lists ?, NVIDIA GeForce GTX 1060 6GB, NVIDIA GeForce RTX 4090)"
     assert seen(Gpu(0, "NVIDIA A100", uuid="GPU-cc"), *cards) == (said,)
-    assert seen(Gpu(0, uuid="GPU-cc"), cards[1]) == ("torch sees a GPU, which the driver does not list (it lists NVIDIA GeForce RTX 4090)",)
+    assert seen(Gpu(0, uuid="GPU-cc"), cards[1]) == (
+        "torch sees a GPU, which the driver does not list (it lists NVIDIA GeForce RTX 4090)",
+    )
 
 
 def test_another_name_or_capability_is_told_with_both():
     assert seen(Gpu(0, PASCAL), Gpu(0, ADA)) == (f"torch says {PASCAL}, the driver says {ADA}",)
     assert seen(Gpu(0, None, (8, 6)), Gpu(0, ADA, (8, 9))) == ("torch says compute capability 8.6, the driver 8.9",)
-    for ours, theirs in ((Gpu(0, PASCAL), Gpu(0)), (Gpu(0), Gpu(0, ADA)), (Gpu(0, None, (8, 6)), Gpu(0)), (Gpu(0), Gpu(0, None, (8, 6)))):
+    for ours, theirs in (
+        (Gpu(0, PASCAL), Gpu(0)),
+        (Gpu(0), Gpu(0, ADA)),
+        (Gpu(0, None, (8, 6)), Gpu(0)),
+        (Gpu(0), Gpu(0, None, (8, 6))),
+    ):
         assert seen(ours, theirs) == ()
 
 
@@ -147,7 +156,9 @@ def test_one_that_failed_or_listed_nothing_is_none():
 def test_every_device_of_torch_has_to_be_on_the_list():
     both = machine([card(ADA, (8, 9)), card(PASCAL, (6, 1), GPU_B, 1)], nvidia_smi_gpus=(ADA, PASCAL))
     assert disagreements(both) == ()
-    assert disagreements(dataclasses.replace(both, nvidia_smi_gpus=(ADA,))) == (f"torch sees {PASCAL}, nvidia-smi lists {ADA}",)
+    assert disagreements(dataclasses.replace(both, nvidia_smi_gpus=(ADA,))) == (
+        f"torch sees {PASCAL}, nvidia-smi lists {ADA}",
+    )
 
 
 @pytest.mark.parametrize(
@@ -166,7 +177,9 @@ def test_every_device_of_torch_has_to_be_on_the_list():
 def test_a_name_may_be_shortened_by_three_dots_and_in_no_other_way(listed, name, same):
     for driver_name, smi_name in ((name, listed), (listed, name)):
         facts = h100(
-            driver=driver(gpus=(Gpu(0, driver_name),)), torch=torch(gpus=(Gpu(0, driver_name),)), nvidia_smi_gpus=(smi_name,)
+            driver=driver(gpus=(Gpu(0, driver_name),)),
+            torch=torch(gpus=(Gpu(0, driver_name),)),
+            nvidia_smi_gpus=(smi_name,),
         )
         assert (disagreements(facts) == ()) is same
 

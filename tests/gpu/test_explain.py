@@ -39,9 +39,7 @@ def test_the_layout_does_not_change_the_diagnosis(pasted, change):
 
 
 def test_every_prefix_of_a_text_gives_an_answer():
-    text = smi("NVIDIA GeForce RTX 5090", "576.88", "12.9") + VLLM_INFO.format(
-        available="True", driver="570.172.08"
-    )
+    text = smi("NVIDIA GeForce RTX 5090", "576.88", "12.9") + VLLM_INFO.format(available="True", driver="570.172.08")
     for end in range(0, len(text), 41):
         assert explain(text[:end]).diagnosis in DIAGNOSES
 
@@ -100,9 +98,7 @@ def test_a_long_log_is_read_from_both_ends_and_says_so():
 
 
 def test_two_driver_versions_are_a_contradiction_and_none_is_taken():
-    found = explain(
-        "Driver Version: 535.129.03\nDriver Version: 580.95.05\ntorch 2.13.0+cu130\nGPU 0: NVIDIA L4\n"
-    )
+    found = explain("Driver Version: 535.129.03\nDriver Version: 580.95.05\ntorch 2.13.0+cu130\nGPU 0: NVIDIA L4\n")
     assert any("several driver versions" in reason for reason in found.because)
     assert found.facts.driver.version is None
 
@@ -118,10 +114,7 @@ def test_two_torch_versions_are_told():
 
 
 def test_what_is_wanted_is_not_taken_for_what_is_installed():
-    assert (
-        explain("Could not find a version that satisfies the requirement torch==1.12.1+cu113").facts.torch
-        is None
-    )
+    assert explain("Could not find a version that satisfies the requirement torch==1.12.1+cu113").facts.torch is None
 
 
 def test_prose_that_names_two_chips_names_none():

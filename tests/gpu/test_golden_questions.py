@@ -1,6 +1,6 @@
 """What the judge of a machine says, word for word, of facts that differ in one thing. After a wanted change of words:
 
-    python tests/gpu/test_golden_questions.py
+python tests/gpu/test_golden_questions.py
 """
 
 import dataclasses
@@ -56,10 +56,26 @@ def cases():
         yield f"rehearsal: {name}", h100(proof=proof), {"device": "cpu"}
     yield "rehearsal without torch", MachineFacts(source="recorded"), {"device": "cpu"}
     yield "rehearsal of a text", text(), {"device": "cpu"}
-    yield "rehearsal that failed", h100(proof=KernelProof("cpu", False, 64, "float32", error="killed")), {"device": "cpu"}
-    yield "rehearsal without a limit", h100(proof=KernelProof("cpu", True, 64, "float32", max_relative_error=9.0)), {"device": "cpu"}
-    yield "auto, nothing there", MachineFacts(source="recorded", torch=Torch("2.13.0+cpu", is_cpu_build=True), has_nvidia_device=False), {"device": "auto"}
-    yield "auto, a card by torch alone", h100(has_nvidia_device=False, driver=None, nvidia_smi_gpus=()), {"device": "auto"}
+    yield (
+        "rehearsal that failed",
+        h100(proof=KernelProof("cpu", False, 64, "float32", error="killed")),
+        {"device": "cpu"},
+    )
+    yield (
+        "rehearsal without a limit",
+        h100(proof=KernelProof("cpu", True, 64, "float32", max_relative_error=9.0)),
+        {"device": "cpu"},
+    )
+    yield (
+        "auto, nothing there",
+        MachineFacts(source="recorded", torch=Torch("2.13.0+cpu", is_cpu_build=True), has_nvidia_device=False),
+        {"device": "auto"},
+    )
+    yield (
+        "auto, a card by torch alone",
+        h100(has_nvidia_device=False, driver=None, nvidia_smi_gpus=()),
+        {"device": "auto"},
+    )
     yield "auto, not known", h100(has_nvidia_device=None, driver=None, torch=None, proof=None), {"device": "auto"}
 
     # --- driver
@@ -67,9 +83,21 @@ def cases():
     yield "driver is empty", h100(driver=Driver()), {}
     yield "driver is empty and no run", h100(driver=Driver(), proof=None), {}
     yield "no driver, told so", dark(error="Found no NVIDIA driver on your system."), {}
-    yield "nothing answers", MachineFacts(source="recorded", torch=torch(**DARK, error="Found no NVIDIA driver"), has_nvidia_device=True), {}
-    yield "in a container", MachineFacts(source="recorded", torch=torch(**DARK), has_nvidia_device=False,
-                                         platform=Platform("Linux", is_container=True)), {}
+    yield (
+        "nothing answers",
+        MachineFacts(source="recorded", torch=torch(**DARK, error="Found no NVIDIA driver"), has_nvidia_device=True),
+        {},
+    )
+    yield (
+        "in a container",
+        MachineFacts(
+            source="recorded",
+            torch=torch(**DARK),
+            has_nvidia_device=False,
+            platform=Platform("Linux", is_container=True),
+        ),
+        {},
+    )
     yield "NVML is broken", h100(driver=Driver(nvml_error="Unknown Error"), proof=None), {}
     yield "NVML is broken and it ran", h100(driver=Driver(nvml_error="Unknown Error")), {}
     yield "no list", h100(driver=driver(gpus=()), proof=None), {}
@@ -90,14 +118,22 @@ def cases():
     yield "no tag on Linux", text(torch=Torch("2.13.0", is_available=False), platform=Platform("Linux")), {}
     yield "Windows without a version", text(torch=Torch(is_available=False), platform=Platform("Windows")), {}
     yield "Windows, not said whether it starts", text(torch=Torch("2.13.0"), platform=Platform("Windows")), {}
-    yield "Windows with CUDA", text(torch=Torch("2.13.0", (12, 8), is_available=False), platform=Platform("Windows")), {}
+    yield (
+        "Windows with CUDA",
+        text(torch=Torch("2.13.0", (12, 8), is_available=False), platform=Platform("Windows")),
+        {},
+    )
     yield "two installations", h100(torch=torch(version="2.11.0+cu130", metadata_version="2.13.0")), {}
     yield "one installation", h100(torch=torch(version="2.13.0+cu130", metadata_version="2.13.0+x")), {}
     yield "CUDA not known", h100(torch=torch(cuda=None)), {}
     yield "CUDA and version not known", h100(torch=torch(cuda=None, version=None, arch_list=())), {"min_cuda": (12, 8)}
     yield "CUDA is asked for", h100(), {"min_cuda": (13, 0)}
     yield "more CUDA is asked for", h100(), {"min_cuda": (13, 2)}
-    yield "CUDA is asked of a CPU build", h100(torch=Torch("2.13.0+cpu", is_cpu_build=True, is_available=False), proof=None), {"min_cuda": (12, 8)}
+    yield (
+        "CUDA is asked of a CPU build",
+        h100(torch=Torch("2.13.0+cpu", is_cpu_build=True, is_available=False), proof=None),
+        {"min_cuda": (12, 8)},
+    )
     yield "CUDA is asked of nothing", text(), {"min_cuda": (12, 8)}
 
     # --- the driver for the build
@@ -105,18 +141,42 @@ def cases():
     yield "old driver", h100(driver=old, torch=torch(**DARK), proof=None), {}
     yield "old driver and it ran", h100(driver=old), {}
     yield "old driver, CUDA said to be there", h100(driver=old, proof=None), {}
-    yield "old driver on Windows", h100(driver=driver(version="457.0"), torch=torch(**DARK), proof=None, platform=Platform("Windows")), {}
-    yield "old by its CUDA", text(driver=Driver(cuda_version=(11, 4)), torch=Torch("2.13.0+cu130", (13, 0), is_available=False)), {}
+    yield (
+        "old driver on Windows",
+        h100(driver=driver(version="457.0"), torch=torch(**DARK), proof=None, platform=Platform("Windows")),
+        {},
+    )
+    yield (
+        "old by its CUDA",
+        text(driver=Driver(cuda_version=(11, 4)), torch=Torch("2.13.0+cu130", (13, 0), is_available=False)),
+        {},
+    )
     yield "driver not known", text(torch=torch(gpus=(), is_available=None)), {}
     yield "driver not known and it ran", h100(driver=None), {}
     yield "said too old", dark(error="The NVIDIA driver on your system is too old (found version 12080)."), {}
     yield "CUDA 9 build", text(torch=Torch("1.0", (9, 2), is_available=False), driver=Driver("390.1")), {}
-    yield "unknown CUDA above the driver's", text(torch=Torch("9.9", (99, 0), is_available=False), driver=Driver("580.1", (13, 0))), {}
+    yield (
+        "unknown CUDA above the driver's",
+        text(torch=Torch("9.9", (99, 0), is_available=False), driver=Driver("580.1", (13, 0))),
+        {},
+    )
     yield "unknown CUDA", text(torch=Torch("9.9", (99, 0), is_available=False), driver=Driver("580.1")), {}
 
     # --- whether it starts
-    yield "masked", h100(torch=torch(**DARK, error="No CUDA GPUs are available"), proof=None, environment={"CUDA_VISIBLE_DEVICES": ""}), {}
-    yield "a mask that lets it through", h100(environment={"CUDA_VISIBLE_DEVICES": "0", "NVIDIA_VISIBLE_DEVICES": "all", "OTHER": "1"}), {}
+    yield (
+        "masked",
+        h100(
+            torch=torch(**DARK, error="No CUDA GPUs are available"),
+            proof=None,
+            environment={"CUDA_VISIBLE_DEVICES": ""},
+        ),
+        {},
+    )
+    yield (
+        "a mask that lets it through",
+        h100(environment={"CUDA_VISIBLE_DEVICES": "0", "NVIDIA_VISIBLE_DEVICES": "all", "OTHER": "1"}),
+        {},
+    )
     yield "dark, and why is not told", dark(), {}
     yield "dark, CUDA not known", dark(cuda=None, version=None), {}
     yield "dark, no nvidia-smi", text(torch=torch(**DARK), nvidia_smi_exit_code=127), {}
@@ -124,14 +184,22 @@ def cases():
     yield "dark, nothing is there", text(torch=torch(**DARK), has_nvidia_device=False), {}
     yield "dark, a driver shows", text(torch=torch(**DARK), driver=Driver("595.1")), {}
     yield "not tried", text(torch=torch(is_available=None), driver=driver()), {}
-    yield "not tried, low confidence", text(messages=("torch.AcceleratorError: no kernel image is available",), torch=Torch("2.9.0", (12, 8))), {}
+    yield (
+        "not tried, low confidence",
+        text(messages=("torch.AcceleratorError: no kernel image is available",), torch=Torch("2.9.0", (12, 8))),
+        {},
+    )
 
     # --- witnesses and the expected card
     yield "only torch speaks", h100(driver=None, nvidia_smi_gpus=()), {}
     yield "only torch speaks in a text", text(torch=torch(), proof=None), {}
     yield "only torch speaks of a missing device", h100(driver=None, nvidia_smi_gpus=(), has_nvidia_device=False), {}
     yield "nvidia-smi and torch", h100(driver=None, nvidia_smi_gpus=(H100,)), {}
-    yield "a nameless device", h100(torch=torch(gpus=(Gpu(0, None, (9, 0)),)), driver=driver(gpus=(Gpu(0),)), nvidia_smi_gpus=()), {"gpu_name": "H100"}
+    yield (
+        "a nameless device",
+        h100(torch=torch(gpus=(Gpu(0, None, (9, 0)),)), driver=driver(gpus=(Gpu(0),)), nvidia_smi_gpus=()),
+        {"gpu_name": "H100"},
+    )
     yield "another card", h100(), {"gpu_name": "H200"}
     yield "no card", text(torch=Torch("2.13.0+cu130", (13, 0))), {"gpu_name": "H100"}
     pair = [card(PASCAL, (6, 1), GPU_A, 0), card(ADA, (8, 9), GPU_B, 1)]
@@ -142,7 +210,9 @@ def cases():
     slice_ = dataclasses.replace(card(f"{H100} MIG 1g.10gb", (9, 0)), mig_profile="1g.10gb")
     for profile, name in (("1g.10gb", H100), ("enabled", H100), (None, f"{H100} MIG 2g.20gb")):
         part = dataclasses.replace(slice_, mig_profile=profile, name=name)
-        facts = machine([part], driver=Driver("580.95.05", gpus=(dataclasses.replace(slice_, name=H100, mig_profile=profile),)))
+        facts = machine(
+            [part], driver=Driver("580.95.05", gpus=(dataclasses.replace(slice_, name=H100, mig_profile=profile),))
+        )
         yield f"slice {profile}", facts, {"gpu_name": "H100"}
         yield f"slice {profile}, asked for", facts, {"gpu_name": "H100 MIG"}
     yield "MPS", h100(environment={"CUDA_MPS_PIPE_DIRECTORY": "/x", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "50"}), {}
@@ -153,23 +223,43 @@ def cases():
     # --- native code
     yield "exact", machine([card(H100, (9, 0))]), {}
     yield "lower minor", machine([card(ADA, (8, 9))]), {}
-    yield "lower minor, warned", machine([card(ADA, (8, 9))], messages=("with CUDA capability sm_89 is not compatible",), proof=None), {}
+    yield (
+        "lower minor, warned",
+        machine([card(ADA, (8, 9))], messages=("with CUDA capability sm_89 is not compatible",), proof=None),
+        {},
+    )
     yield "no code", machine([card(BLACKWELL, (12, 0))], "2.6.0+cu126", "sm_50 sm_90", proof=BROKEN), {}
     yield "no code and it ran", machine([card(BLACKWELL, (12, 0))], "2.6.0+cu126", "sm_50 sm_90"), {}
-    yield "no code, ran by JIT", machine([card(BLACKWELL, (12, 0))], "2.6.0+cu126", "sm_90 compute_90", proof=proofs["jit only"]), {}
+    yield (
+        "no code, ran by JIT",
+        machine([card(BLACKWELL, (12, 0))], "2.6.0+cu126", "sm_90 compute_90", proof=proofs["jit only"]),
+        {},
+    )
     yield "PTX", machine([card(BLACKWELL, (12, 0))], "2.6.0+cu126", "sm_90 compute_90", proof=None), {}
-    yield "PTX beside nothing", machine([card(ADA, (8, 9)), card(BLACKWELL, (12, 0), GPU_B, 1)], "2.6.0+cu126", "sm_90 compute_90", proof=None), {}
+    yield (
+        "PTX beside nothing",
+        machine([card(ADA, (8, 9)), card(BLACKWELL, (12, 0), GPU_B, 1)], "2.6.0+cu126", "sm_90 compute_90", proof=None),
+        {},
+    )
     yield "too old", machine([card(PASCAL, (6, 1))], proof=None), {}
     yield "no GPU is named", text(torch=torch(gpus=()), driver=Driver("580.1")), {}
     yield "a nameless GPU", machine([Gpu(0, None, (6, 1))], proof=None), {}
-    yield "jit not tried, PTX in the build", machine([card(H100, (9, 0))], arch="sm_90 compute_90", proof=proofs["jit not tried"]), {}
+    yield (
+        "jit not tried, PTX in the build",
+        machine([card(H100, (9, 0))], arch="sm_90 compute_90", proof=proofs["jit not tried"]),
+        {},
+    )
     yield "jit not tried, no list", h100(torch=torch(arch_list=()), proof=proofs["jit not tried"]), {}
     yield "jit not tried, no code", machine([card(BLACKWELL, (12, 0))], arch="sm_90", proof=proofs["jit not tried"]), {}
     yield "PTX is forced", h100(environment={"CUDA_FORCE_PTX_JIT": "1"}, proof=BROKEN), {}
 
     # --- an error that names no kernel
     yield "no kernel, torch has the code", machine([card(H100, (9, 0))], proof=BROKEN), {}
-    yield "no kernel, torch may have it", broken(ADA, (8, 9), torch=Torch("9.0.0+cu130", (13, 0), gpus=(card(ADA, (8, 9)),), is_available=True)), {}
+    yield (
+        "no kernel, torch may have it",
+        broken(ADA, (8, 9), torch=Torch("9.0.0+cu130", (13, 0), gpus=(card(ADA, (8, 9)),), is_available=True)),
+        {},
+    )
     kepler, pascal, ada = (text(messages=(NO_KERNEL,), torch=Torch(None, None, gpus=(card(n, c),)))
                            for n, c in ((KEPLER, (3, 5)), (PASCAL, (6, 1)), (ADA, (8, 9))))  # fmt: skip
     yield "no kernel, Kepler", kepler, {}
@@ -179,8 +269,14 @@ def cases():
     yield "no kernel, a package", text(messages=(f"bitsandbytes: {NO_KERNEL}",)), {}
     yield "no kernel, the new class", text(messages=(f"torch.AcceleratorError: {NO_KERNEL}",)), {}
     yield "library without the code", text(messages=("CUBLAS_STATUS_ARCH_MISMATCH",), torch=ada.torch), {}
-    warned = "NVIDIA GeForce RTX 5090 with CUDA capability sm_120 is not compatible with the current PyTorch installation"
-    for name, gpu in (("Blackwell", card(BLACKWELL, (12, 0))), ("Turing", card("Tesla T4", (7, 5))), ("Pascal", card(PASCAL, (6, 1)))):
+    warned = (
+        "NVIDIA GeForce RTX 5090 with CUDA capability sm_120 is not compatible with the current PyTorch installation"
+    )
+    for name, gpu in (
+        ("Blackwell", card(BLACKWELL, (12, 0))),
+        ("Turing", card("Tesla T4", (7, 5))),
+        ("Pascal", card(PASCAL, (6, 1))),
+    ):
         yield f"warned without a list, {name}", text(messages=(warned,), torch=Torch(None, None, gpus=(gpu,))), {}
     yield "warned without a GPU", text(messages=(warned,)), {}
 
@@ -193,13 +289,27 @@ def cases():
         yield f"Orin with driver {version}", orin(version=version), {}
     jetson = orin(proof=GOOD, has_nvidia_device=True)
     yield "Orin, torch alone", dataclasses.replace(jetson, driver=None), {}
-    yield "Orin beside a desktop card", dataclasses.replace(jetson, driver=None, torch=dataclasses.replace(jetson.torch, gpus=(*jetson.torch.gpus, card(ADA, (8, 9))))), {}
-    yield "Orin without a capability", dataclasses.replace(jetson, driver=None, torch=dataclasses.replace(jetson.torch, gpus=(Gpu(0, None),))), {}
+    yield (
+        "Orin beside a desktop card",
+        dataclasses.replace(
+            jetson, driver=None, torch=dataclasses.replace(jetson.torch, gpus=(*jetson.torch.gpus, card(ADA, (8, 9))))
+        ),
+        {},
+    )
+    yield (
+        "Orin without a capability",
+        dataclasses.replace(jetson, driver=None, torch=dataclasses.replace(jetson.torch, gpus=(Gpu(0, None),))),
+        {},
+    )
 
     # --- nothing fits
     yield "nothing", MachineFacts(), {}
     yield "nothing, live", MachineFacts(source="live"), {}
-    yield "something failed", text(messages=("CUDA error: unexpected error from cudaGetDeviceCount()",), torch=torch(is_available=True)), {}
+    yield (
+        "something failed",
+        text(messages=("CUDA error: unexpected error from cudaGetDeviceCount()",), torch=torch(is_available=True)),
+        {},
+    )
     yield "fine, not started", text(torch=torch(is_available=None, gpus=(card(ADA, (8, 9)), card(H100, (9, 0))))), {}
     yield "fine, available, no GPU", text(torch=Torch("2.13.0", is_available=True)), {}
     yield "fine, nameless", text(torch=torch(is_available=True, gpus=(Gpu(0, None, (9, 0)),))), {}
@@ -237,7 +347,9 @@ def lines():
 
 def line(check):
     optional = "" if check.required else " (optional)"
-    return f"{check.outcome} {check.id}{optional} | {check.found} | {check.expected} | {check.todo} | {dict(check.values)}"
+    return (
+        f"{check.outcome} {check.id}{optional} | {check.found} | {check.expected} | {check.todo} | {dict(check.values)}"
+    )
 
 
 def test_the_judge_says_what_it_said():

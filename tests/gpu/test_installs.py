@@ -15,9 +15,7 @@ def site(root, *, version="2.9.1+cu128", cuda="'12.8'", metadata="2.9.1", extra=
         f"Optional[str] = None\n"
     )
     (folder / "torch" / "version.py").write_text(text, encoding="utf-8")
-    (info / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: torch\nVersion: {metadata}\n", encoding="utf-8"
-    )
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {metadata}\n", encoding="utf-8")
     (info / "INSTALLER").write_text("pip\n", encoding="utf-8")
     if url:
         (info / "direct_url.json").write_text(f'{{"url": "{url}"}}', encoding="utf-8")
@@ -32,9 +30,7 @@ def test_a_cuda_build_is_told_with_its_cuda(tmp_path):
 
 
 def test_a_cuda_build_replaced_by_a_cpu_one_is_told(tmp_path):
-    found = read_install(
-        site(tmp_path, version="2.9.1+cpu", cuda="None", extra=["nvidia_cuda_runtime_cu12-12.8.90"])
-    )
+    found = read_install(site(tmp_path, version="2.9.1+cpu", cuda="None", extra=["nvidia_cuda_runtime_cu12-12.8.90"]))
     assert found.cuda is None and "replaced a CUDA build" in found.findings[0]
 
 
@@ -43,17 +39,12 @@ def test_two_versions_mixed_in_one_folder_are_told(tmp_path):
 
 
 def test_the_url_that_pip_noted_is_the_source(tmp_path):
-    assert (
-        read_install(site(tmp_path, url="https://example.org/torch.whl")).source
-        == "https://example.org/torch.whl"
-    )
+    assert read_install(site(tmp_path, url="https://example.org/torch.whl")).source == "https://example.org/torch.whl"
 
 
 def test_nothing_of_an_environment_is_run(tmp_path):
     folder = site(tmp_path)
-    (folder / "torch" / "version.py").write_text(
-        "raise SystemExit(7)\n__version__ = '1.0'\n", encoding="utf-8"
-    )
+    (folder / "torch" / "version.py").write_text("raise SystemExit(7)\n__version__ = '1.0'\n", encoding="utf-8")
     assert read_install(folder).version == "1.0"
 
 

@@ -35,9 +35,7 @@ def test_a_healthy_h100_passes_every_check():
 
 
 def test_a_cpu_wheel_beside_a_healthy_driver_fails_and_names_the_gpu():
-    found = verdict(
-        h100(torch=Torch("2.13.0+cpu", None, True, is_available=False, device_count=0), proof=None)
-    )
+    found = verdict(h100(torch=Torch("2.13.0+cpu", None, True, is_available=False, device_count=0), proof=None))
     assert found.outcome is Outcome.FAIL and found.diagnosis == "cpu_only_build"
     assert "driver sees NVIDIA H100" in check(found, "environment.torch_build").found
 
@@ -140,9 +138,7 @@ def test_a_build_without_the_gpus_code_fails_by_the_table_and_by_the_run():
 def test_code_of_a_lower_minor_version_passes_with_a_note():
     found = verdict(machine([card("NVIDIA GeForce RTX 4090", (8, 9))]))
     row = check(found, "native.arch_in_build")
-    assert (
-        found.outcome is Outcome.PASS and "runs sm_86 code" in row.found and row.values["is_exact"] is False
-    )
+    assert found.outcome is Outcome.PASS and "runs sm_86 code" in row.found and row.values["is_exact"] is False
 
 
 def test_ptx_jit_is_not_called_native():
@@ -161,9 +157,7 @@ def test_jit_not_tried_is_inconclusive_where_the_build_has_ptx():
 
 
 def test_a_forced_jit_blames_the_variable_and_not_the_gpu():
-    proof = KernelProof(
-        "cuda", False, 4096, "float32", error="CUBLAS_STATUS_NOT_INITIALIZED when calling cublasCreate"
-    )
+    proof = KernelProof("cuda", False, 4096, "float32", error="CUBLAS_STATUS_NOT_INITIALIZED when calling cublasCreate")
     found = verdict(h100(environment={"CUDA_FORCE_PTX_JIT": "1"}, proof=proof))
     assert found.outcome is Outcome.FAIL and "CUDA_FORCE_PTX_JIT=1" in check(found, "native.kernel_ran").found
 
@@ -213,10 +207,7 @@ def test_a_container_without_driver_libraries_is_told_to_start_with_the_gpu():
         torch=torch(is_available=False, gpus=(), error="Found no NVIDIA driver"),
     )
     found = verdict(facts)
-    assert (
-        found.diagnosis == "no_driver_or_no_gpu"
-        and "container" in check(found, "environment.cuda_starts").found
-    )
+    assert found.diagnosis == "no_driver_or_no_gpu" and "container" in check(found, "environment.cuda_starts").found
 
 
 def test_a_failing_nvidia_smi_is_recorded_and_its_text_not_believed():
@@ -318,9 +309,7 @@ def test_nvml_broken_with_cuda_fine_is_not_called_broken():
     ],
 )
 def test_cudas_start_errors_are_told_apart(code, text, diagnosis, word):
-    facts = h100(
-        driver=driver(cuda_init_error=code), torch=torch(is_available=False, gpus=(), error=text), proof=None
-    )
+    facts = h100(driver=driver(cuda_init_error=code), torch=torch(is_available=False, gpus=(), error=text), proof=None)
     found = verdict(facts)
     assert found.diagnosis == diagnosis and word in check(found, "environment.cuda_starts").found
 
@@ -348,13 +337,9 @@ def test_a_rehearsal_claims_nothing_about_a_gpu():
 
 
 def test_auto_is_strict_wherever_a_device_exists():
-    nothing = MachineFacts(
-        source="recorded", torch=Torch("2.13.0+cpu", is_cpu_build=True), has_nvidia_device=False
-    )
+    nothing = MachineFacts(source="recorded", torch=Torch("2.13.0+cpu", is_cpu_build=True), has_nvidia_device=False)
     assert verdict(nothing, device="auto").outcome is Outcome.REHEARSAL
-    assert (
-        verdict(dataclasses.replace(nothing, has_nvidia_device=True), device="auto").outcome is Outcome.FAIL
-    )
+    assert verdict(dataclasses.replace(nothing, has_nvidia_device=True), device="auto").outcome is Outcome.FAIL
 
 
 def test_nothing_known_is_inconclusive():

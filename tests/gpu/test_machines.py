@@ -30,9 +30,7 @@ def load(name):
 
 
 def test_there_are_at_least_25_machines_and_each_says_what_it_is():
-    kinds = [
-        json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))["about"]["kind"] for name in NAMES
-    ]
+    kinds = [json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))["about"]["kind"] for name in NAMES]
     assert len(NAMES) >= 25 and set(kinds) == {"real", "reconstructed", "synthetic"}
 
 

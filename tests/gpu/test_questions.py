@@ -58,14 +58,21 @@ def test_a_missing_torch_is_red_on_a_machine_and_open_in_a_text():
 
 @pytest.mark.parametrize(
     ("version", "packaged", "outcome"),
-    [("2.11.0+cu130", "2.13.0", FAIL), ("2.13.0+cu130", "2.13.0", PASS), ("2.13.0", "2.13.0+cu130", PASS), (None, "2.13.0", PASS), ("2.13.0", None, PASS)],
+    [
+        ("2.11.0+cu130", "2.13.0", FAIL),
+        ("2.13.0+cu130", "2.13.0", PASS),
+        ("2.13.0", "2.13.0+cu130", PASS),
+        (None, "2.13.0", PASS),
+        ("2.13.0", None, PASS),
+    ],
 )
 def test_two_installations_are_told_by_their_versions_without_the_tag(version, packaged, outcome):
     assert said(h100(torch=torch(version=version, metadata_version=packaged)), "environment.torch_build")[0] is outcome
 
 
 @pytest.mark.parametrize(
-    ("cuda", "wanted", "outcome"), [((13, 0), (13, 0), PASS), ((12, 8), (13, 0), FAIL), ((13, 0), (12, 9), PASS), (None, (12, 8), INCONCLUSIVE)]
+    ("cuda", "wanted", "outcome"),
+    [((13, 0), (13, 0), PASS), ((12, 8), (13, 0), FAIL), ((13, 0), (12, 9), PASS), (None, (12, 8), INCONCLUSIVE)],
 )
 def test_the_least_cuda_is_enough_and_an_unknown_one_is_open(cuda, wanted, outcome):
     assert said(h100(torch=torch(cuda=cuda)), "environment.min_cuda", min_cuda=wanted)[0] is outcome
@@ -77,7 +84,8 @@ def test_a_cpu_build_has_no_cuda_at_all():
 
 
 @pytest.mark.parametrize(
-    ("proof", "available", "outcome"), [(GOOD, True, PASS), (None, True, PASS), (GOOD, None, PASS), (None, False, FAIL), (None, None, FAIL)]
+    ("proof", "available", "outcome"),
+    [(GOOD, True, PASS), (None, True, PASS), (GOOD, None, PASS), (None, False, FAIL), (None, None, FAIL)],
 )
 def test_a_driver_below_the_floor_is_no_fault_where_cuda_runs(proof, available, outcome):
     old = h100(driver=driver(version="470.1", cuda_version=(11, 4)), proof=proof, torch=torch(is_available=available))
@@ -92,7 +100,9 @@ def test_a_driver_that_is_not_known_is_asked_for_only_where_nothing_ran():
 def test_a_start_that_was_not_tried_is_open_and_one_that_failed_is_red():
     untried = MachineFacts(source="text", torch=torch(is_available=None), driver=driver())
     assert said(untried, "environment.cuda_starts")[0] is INCONCLUSIVE
-    vague = MachineFacts(source="text", messages=(f"torch.AcceleratorError: {NO_KERNEL}",), torch=Torch("2.9.0", (12, 8)))
+    vague = MachineFacts(
+        source="text", messages=(f"torch.AcceleratorError: {NO_KERNEL}",), torch=Torch("2.9.0", (12, 8))
+    )
     assert diagnose(vague).confidence == "low" and said(vague, "environment.cuda_starts")[0] is INCONCLUSIVE
     dark = h100(torch=torch(is_available=False, gpus=()), proof=None)
     assert diagnose(dark).confidence == "low" and said(dark, "environment.cuda_starts")[0] is FAIL
@@ -103,7 +113,9 @@ def test_a_start_that_was_not_tried_is_open_and_one_that_failed_is_red():
 
 def test_a_name_that_only_torch_gives_counts_on_a_jetson_alone():
     """A Jetson has no NVML that lists it; a desktop card without a driver's word is no proof."""
-    orin = machine([Gpu(0, "Orin", (8, 7))], arch="sm_87", driver=None, platform=Platform("Linux", "aarch64", is_tegra=True))
+    orin = machine(
+        [Gpu(0, "Orin", (8, 7))], arch="sm_87", driver=None, platform=Platform("Linux", "aarch64", is_tegra=True)
+    )
     assert said(orin, "environment.two_witnesses") == (PASS, True)
     beside = dataclasses.replace(orin.torch, gpus=(*orin.torch.gpus, card(ADA, (8, 9))))
     assert said(dataclasses.replace(orin, torch=beside), "environment.two_witnesses") == (INCONCLUSIVE, True)
@@ -183,7 +195,8 @@ def test_a_kernel_has_to_have_run_on_the_gpu(proof, outcome):
 
 
 @pytest.mark.parametrize(
-    ("error", "limit", "outcome"), [(1e-5, 1e-5, PASS), (2e-5, 1e-5, FAIL), (None, 1e-5, INCONCLUSIVE), (1e-5, None, INCONCLUSIVE)]
+    ("error", "limit", "outcome"),
+    [(1e-5, 1e-5, PASS), (2e-5, 1e-5, FAIL), (None, 1e-5, INCONCLUSIVE), (1e-5, None, INCONCLUSIVE)],
 )
 def test_numbers_may_be_off_by_the_limit_and_no_more(error, limit, outcome):
     facts = h100(proof=dataclasses.replace(GOOD, max_relative_error=error, limit=limit))
@@ -199,7 +212,9 @@ def test_numbers_may_be_off_by_the_limit_and_no_more(error, limit, outcome):
     ],
 )  # fmt: skip
 def test_a_jit_that_was_not_tried_is_open_unless_there_is_nothing_to_compile(arch, tried, outcome):
-    facts = machine([card("NVIDIA H100 PCIe", (9, 0))], arch=arch, proof=dataclasses.replace(GOOD, ran_without_ptx_jit=tried))
+    facts = machine(
+        [card("NVIDIA H100 PCIe", (9, 0))], arch=arch, proof=dataclasses.replace(GOOD, ran_without_ptx_jit=tried)
+    )
     assert said(facts, "native.without_ptx_jit")[0] is outcome
 
 
@@ -216,7 +231,11 @@ def test_a_run_without_a_known_build_leaves_the_jit_open():
     ],
 )  # fmt: skip
 def test_table_and_run_are_compared_where_both_speak(arch, proof, outcome):
-    found = [c for c in verdict(machine([card(BLACKWELL, (12, 0))], arch=arch, proof=proof)).checks if c.id == "native.rule_agrees_with_run"]
+    found = [
+        c
+        for c in verdict(machine([card(BLACKWELL, (12, 0))], arch=arch, proof=proof)).checks
+        if c.id == "native.rule_agrees_with_run"
+    ]
     assert [(c.outcome, c.required) for c in found] == ([] if outcome is None else [(outcome, False)])
 
 
@@ -291,14 +310,21 @@ def test_the_same_release_number_means_nothing_on_a_desktop():
 
 def test_a_pip_that_found_nothing_is_no_fault_of_the_gpu():
     """Beside a build that would be blamed for the rest."""
-    facts = h100(messages=("ERROR: No matching distribution found for torch==9.9.9",), proof=None, torch=torch(is_cpu_build=True))
+    facts = h100(
+        messages=("ERROR: No matching distribution found for torch==9.9.9",), proof=None, torch=torch(is_cpu_build=True)
+    )
     assert (diagnose(facts).word, diagnose(facts).cause) == ("other", "pip_found_nothing")
 
 
 def test_what_is_unknown_is_said_with_a_command_that_would_tell():
-    for facts in (MachineFacts(source="text"), MachineFacts(source="text", messages=("unexpected error from cudaGetDeviceCount()",), torch=torch(gpus=()))):
+    for facts in (
+        MachineFacts(source="text"),
+        MachineFacts(source="text", messages=("unexpected error from cudaGetDeviceCount()",), torch=torch(gpus=())),
+    ):
         found = diagnose(facts)
-        assert (found.word, found.confidence, found.cause) == ("other", "low", "unknown") and found.ask.startswith("python -m")
+        assert (found.word, found.confidence, found.cause) == ("other", "low", "unknown") and found.ask.startswith(
+            "python -m"
+        )
     assert diagnose(MachineFacts(source="recorded")).cause == "no_torch"
 
 
@@ -343,7 +369,12 @@ def test_auto_rehearses_only_where_no_witness_shows_a_gpu(facts, is_rehearsal):
 
 @pytest.mark.parametrize(
     "end",
-    [h100(driver=None), h100(driver=driver(gpus=())), h100(driver=driver(version="590.1")), h100(driver=driver(gpus=(card("NVIDIA H100 80GB HBM3", (9, 0), GPU_B),)))],
+    [
+        h100(driver=None),
+        h100(driver=driver(gpus=())),
+        h100(driver=driver(version="590.1")),
+        h100(driver=driver(gpus=(card("NVIDIA H100 80GB HBM3", (9, 0), GPU_B),))),
+    ],
 )
 def test_a_machine_that_ends_with_other_devices_has_lost_one(end):
     found = still_there(h100(), end)
@@ -354,4 +385,6 @@ def test_only_xid_errors_of_the_run_itself_count():
     assert still_there(h100(xids=(13,)), h100(xids=(13,))).outcome is PASS
     assert still_there(h100(xids=None), h100(xids=None)).outcome is PASS
     found = still_there(h100(xids=(13,)), h100(xids=(79, 13, 31)))
-    assert found.outcome is FAIL and found.values == {"new_xids": [31, 79]} and "new Xid errors: [31, 79]" in found.found
+    assert (
+        found.outcome is FAIL and found.values == {"new_xids": [31, 79]} and "new Xid errors: [31, 79]" in found.found
+    )

@@ -17,9 +17,7 @@ ARM = Platform("Linux", "aarch64", python=(3, 12))
 def facts(capability, driver, platform=LINUX, name=None, build="2.6.0+cpu", **more):
     gpu = Gpu(0, name, capability)
     torch = Torch(build, is_cpu_build=True, is_available=False)
-    return MachineFacts(
-        "recorded", platform, Driver(driver, gpus=(gpu,)), torch, has_nvidia_device=True, **more
-    )
+    return MachineFacts("recorded", platform, Driver(driver, gpus=(gpu,)), torch, has_nvidia_device=True, **more)
 
 
 def cure(found):
@@ -101,11 +99,7 @@ def test_an_older_build_comes_before_a_newer_driver():
         has_nvidia_device=True,
     )
     answer = cure(found)
-    assert (
-        answer.torch_variants == ("cu126",)
-        and "580" in answer.driver
-        and "Or keep the build" in answer.summary
-    )
+    assert answer.torch_variants == ("cu126",) and "580" in answer.driver and "Or keep the build" in answer.summary
 
 
 def test_a_driver_below_every_build_is_the_thing_to_change():
@@ -130,9 +124,7 @@ def test_a_jetson_is_sent_to_nvidias_wheels():
 
 def test_two_gpus_that_no_build_serves_together_get_an_environment_each():
     gpus = (Gpu(0, "a", (6, 1)), Gpu(1, "b", (12, 0)))
-    found = MachineFacts(
-        "recorded", LINUX, Driver("580.95.05", gpus=gpus), Torch("2.6.0+cpu", is_cpu_build=True)
-    )
+    found = MachineFacts("recorded", LINUX, Driver("580.95.05", gpus=gpus), Torch("2.6.0+cpu", is_cpu_build=True))
     assert "one environment for each" in cure(found).summary
 
 
@@ -144,11 +136,7 @@ def test_a_python_without_builds_is_told_which_one_fits():
 def test_an_unknown_gpu_is_told_what_the_build_covers():
     found = MachineFacts("recorded", LINUX, Driver("570.133.20"), Torch("2.6.0+cpu", is_cpu_build=True))
     answer = cure(found)
-    assert (
-        answer.torch_variants == ("cu128",)
-        and "not named" in answer.summary
-        and "7.0 to 12.0" in answer.summary
-    )
+    assert answer.torch_variants == ("cu128",) and "not named" in answer.summary and "7.0 to 12.0" in answer.summary
 
 
 def test_a_gpu_newer_than_the_table_is_not_guessed():
@@ -166,9 +154,7 @@ def test_a_mask_is_taken_away_in_the_words_of_the_system(platform):
         environment={"CUDA_VISIBLE_DEVICES": "5"},
     )
     first = cure(found).commands[0]
-    assert first == (
-        "Remove-Item Env:CUDA_VISIBLE_DEVICES" if platform is WINDOWS else "unset CUDA_VISIBLE_DEVICES"
-    )
+    assert first == ("Remove-Item Env:CUDA_VISIBLE_DEVICES" if platform is WINDOWS else "unset CUDA_VISIBLE_DEVICES")
 
 
 def test_every_cause_has_an_advice():
@@ -179,9 +165,7 @@ def test_every_cause_has_an_advice():
 
     folder = Path(kit.gpu.__file__).parent
     said = "".join((folder / name).read_text(encoding="utf-8") for name in ("said.py", "diagnose.py"))
-    named_causes = set(
-        re.findall(r'say\(\s*"(?:other|no_driver_or_no_gpu|visible_devices_masked)",\s*"(\w+)"', said)
-    )
+    named_causes = set(re.findall(r'say\(\s*"(?:other|no_driver_or_no_gpu|visible_devices_masked)",\s*"(\w+)"', said))
     named_causes |= {cause.name for cause in causes.CAUSES}
     assert named_causes - set(advice._ADVICE) <= {"unknown", "rocm_build"}
 

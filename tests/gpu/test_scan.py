@@ -62,9 +62,7 @@ def test_random_bytes_after_the_magic_never_fail():
 
 
 def test_a_wheel_is_read_library_by_library(tmp_path):
-    path = wheel(
-        tmp_path / "x-1.0-py3-none-any.whl", pkg__a_so=GENUINE, pkg__b_dll=b"MZ" + GENUINE, pkg__c_py=GENUINE
-    )
+    path = wheel(tmp_path / "x-1.0-py3-none-any.whl", pkg__a_so=GENUINE, pkg__b_dll=b"MZ" + GENUINE, pkg__c_py=GENUINE)
     found = scan.scan_wheel(path)
     assert found.arch_list == HELD
     assert (found.files_read, [library.name for library in found.libraries]) == (2, ["pkg/a.so", "pkg/b.dll"])
@@ -86,9 +84,7 @@ def test_a_broken_wheel_is_refused_in_words(tmp_path, content):
 
 def test_progress_is_told_for_each_library(tmp_path):
     seen = []
-    scan.scan_wheel(
-        wheel(tmp_path / "x.whl", a_so=GENUINE, b_so=GENUINE), progress=lambda *done: seen.append(done)
-    )
+    scan.scan_wheel(wheel(tmp_path / "x.whl", a_so=GENUINE, b_so=GENUINE), progress=lambda *done: seen.append(done))
     assert [name for name, _, _ in seen] == ["a.so", "b.so"] and seen[-1][1] == seen[-1][2]
 
 
@@ -98,9 +94,7 @@ def installed(folder):
     (folder / "pkg").mkdir()
     (folder / "pkg" / "x.so").write_bytes(GENUINE)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pkg\nVersion: 1.0\n", encoding="utf-8")
-    (info / "RECORD").write_text(
-        "pkg/x.so,,\npkg-1.0.dist-info/METADATA,,\npkg/gone.so,,\n", encoding="utf-8"
-    )
+    (info / "RECORD").write_text("pkg/x.so,,\npkg-1.0.dist-info/METADATA,,\npkg/gone.so,,\n", encoding="utf-8")
     return [str(folder)]
 
 

@@ -31,11 +31,7 @@ def test_no_row_stands_twice():
 
 def test_a_release_has_at_most_one_pypi_build_for_a_platform():
     for torch, platform in itertools.product({row.torch for row in wheels.wheels()}, (LINUX, WINDOWS, ARM)):
-        found = [
-            r.variant
-            for r in wheels.wheels()
-            if (r.torch, r.platform) == (torch, platform) and r.is_pypi_default
-        ]
+        found = [r.variant for r in wheels.wheels() if (r.torch, r.platform) == (torch, platform) and r.is_pypi_default]
         assert len(found) <= 1, (torch, platform, found)
 
 
@@ -51,8 +47,7 @@ def test_no_build_holds_code_that_its_toolkit_cannot_compile():
 def test_a_later_toolkit_never_needs_an_older_driver():
     for system in ("Linux", "Windows"):
         floors = [
-            compat.toolkit_driver(cuda, system)
-            for cuda in ((11, 8), (12, 0), (12, 4), (12, 8), (13, 0), (13, 2))
+            compat.toolkit_driver(cuda, system) for cuda in ((11, 8), (12, 0), (12, 4), (12, 8), (13, 0), (13, 2))
         ]
         assert floors == sorted(floors)
 
@@ -79,9 +74,7 @@ def test_the_minimum_of_a_major_is_the_driver_of_its_first_toolkit():
         ("RTX 4090 on Windows R581", [(8, 9)], "581.29", WINDOWS, "2.15.0+cu130"),
     ],
 )
-def test_the_choice_is_the_newest_build_that_serves_gpu_and_driver(
-    what, capabilities, driver, platform, expected
-):
+def test_the_choice_is_the_newest_build_that_serves_gpu_and_driver(what, capabilities, driver, platform, expected):
     choice = choose(capabilities, driver, platform, python=(3, 12))
     assert f"{choice.wheel.release}+{choice.wheel.variant}" == expected, what
 

@@ -50,9 +50,7 @@ def test_every_notebook_has_a_compared_cell_with_a_stored_output(name):
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_compared_output_is_plain_printed_text(name):
     for cell in compared_cells(read(name)):
-        assert {(output["output_type"], output["name"]) for output in cell["outputs"]} == {
-            ("stream", "stdout")
-        }
+        assert {(output["output_type"], output["name"]) for output in cell["outputs"]} == {("stream", "stdout")}
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -14,9 +14,7 @@ PATHS = [PROJECT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
 
 
 def cells(path, kind):
-    return [
-        cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind
-    ]
+    return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind]
 
 
 def test_every_notebook_is_in_the_report():
@@ -36,9 +34,7 @@ def test_code_cells_are_short_and_define_nothing(path):
         source = "".join(cell["source"])
         if "parameters" not in cell["metadata"].get("tags", ()):
             assert len(source.splitlines()) <= 12, source
-        assert not [
-            node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.FunctionDef, ast.ClassDef))
-        ]
+        assert not [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)

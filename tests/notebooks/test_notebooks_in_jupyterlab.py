@@ -139,9 +139,7 @@ def keep_screenshots(page, name):
     OUTPUT.mkdir(exist_ok=True)
     for theme in ("Light", "Dark"):
         choose(page, "Settings", "Theme", f"JupyterLab {theme}")
-        page.locator(f"body[data-jp-theme-light={'true' if theme == 'Light' else 'false'}]").wait_for(
-            state="attached"
-        )
+        page.locator(f"body[data-jp-theme-light={'true' if theme == 'Light' else 'false'}]").wait_for(state="attached")
         page.locator(".jp-NotebookPanel-notebook .jp-WindowedPanel-outer").first.evaluate(
             "panel => panel.scrollTo(0, 0)"
         )
@@ -151,8 +149,12 @@ def keep_screenshots(page, name):
 
 @pytest.mark.parametrize(
     ("name", "height", "card", "figures"),
-    [("01_env_check", 2400, "GPU check:", 0), ("02_smoke_training", 5000, "trained", 2), ("03_throughput", 7000, "tokens/s", 5),
-     ("04_scaling", 5200, "trained", 2)],
+    [
+        ("01_env_check", 2400, "GPU check:", 0),
+        ("02_smoke_training", 5000, "trained", 2),
+        ("03_throughput", 7000, "tokens/s", 5),
+        ("04_scaling", 5200, "trained", 2),
+    ],
 )
 def test_a_newcomer_runs_a_notebook_to_the_end(lab, browser, name, height, card, figures):
     page = browser.new_page(viewport={"width": 1200, "height": height})
@@ -166,9 +168,7 @@ def test_a_newcomer_runs_a_notebook_to_the_end(lab, browser, name, height, card,
         assert page.locator(".jp-OutputArea-output.jp-RenderedHTMLCommon", has_text=card).first.is_visible()
         shown = page.locator(".jp-OutputArea-output img")
         assert shown.count() == figures
-        assert all(
-            shown.nth(i).evaluate("img => img.complete && img.naturalWidth > 300") for i in range(figures)
-        )
+        assert all(shown.nth(i).evaluate("img => img.complete && img.naturalWidth > 300") for i in range(figures))
     except Exception:
         OUTPUT.mkdir(exist_ok=True)
         page.screenshot(path=OUTPUT / f"{name}_failed.png")

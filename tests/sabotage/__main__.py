@@ -5,8 +5,7 @@ import datetime
 import platform
 import sys
 
-from . import table
-from . import rows_environment, rows_gpu, rows_timing, rows_training  # noqa: F401
+from . import rows_environment, rows_gpu, rows_timing, rows_training, table  # noqa: F401
 
 
 def main():
@@ -20,8 +19,10 @@ def main():
         tried.append(table.attempt(row, twins=twins))
         print(f"{row.id}: {'right' if not tried[-1].problems else 'WRONG'}, {tried[-1].seconds:.1f} s", file=sys.stderr)
     wrong = sum(bool(one.problems) for one in tried)
-    print(f"{datetime.date.today()}, {where(args.gpu)}: {len(tried)} sabotages with their healthy twins, {wrong} wrong, "
-          f"{sum(one.seconds for one in tried):.0f} s.\n")
+    print(
+        f"{datetime.date.today()}, {where(args.gpu)}: {len(tried)} sabotages with their healthy twins, {wrong} wrong, "
+        f"{sum(one.seconds for one in tried):.0f} s.\n"
+    )
     print(table.markdown(tried))
     return 1 if wrong or not tried else 0
 

@@ -37,7 +37,9 @@ def visible(value):
 on_facts = functools.partial(row, seam="facts", must=FAIL, twin=healthy)
 
 
-@on_facts("A01", "CPU-only wheel beside a healthy driver", at="environment.torch_build", words="driver sees NVIDIA H100")
+@on_facts(
+    "A01", "CPU-only wheel beside a healthy driver", at="environment.torch_build", words="driver sees NVIDIA H100"
+)
 def a01():
     torch = {**NO_CUDA, "cuda": None, "is_cpu_build": True, "version": "2.13.0+cpu", "arch_list": ()}
     return judged(facts(torch=torch, proof=None))
@@ -56,8 +58,13 @@ for _letter, _value in zip("abcde", ("", "-1", "99", "NoDevFiles", "GPU-00000000
              twin=functools.partial(visible, "0"))(functools.partial(masked, _value))  # fmt: skip
 
 
-@on_facts("A04", "duplicate ids in CUDA_VISIBLE_DEVICES", at="environment.cuda_starts", words="'0,0'",
-          twin=functools.partial(visible, " 0"))
+@on_facts(
+    "A04",
+    "duplicate ids in CUDA_VISIBLE_DEVICES",
+    at="environment.cuda_starts",
+    words="'0,0'",
+    twin=functools.partial(visible, " 0"),
+)
 def a04():
     return masked("0,0")
 
@@ -93,8 +100,14 @@ def a10():
                         error="CUDA error: no kernel image is available for execution on the device")  # fmt: skip
 
 
-@on_facts("A11", "code of the same generation, not of this chip: right, and said", must=PASS, at="native.arch_in_build",
-          words=("sm_86", "not built for exactly this chip"), twin=blackwell_served)
+@on_facts(
+    "A11",
+    "code of the same generation, not of this chip: right, and said",
+    must=PASS,
+    at="native.arch_in_build",
+    words=("sm_86", "not built for exactly this chip"),
+    twin=blackwell_served,
+)
 def a11():
     ada = {"name": "NVIDIA GeForce RTX 4090", "compute_capability": (8, 9)}
     found = facts(torch={"gpus": (gpu("torch", **ada),), "arch_list": ("sm_80", "sm_86", "sm_90")},
@@ -115,14 +128,24 @@ def a13():
     return judged(facts(proof=proof, environment={"CUDA_FORCE_PTX_JIT": "1"}))
 
 
-@on_facts("A14", "another card than the one that was asked for", at="environment.expected_gpu", words="H100",
-          twin=lambda: judged(facts(), name="H100"))
+@on_facts(
+    "A14",
+    "another card than the one that was asked for",
+    at="environment.expected_gpu",
+    words="H100",
+    twin=lambda: judged(facts(), name="H100"),
+)
 def a14():
     return judged(facts(), name="RTX 5090")
 
 
-@on_facts("A16", "a MIG slice reported as the full card", at="environment.expected_gpu", words="MIG",
-          twin=lambda: judged(facts(), name="H100"))
+@on_facts(
+    "A16",
+    "a MIG slice reported as the full card",
+    at="environment.expected_gpu",
+    words="MIG",
+    twin=lambda: judged(facts(), name="H100"),
+)
 def a16():
     slice_ = gpu("torch", name="NVIDIA H100 80GB HBM3 MIG 1g.10gb", memory_bytes=10_200_547_328, uuid="MIG-1")
     found = facts(torch={"gpus": (slice_,)}, driver={"gpus": (gpu(mig_profile="enabled"),)})
@@ -153,8 +176,13 @@ def a23():
     return judged(facts(driver={"gpus": (gpu(used_memory_bytes=30 * 1024**3, compute_processes=1),)}))
 
 
-@on_facts("A24", "Xid in the kernel log; the twin's log cannot be read (A25)", at="environment.driver_state", words="79",
-          twin=lambda: judged(facts(xids=None)))
+@on_facts(
+    "A24",
+    "Xid in the kernel log; the twin's log cannot be read (A25)",
+    at="environment.driver_state",
+    words="79",
+    twin=lambda: judged(facts(xids=None)),
+)
 def a24():
     return judged(facts(xids=(79,)))
 
@@ -169,8 +197,12 @@ def a28():
     return judged(facts(torch={"gpus": (gpu("torch", name="NVIDIA GeForce RTX 5090"),)}))
 
 
-@on_facts("A29", "the GPU is lost between check and end", at="environment.still_there",
-          twin=lambda: Said.of(Verdict.of([still_there(facts(), facts())])))
+@on_facts(
+    "A29",
+    "the GPU is lost between check and end",
+    at="environment.still_there",
+    twin=lambda: Said.of(Verdict.of([still_there(facts(), facts())])),
+)
 def a29():
     lost = facts(driver={"gpus": ()}, torch={"gpus": (), "is_available": False})
     return Said.of(Verdict.of([still_there(facts(), lost)]))
@@ -195,13 +227,19 @@ def a01p():
     return checked(recipe="cpu_build")
 
 
-@on_process("A20", "nvidia-smi prints an old table and ends with 9", at="environment.cuda_starts",
-            twin=lambda: judged(facts(nvidia_smi_exit_code=0)))
+@on_process(
+    "A20",
+    "nvidia-smi prints an old table and ends with 9",
+    at="environment.cuda_starts",
+    twin=lambda: judged(facts(nvidia_smi_exit_code=0)),
+)
 def a20():
     return checked(smi_code=9)
 
 
-@on_process("A21p", "nvidia-smi and NVML of another machine than torch", at="environment.two_witnesses", words="RTX 4090")
+@on_process(
+    "A21p", "nvidia-smi and NVML of another machine than torch", at="environment.two_witnesses", words="RTX 4090"
+)
 def a21p():
     return checked(recipe="lie_available", name="NVIDIA GeForce RTX 4090")
 

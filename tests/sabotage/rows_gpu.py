@@ -54,15 +54,24 @@ on_gpu = functools.partial(row, seam="GPU", must=FAIL, twin=healthy, is_gpu=True
 # --- environment --------------------------------------------------------------------
 
 
-@on_gpu("A02g", "every GPU hidden by CUDA_VISIBLE_DEVICES", at="environment.cuda_starts", words="CUDA_VISIBLE_DEVICES",
-        twin=checked)
+@on_gpu(
+    "A02g",
+    "every GPU hidden by CUDA_VISIBLE_DEVICES",
+    at="environment.cuda_starts",
+    words="CUDA_VISIBLE_DEVICES",
+    twin=checked,
+)
 def a02():
     return check(env={"CUDA_VISIBLE_DEVICES": ""})
 
 
-@on_gpu("A12g", "PTX JIT forced on the libraries; the twin runs without any PTX JIT and without a cache (A12)",
-        at="native.kernel_ran", words="CUDA_FORCE_PTX_JIT",
-        twin=lambda: check(env={"CUDA_DISABLE_PTX_JIT": "1", "CUDA_CACHE_DISABLE": "1"}))
+@on_gpu(
+    "A12g",
+    "PTX JIT forced on the libraries; the twin runs without any PTX JIT and without a cache (A12)",
+    at="native.kernel_ran",
+    words="CUDA_FORCE_PTX_JIT",
+    twin=lambda: check(env={"CUDA_DISABLE_PTX_JIT": "1", "CUDA_CACHE_DISABLE": "1"}),
+)
 def a12():
     return check(env={"CUDA_FORCE_PTX_JIT": "1"})
 
@@ -99,7 +108,9 @@ def swallowed():
     return stack
 
 
-@on_gpu("B01g", "model and batches left on the CPU", at="native.placement", words="parameter transformer.wte.weight on cpu")
+@on_gpu(
+    "B01g", "model and batches left on the CPU", at="native.placement", words="parameter transformer.wte.weight on cpu"
+)
 def b01():
     return trained(swallowed(), **SHORT)
 
@@ -128,12 +139,20 @@ def b02():
     return split()
 
 
-@on_gpu("B02gk", "one block on the CPU: its products", at="native.kernels", words="matrix products on the CPU", twin=healthy_tiny)
+@on_gpu(
+    "B02gk",
+    "one block on the CPU: its products",
+    at="native.kernels",
+    words="matrix products on the CPU",
+    twin=healthy_tiny,
+)
 def b02k():
     return split()
 
 
-@on_gpu("B08g", "a dummy tensor makes memory look used, training is on the CPU", at="native.kernels", words="on the CPU")
+@on_gpu(
+    "B08g", "a dummy tensor makes memory look used, training is on the CPU", at="native.kernels", words="on the CPU"
+)
 def b08():
     import torch
 
@@ -170,8 +189,13 @@ def b32():
 LONG = {"model": "tiny", "steps": 30, "batch_size": 8, "seq_len": 256, "lr": 1e-3, "dtype": "bfloat16"}
 
 
-@on_gpu("B33g", "the same at 8 × 256 in bfloat16, where attention may add in changing order", at="native.replay",
-        words="different also", twin=lambda: trained(**LONG))
+@on_gpu(
+    "B33g",
+    "the same at 8 × 256 in bfloat16, where attention may add in changing order",
+    at="native.replay",
+    words="different also",
+    twin=lambda: trained(**LONG),
+)
 def b33():
     return trained(perturbed(), **{**LONG, "steps": 8})
 
@@ -179,8 +203,14 @@ def b33():
 # --- timing -------------------------------------------------------------------------
 
 
-@on_gpu("C01g", "torch.cuda.synchronize does nothing", at="throughput.clocks", words="did not wait", twin=healthy_tiny,
-        twin_at="throughput.clocks")
+@on_gpu(
+    "C01g",
+    "torch.cuda.synchronize does nothing",
+    at="throughput.clocks",
+    words="did not wait",
+    twin=healthy_tiny,
+    twin_at="throughput.clocks",
+)
 def c01():
     import torch
 
@@ -200,8 +230,15 @@ while True:
 """
 
 
-@on_gpu("C05g", "a hog on the same card", must=INCONCLUSIVE, at="throughput.undisturbed", words="other processes",
-        twin=healthy_tiny, twin_at="throughput.undisturbed")
+@on_gpu(
+    "C05g",
+    "a hog on the same card",
+    must=INCONCLUSIVE,
+    at="throughput.undisturbed",
+    words="other processes",
+    twin=healthy_tiny,
+    twin_at="throughput.undisturbed",
+)
 def c05():
     hog = subprocess.Popen([sys.executable, "-c", HOG], stdout=subprocess.PIPE)
     try:
@@ -239,8 +276,12 @@ def c13():
 # --- the detector itself ------------------------------------------------------------
 
 
-@on_gpu("N0g", "the negative control flips, within 15 s; sabotaged, it is judged without its facts", at="negative_control",
-        twin=lambda: control(True))
+@on_gpu(
+    "N0g",
+    "the negative control flips, within 15 s; sabotaged, it is judged without its facts",
+    at="negative_control",
+    twin=lambda: control(True),
+)
 def n0():
     return control(False)
 

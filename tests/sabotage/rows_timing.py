@@ -23,14 +23,26 @@ OTHER = "GPU-99999999-2222-3333-4444-555555555555"
 on_record = functools.partial(row, seam="recorded run", must=INCONCLUSIVE, twin=recorded.good)
 
 
-@on_record("C01", "no synchronize: the host measures a fifteenth", must=FAIL, at="throughput.clocks",
-           words="did not wait", twin_at="throughput.clocks")
+@on_record(
+    "C01",
+    "no synchronize: the host measures a fifteenth",
+    must=FAIL,
+    at="throughput.clocks",
+    words="did not wait",
+    twin_at="throughput.clocks",
+)
 def c01():
     return judged(healthy().with_steps(step_time_s=lambda s: s.step_time_s / 15))
 
 
-@on_record("C01p", "the same: faster than the card's peak", must=FAIL, at="throughput.plausible",
-           words="impossible", twin_at="throughput.plausible")
+@on_record(
+    "C01p",
+    "the same: faster than the card's peak",
+    must=FAIL,
+    at="throughput.plausible",
+    words="impossible",
+    twin_at="throughput.plausible",
+)
 def c01p():
     return judged(healthy().with_steps(step_time_s=lambda s: s.step_time_s / 20))
 
@@ -40,8 +52,15 @@ def c02():
     return judged(dataclasses.replace(healthy(), steps=healthy().steps[4:]))
 
 
-@row("C03", "warm-up in the steady figures: the first step twice as slow changes none of them", seam="recorded run",
-     must=FAIL, at="steady", twin=lambda: steady_same(1), twin_at="steady")
+@row(
+    "C03",
+    "warm-up in the steady figures: the first step twice as slow changes none of them",
+    seam="recorded run",
+    must=FAIL,
+    at="steady",
+    twin=lambda: steady_same(1),
+    twin_at="steady",
+)
 def c03():
     """A sabotage of the arithmetic itself: a slower fifth step has to change the figure."""
     return steady_same(5)
@@ -61,9 +80,14 @@ def c04():
     return judged(healthy().with_steps(wait_s=lambda s: s.step_time_s))
 
 
-@on_record("C06", "hardware thermal slowdown for one reading", at="throughput.undisturbed",
-           words="hardware thermal slowdown", twin_at="throughput.undisturbed",
-           twin=lambda: judged(healthy().with_samples(throttle_bits=0x5)))
+@on_record(
+    "C06",
+    "hardware thermal slowdown for one reading",
+    at="throughput.undisturbed",
+    words="hardware thermal slowdown",
+    twin_at="throughput.undisturbed",
+    twin=lambda: judged(healthy().with_samples(throttle_bits=0x5)),
+)
 def c06():
     """The twin is C08: idle and power-cap bits are normal."""
     sample = healthy()
@@ -71,9 +95,14 @@ def c06():
     return judged(dataclasses.replace(sample, samples=(*sample.samples[:50], hot, *sample.samples[51:])))
 
 
-@on_record("C10", "uncorrected memory error during the run; the twin has a large total from the past (C11)", must=FAIL,
-           at="native.hardware", words="ecc_uncorrected +1",
-           twin=lambda: judged(counted({"ecc_corrected": 10**6, "ecc_uncorrected": 4})))
+@on_record(
+    "C10",
+    "uncorrected memory error during the run; the twin has a large total from the past (C11)",
+    must=FAIL,
+    at="native.hardware",
+    words="ecc_uncorrected +1",
+    twin=lambda: judged(counted({"ecc_corrected": 10**6, "ecc_uncorrected": 4})),
+)
 def c10():
     return judged(counted({"ecc_corrected": 10**6, "ecc_uncorrected": 4}, ecc_uncorrected=5))
 
@@ -97,8 +126,13 @@ def c12n():
     return judged(healthy().with_samples(at_s=lambda s: s.at_s - 10))
 
 
-@on_record("C13", "utilisation 100 % by a spinning kernel, training on the CPU", must=FAIL, at="native.kernels",
-           words="on the CPU")
+@on_record(
+    "C13",
+    "utilisation 100 % by a spinning kernel, training on the CPU",
+    must=FAIL,
+    at="native.kernels",
+    words="on the CPU",
+)
 def c13():
     spinning = healthy().with_part("profile", device_time_s=0.09, kernels=9000, matmul_kernels=0, products={"cpu": 147},
                                    product_flop={"cpu": 1.9e11})  # fmt: skip
@@ -116,7 +150,9 @@ def c17():
     return judged(dataclasses.replace(sample, steps=tuple(s for s in sample.steps if s.step != 6)))
 
 
-@on_record("C19", "the profiler left on", at="throughput.undisturbed", words="profiler", twin_at="throughput.undisturbed")
+@on_record(
+    "C19", "the profiler left on", at="throughput.undisturbed", words="profiler", twin_at="throughput.undisturbed"
+)
 def c19():
     return judged(healthy().with_audits(7, is_profiled=True))
 
@@ -130,8 +166,13 @@ def c20():
     return judged(dataclasses.replace(sample, peak=rate / 0.97))
 
 
-@on_record("C21", "the first seconds are slow: no finding; sabotaged, times overlap", must=FAIL, at="integrity.times_ordered",
-           twin=lambda: judged(ramp()))
+@on_record(
+    "C21",
+    "the first seconds are slow: no finding; sabotaged, times overlap",
+    must=FAIL,
+    at="integrity.times_ordered",
+    twin=lambda: judged(ramp()),
+)
 def c21():
     return judged(healthy().with_steps(4, step_time_s=0.9))
 
@@ -139,10 +180,14 @@ def c21():
 def ramp():
     """Steps 2 and 3 three times as long, and everything after them later."""
     extra = {2: 2 * healthy().steps[1].step_time_s, 3: 2 * healthy().steps[2].step_time_s}
-    sample = healthy().with_steps(
-        started_s=lambda s: s.started_s + sum(more for step, more in extra.items() if step < s.step),
-        step_time_s=lambda s: s.step_time_s + extra.get(s.step, 0),
-    ).with_steps(device_time_s=lambda s: s.step_time_s)
+    sample = (
+        healthy()
+        .with_steps(
+            started_s=lambda s: s.started_s + sum(more for step, more in extra.items() if step < s.step),
+            step_time_s=lambda s: s.step_time_s + extra.get(s.step, 0),
+        )
+        .with_steps(device_time_s=lambda s: s.step_time_s)
+    )
     grown = sum(extra.values())
     samples = [dataclasses.replace(s, at_s=s.at_s * (1 + grown / 1.6)) for s in sample.samples]
     return dataclasses.replace(sample, samples=tuple(samples)).with_run(wall_window_s=1.6128 + grown)
@@ -156,19 +201,35 @@ def same_device(versions=None, **telemetry):
 
     from .seams import facts
 
-    training = healthy().with_part("telemetry", **telemetry).with_run(**({"versions": versions} if versions else {})).run
+    training = (
+        healthy().with_part("telemetry", **telemetry).with_run(**({"versions": versions} if versions else {})).run
+    )
     raw = types.SimpleNamespace(run=types.SimpleNamespace(device="cuda"), training=training, begin=facts())
     return Said.of(Verdict.of([_same_device(raw)]))
 
 
-@row("A15d", "telemetry of another card than the one that was checked", seam="recorded run", must=FAIL,
-     at="native.device", words="a card that the check did not see", twin=same_device)
+@row(
+    "A15d",
+    "telemetry of another card than the one that was checked",
+    seam="recorded run",
+    must=FAIL,
+    at="native.device",
+    words="a card that the check did not see",
+    twin=same_device,
+)
 def a15d():
     return same_device(device_uuid="gpu-000000000000")
 
 
-@row("A26", "another torch trains than the one that was checked", seam="recorded run", must=FAIL, at="native.device",
-     words="torch 2.9.0+cu128", twin=same_device)
+@row(
+    "A26",
+    "another torch trains than the one that was checked",
+    seam="recorded run",
+    must=FAIL,
+    at="native.device",
+    words="torch 2.9.0+cu128",
+    twin=same_device,
+)
 def a26():
     return same_device({"torch": "2.9.0+cu128"})
 
@@ -197,7 +258,9 @@ def watched(*devices, seconds=0.25, **world):
 def squeezed(end):
     """The recorded steps in the time that was watched."""
     factor = end / (healthy().steps[-1].started_s + healthy().steps[-1].step_time_s)
-    times = {name: lambda s, name=name: factor * getattr(s, name) for name in ("started_s", "step_time_s", "device_time_s")}
+    times = {
+        name: lambda s, name=name: factor * getattr(s, name) for name in ("started_s", "step_time_s", "device_time_s")
+    }
     return healthy().with_steps(**times).with_run(wall_window_s=end)
 
 
@@ -213,8 +276,13 @@ def calm():
 on_nvml = functools.partial(row, seam="nvml", must=INCONCLUSIVE, twin=calm)
 
 
-@on_nvml("A15", "NVML's order is not CUDA's: the idle card is number 0; the twin finds its own by UUID", must=FAIL,
-         at="native.driver_view", twin=lambda: watched(card(OTHER), ours()))
+@on_nvml(
+    "A15",
+    "NVML's order is not CUDA's: the idle card is number 0; the twin finds its own by UUID",
+    must=FAIL,
+    at="native.driver_view",
+    twin=lambda: watched(card(OTHER), ours()),
+)
 def a15():
     """The card that torch names does not work; the one at NVML's first place does."""
     return watched(card(OTHER, frames=[working(1)]), card(OURS))
@@ -225,8 +293,13 @@ def a15u():
     return watched(card(OTHER, frames=[working(1)]))
 
 
-@on_nvml("A23z", "30 GiB in use by nobody", at="throughput.undisturbed", words="in use by others",
-         twin_at="throughput.undisturbed")
+@on_nvml(
+    "A23z",
+    "30 GiB in use by nobody",
+    at="throughput.undisturbed",
+    words="in use by others",
+    twin_at="throughput.undisturbed",
+)
 def a23z():
     idle = {"used": 30 * 1024**3, "power": 30, "clock": 210}
     return watched(card(OURS, idle=idle, frames=[working(os.getpid(), used=31 * 1024**3)]))
@@ -237,27 +310,48 @@ def a29n():
     return watched(ours(), raise_after=6)
 
 
-@on_nvml("C05", "a hog on the same card", at="throughput.undisturbed", words="1 other processes",
-         twin_at="throughput.undisturbed")
+@on_nvml(
+    "C05",
+    "a hog on the same card",
+    at="throughput.undisturbed",
+    words="1 other processes",
+    twin_at="throughput.undisturbed",
+)
 def c05():
     return watched(ours(processes=[[os.getpid(), 3_500_000_000], [4711, 2_000_000_000]]))
 
 
-@on_nvml("C08", "idle and power-cap bits at full load are normal; sabotaged, the power brake is on",
-         at="throughput.undisturbed", words="power brake", twin_at="throughput.undisturbed",
-         twin=lambda: watched(ours(bits=0x5)))
+@on_nvml(
+    "C08",
+    "idle and power-cap bits at full load are normal; sabotaged, the power brake is on",
+    at="throughput.undisturbed",
+    words="power brake",
+    twin_at="throughput.undisturbed",
+    twin=lambda: watched(ours(bits=0x5)),
+)
 def c08():
     return watched(ours(bits=0x85))
 
 
-@on_nvml("C09", "power cap lowered: shown", must=recorded.PASS, at="throughput.undisturbed",
-         words="power limit 300 W of 700 W", twin_at="throughput.undisturbed")
+@on_nvml(
+    "C09",
+    "power cap lowered: shown",
+    must=recorded.PASS,
+    at="throughput.undisturbed",
+    words="power limit 300 W of 700 W",
+    twin_at="throughput.undisturbed",
+)
 def c09():
     return watched(card(OURS, limit=300, frames=[working(os.getpid())]))
 
 
-@on_nvml("C10n", "uncorrected memory error between first and last reading", must=FAIL, at="native.hardware",
-         words="ecc_uncorrected +2")
+@on_nvml(
+    "C10n",
+    "uncorrected memory error between first and last reading",
+    must=FAIL,
+    at="native.hardware",
+    words="ecc_uncorrected +2",
+)
 def c10n():
     return watched(ours(ecc=[5, 2]))
 
@@ -265,14 +359,24 @@ def c10n():
 WSL = ("processes", "ecc", "rows")
 
 
-@on_nvml("W01", "a driver that sees no memory of ours; the twin lacks ECC and processes, as WSL and GeForce do", must=FAIL,
-         at="native.driver_view", twin=lambda: watched(card(OURS, missing=WSL, frames=[working(1)])))
+@on_nvml(
+    "W01",
+    "a driver that sees no memory of ours; the twin lacks ECC and processes, as WSL and GeForce do",
+    must=FAIL,
+    at="native.driver_view",
+    twin=lambda: watched(card(OURS, missing=WSL, frames=[working(1)])),
+)
 def w01():
     return watched(card(OURS, missing=WSL, frames=[working(1, used=100_000_000)]))
 
 
-@on_nvml("W02", "Windows: a hog is not told apart from a desktop, our memory is missing", must=FAIL,
-         at="native.driver_view", twin=lambda: watched(windows(3_500_000_000)))
+@on_nvml(
+    "W02",
+    "Windows: a hog is not told apart from a desktop, our memory is missing",
+    must=FAIL,
+    at="native.driver_view",
+    twin=lambda: watched(windows(3_500_000_000)),
+)
 def w02():
     return watched(windows(100_000_000))
 

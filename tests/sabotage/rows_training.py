@@ -171,16 +171,25 @@ def b16o():
     return trained(built(other))
 
 
-@on_run("B19", "bfloat16 autocast declared and not active", at="native.precision", words="put out float32",
-        twin=rehearsal_in_bfloat16)
+@on_run(
+    "B19",
+    "bfloat16 autocast declared and not active",
+    at="native.precision",
+    words="put out float32",
+    twin=rehearsal_in_bfloat16,
+)
 def b19():
     from kit.train import loop
 
     return trained(mock.patch.object(loop, "autocast", lambda config: contextlib.nullcontext()), dtype="bfloat16")
 
 
-@on_run("B19b", "autocast around the whole loop: weights of the first step for ever", at="native.cpu_agreement",
-        twin=rehearsal_in_bfloat16)
+@on_run(
+    "B19b",
+    "autocast around the whole loop: weights of the first step for ever",
+    at="native.cpu_agreement",
+    twin=rehearsal_in_bfloat16,
+)
 def b19b():
     real = measure._timed
 
@@ -213,8 +222,15 @@ def b27c():
     return on_data(["a"] * 40)
 
 
-@row("B29", "evaluation mode: a warning", seam="whole run", must=FAIL, at="learning.mode", twin=rehearsal,
-     twin_at="learning.mode")
+@row(
+    "B29",
+    "evaluation mode: a warning",
+    seam="whole run",
+    must=FAIL,
+    at="learning.mode",
+    twin=rehearsal,
+    twin_at="learning.mode",
+)
 def b29():
     return trained(built(lambda state: state.model.eval()))
 
@@ -280,15 +296,26 @@ def b08w():
     return judged(healthy().with_samples(power_w=idle.power_w, clock_mhz=idle.clock_mhz, utilization=1.0))
 
 
-@row("B20", "bfloat16 on a card that emulates it: said beside the figures", seam="recorded run", must=INCONCLUSIVE,
-     at="throughput.dtype", words="emulates", twin=lambda: judged(healthy().with_config(dtype="tf32")),
-     twin_at="throughput.dtype")
+@row(
+    "B20",
+    "bfloat16 on a card that emulates it: said beside the figures",
+    seam="recorded run",
+    must=INCONCLUSIVE,
+    at="throughput.dtype",
+    words="emulates",
+    twin=lambda: judged(healthy().with_config(dtype="tf32")),
+    twin_at="throughput.dtype",
+)
 def b20():
     return judged(healthy().with_config(dtype="bfloat16").with_run(compute_capability=(7, 5)))
 
 
-@on_record("B21", "the losses of different batches rise in a healthy run; sabotaged, the fixed batch rises",
-           at="learning.canary", twin=lambda: judged(healthy().with_steps(loss=lambda s: s.loss)))
+@on_record(
+    "B21",
+    "the losses of different batches rise in a healthy run; sabotaged, the fixed batch rises",
+    at="learning.canary",
+    twin=lambda: judged(healthy().with_steps(loss=lambda s: s.loss)),
+)
 def b21():
     return judged(healthy().with_part("learning", canary_after=10.9))
 
@@ -303,8 +330,12 @@ def b24():
     return judged(healthy().with_steps(tokens=300))
 
 
-@on_record("B33", "kernels that add in changing order; sabotaged, they differ deterministically too", at="native.replay",
-           twin=lambda: judged(varied(True)))
+@on_record(
+    "B33",
+    "kernels that add in changing order; sabotaged, they differ deterministically too",
+    at="native.replay",
+    twin=lambda: judged(varied(True)),
+)
 def b33():
     return judged(varied(False))
 
@@ -342,9 +373,12 @@ def b03m():
     return audited(lambda model: setattr(model[1], "running_mean", torch.empty(4, device="meta")))
 
 
-@on_model("B04", "device_map offloads a module; the twin has everything on the device (B05)",
-          words="module 1 on disk (hf_device_map)",
-          twin=lambda: audited(lambda model: setattr(model, "hf_device_map", {"0": "cpu", "1": "cpu"})))
+@on_model(
+    "B04",
+    "device_map offloads a module; the twin has everything on the device (B05)",
+    words="module 1 on disk (hf_device_map)",
+    twin=lambda: audited(lambda model: setattr(model, "hf_device_map", {"0": "cpu", "1": "cpu"})),
+)
 def b04():
     return audited(lambda model: setattr(model, "hf_device_map", {"0": "cpu", "1": "disk"}))
 
@@ -364,8 +398,12 @@ def lied():
 on_lie = functools.partial(row, seam="site + nvml", must=FAIL, twin=rehearsal, is_slow=True)
 
 
-@on_lie("B01", "model on the CPU, configuration says cuda: the first parameter by name", at="native.placement",
-        words="parameter transformer.wte.weight on cpu")
+@on_lie(
+    "B01",
+    "model on the CPU, configuration says cuda: the first parameter by name",
+    at="native.placement",
+    words="parameter transformer.wte.weight on cpu",
+)
 def b01():
     return lied()
 
@@ -380,8 +418,16 @@ def b08d():
     return lied()
 
 
-@row("B01s", "device=cuda on a machine whose torch has no usable GPU: refused before any step", seam="process",
-     must=FAIL, at="error", words=("no usable CUDA device", "python -m kit check"), twin=rehearsal, is_slow=True)
+@row(
+    "B01s",
+    "device=cuda on a machine whose torch has no usable GPU: refused before any step",
+    seam="process",
+    must=FAIL,
+    at="error",
+    words=("no usable CUDA device", "python -m kit check"),
+    twin=rehearsal,
+    is_slow=True,
+)
 def b01s():
     return child("train", "--device", "cuda", "--model", "tiny", "--steps", "2", env={"CUDA_VISIBLE_DEVICES": ""})[1]
 
@@ -403,8 +449,9 @@ def control_said(**changes):
     return Said.of(Verdict.of([control_check(record)]))
 
 
-on_control = functools.partial(row, seam="child process", must=INVALID, at="integrity.negative_control", twin=control_said,
-                               is_slow=True)
+on_control = functools.partial(
+    row, seam="child process", must=INVALID, at="integrity.negative_control", twin=control_said, is_slow=True
+)
 
 
 @on_control("N1", "a detector that cannot see: the control comes out clean")

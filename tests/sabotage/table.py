@@ -62,7 +62,9 @@ def attempt(row: Row, *, twins: dict | None = None) -> Tried:
     if row.twin not in twins:
         twins[row.twin] = refused(row.twin)
     problems = [*_of_sabotage(row, said), *_of_twin(row, twins[row.twin])]
-    return Tried(row, _short(said, row.at), _twin_short(row, twins[row.twin]), tuple(problems), time.perf_counter() - began)
+    return Tried(
+        row, _short(said, row.at), _twin_short(row, twins[row.twin]), tuple(problems), time.perf_counter() - began
+    )
 
 
 def _of_sabotage(row, said):
@@ -104,8 +106,10 @@ def _twin_short(row, said):
 
 def markdown(tried):
     """The table of what was tried, in the matrix's order."""
-    lines = ["| id | sabotage | seam | said of it | said of its healthy twin | right |",
-             "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| id | sabotage | seam | said of it | said of its healthy twin | right |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for one in sorted(tried, key=lambda one: one.row.id):
         right = "yes" if not one.problems else "**no**: " + "; ".join(one.problems).replace("|", "/")[:300]
         lines.append(f"| {one.row.id} | {one.row.what} | {one.row.seam} | {one.said} | {one.twin_said} | {right} |")

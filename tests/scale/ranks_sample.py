@@ -35,7 +35,9 @@ class Sample:
         return self.with_rank(rank, run=dataclasses.replace(self.ranks[rank].run, **changes))
 
     def with_rank(self, number, **changes):
-        return dataclasses.replace(self, ranks={**self.ranks, number: dataclasses.replace(self.ranks[number], **changes)})
+        return dataclasses.replace(
+            self, ranks={**self.ranks, number: dataclasses.replace(self.ranks[number], **changes)}
+        )
 
     def without(self, rank):
         return dataclasses.replace(self, ranks={number: left for number, left in self.ranks.items() if number != rank})

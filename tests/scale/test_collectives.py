@@ -136,8 +136,12 @@ def test_a_rank_that_adds_nothing_is_found(measured):
 
 @pytest.mark.gpu
 def test_one_gpu_alone_is_measured_over_nccl():
-    (told,) = ranks("""
+    (told,) = ranks(
+        """
 rows = collectives.measure_all_reduce("cuda", [2**20, 2**22])
 tell(sizes=[row.size_bytes for row in rows], sum=collectives.check_sum("cuda"))
-""", count=1, backend="nccl")
+""",
+        count=1,
+        backend="nccl",
+    )
     assert told == {"sizes": [2**20, 2**22], "sum": [1.0, 1.0]}

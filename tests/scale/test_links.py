@@ -128,8 +128,11 @@ class FakeNvml(types.ModuleType):
             speed = self.gpus[gpu].get("speed") or self.gpus[gpu].get("common", 0) if is_told else 999
             if isinstance(speed, dict):
                 speed = speed[field[1]]
-            values.append(types.SimpleNamespace(nvmlReturn=0 if is_told else 3, valueType=1,
-                                                value=types.SimpleNamespace(uiVal=speed)))
+            values.append(
+                types.SimpleNamespace(
+                    nvmlReturn=0 if is_told else 3, valueType=1, value=types.SimpleNamespace(uiVal=speed)
+                )
+            )
         return values
 
     def fake_DeviceGetTopologyCommonAncestor(self, first, second):

@@ -59,7 +59,11 @@ def test_a_rank_that_trained_on_another_gpu_than_it_took_is_a_fail():
 def test_a_rank_on_the_cpu_is_a_fail_that_names_it():
     sample = healthy()
     config = dataclasses.replace(sample.run.config, device="cpu")
-    checks = sample.with_record(1, device="cpu", device_uuid=None, trained_uuid=None).with_training(1, config=config).checks()
+    checks = (
+        sample.with_record(1, device="cpu", device_uuid=None, trained_uuid=None)
+        .with_training(1, config=config)
+        .checks()
+    )
     assert checks["native.ranks_devices"].outcome is Outcome.FAIL
     assert "rank 1 is on cpu" in checks["native.ranks_devices"].found
 
@@ -143,9 +147,11 @@ def test_the_loss_of_a_global_batch_is_the_mean_over_the_ranks():
 # --- who holds the others up --------------------------------------------------------
 
 WAITS = 'Thread 0x1 (most recent call first):\n  File "/v/torch/autograd/graph.py", line 824 in _engine_run_backward\n'
-SLEEPS = ('Thread 0x2 (most recent call first):\n  File "/home/me/kit/telemetry.py", line 9 in _run\n\n'
-          'Thread 0x1 (most recent call first):\n  File "/home/me/loader.py", line 12 in fetch\n'
-          '  File "/v/torch/autograd/graph.py", line 1 in deeper\n')
+SLEEPS = (
+    'Thread 0x2 (most recent call first):\n  File "/home/me/kit/telemetry.py", line 9 in _run\n\n'
+    'Thread 0x1 (most recent call first):\n  File "/home/me/loader.py", line 12 in fetch\n'
+    '  File "/v/torch/autograd/graph.py", line 1 in deeper\n'
+)
 
 
 def test_the_rank_that_does_not_wait_is_the_culprit_and_its_place_is_named_without_folders():

@@ -64,10 +64,39 @@ def test_two_ranks_train_one_model_and_each_is_judged(tmp_path, parallel):
 @pytest.mark.slow
 def test_under_torchrun_rank_0_answers_for_all():
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    words = ["--device", "cpu", "--model", "tiny", "--steps", "5", "--seq-len", "16", "--batch-size", "2", "--lr", "1e-3"]
+    words = [
+        "--device",
+        "cpu",
+        "--model",
+        "tiny",
+        "--steps",
+        "5",
+        "--seq-len",
+        "16",
+        "--batch-size",
+        "2",
+        "--lr",
+        "1e-3",
+    ]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "kit", "train", "--json",
-         *words], env=environment, capture_output=True, text=True, encoding="utf-8", timeout=300,
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            "-m",
+            "kit",
+            "train",
+            "--json",
+            *words,
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     answer = json.loads(done.stdout)
@@ -84,7 +113,10 @@ def test_a_killed_rank_is_named_and_the_others_evidence_is_kept(tmp_path, fault)
     # It was ended in its third step, after the exchange: rank 0 may have finished that one.
     assert len(result.ranks[1].steps) == 2 and len(result.ranks[0].steps) in (2, 3)
     checks = {check.id: check for check in result.verdict.checks}
-    assert checks["integrity.ranks_complete"].outcome is Outcome.FAIL and "rank 1" in checks["integrity.ranks_complete"].found
+    assert (
+        checks["integrity.ranks_complete"].outcome is Outcome.FAIL
+        and "rank 1" in checks["integrity.ranks_complete"].found
+    )
     # Both came as far as to say which device they had.
     assert checks["native.ranks_present"].outcome is Outcome.PASS
     assert leftovers(tmp_path) == []
@@ -102,8 +134,23 @@ def test_a_rank_that_hangs_is_named_with_its_place_and_nothing_is_left_behind(tm
 @pytest.mark.slow
 def test_ranks_end_with_the_one_who_started_them(tmp_path):
     """A scheduler may end the kit with a signal that nobody can catch."""
-    words = ["train", "--gpus", "2", "--device", "cpu", "--model", "tiny", "--steps", "5000", "--seq-len", "16", "--out"]
-    process = subprocess.Popen([sys.executable, "-m", "kit", *words, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    words = [
+        "train",
+        "--gpus",
+        "2",
+        "--device",
+        "cpu",
+        "--model",
+        "tiny",
+        "--steps",
+        "5000",
+        "--seq-len",
+        "16",
+        "--out",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kit", *words, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
     steps = tmp_path / "rank-1" / "steps.jsonl"
     wait_for(lambda: steps.is_file() and steps.stat().st_size > 0, 120)
     assert leftovers(tmp_path) != []
@@ -133,7 +180,10 @@ def test_the_speed_is_measured_on_one_and_two_ranks(tmp_path):
     result = scale(plan, out=tmp_path)
     rows = result.scaling.rows
     assert [(row.mode, row.world_size, row.batch_size, row.parallel) for row in rows] == [
-        ("weak", 1, 2, "none"), ("weak", 2, 2, "ddp"), ("strong", 2, 1, "ddp")]
+        ("weak", 1, 2, "none"),
+        ("weak", 2, 2, "ddp"),
+        ("strong", 2, 1, "ddp"),
+    ]
     assert all(row.outcome == "ok" and len(row.block_step_s) == 2 for row in rows)
     assert [len(row.block_compute_s) for row in rows] == [0, 2, 2]
     assert from_csv((tmp_path / "scaling.csv").read_text(encoding="utf-8")) == rows
@@ -156,7 +206,9 @@ def test_more_ranks_than_gpus_name_the_rank_and_the_number_of_gpus(monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    group = Group("cuda", "ddp", {"RANK": "2", "LOCAL_RANK": "2", "WORLD_SIZE": "3", "MASTER_ADDR": "h", "MASTER_PORT": "1"})
+    group = Group(
+        "cuda", "ddp", {"RANK": "2", "LOCAL_RANK": "2", "WORLD_SIZE": "3", "MASTER_ADDR": "h", "MASTER_PORT": "1"}
+    )
     with pytest.raises(Exception, match="rank 2 is number 2 on its node, which shows 2 GPUs") as error:
         group.start()
     assert error.value.exit_code == 1 and "at most 2 ranks" in error.value.todo
@@ -182,18 +234,31 @@ def test_ranks_without_gpus_fail_by_name(tmp_path):
     assert "rank 0" in {check.id: check for check in result.verdict.checks}["native.ranks_devices"].found
 
 
-@pytest.mark.parametrize("environment", [
-    {"RANK": "0", "WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"},
-    {"RANK": "x", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"}])
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RANK": "0", "WORLD_SIZE": "2"},
+        {"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"},
+        {"RANK": "x", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"},
+    ],
+)
 def test_an_environment_that_makes_no_sense_is_a_usage_error(environment):
     with pytest.raises(UsageError, match="the environment says"):
         place(environment)
 
 
-@pytest.mark.parametrize(("changes", "found"), [
-    ({"gpus": (2, 4)}, "gpus="), ({"gpus": (1, 4, 2)}, "gpus="), ({"gpus": ()}, "gpus="), ({"modes": ("both",)}, "modes="),
-    ({"parallel": "tp"}, "parallel="), ({"blocks": 0}, "blocks="),
-    ({"config": dataclasses.replace(TINY, engine="graphed")}, "engine=")])
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"gpus": (2, 4)}, "gpus="),
+        ({"gpus": (1, 4, 2)}, "gpus="),
+        ({"gpus": ()}, "gpus="),
+        ({"modes": ("both",)}, "modes="),
+        ({"parallel": "tp"}, "parallel="),
+        ({"blocks": 0}, "blocks="),
+        ({"config": dataclasses.replace(TINY, engine="graphed")}, "engine="),
+    ],
+)
 def test_a_plan_that_cannot_be_measured_is_refused(changes, found):
     with pytest.raises(UsageError, match=found):
         ScalePlan(**{"gpus": (1, 2), "config": TINY, **changes})

@@ -17,9 +17,7 @@ def package(folder, name, version=None, distribution=None):
     if version:
         info = folder / f"{(distribution or name).replace('-', '_')}-{version}.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {distribution or name}\nVersion: {version}\n"
-        )
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution or name}\nVersion: {version}\n")
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,7 @@ from kit.setup.plan import Machine
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_GPU = Machine(Driver(nvml_error="nvidia-smi is not in PATH"), False, "linux_x86_64", (3, 12))
-H100 = Machine(
-    Driver("580.159.04", gpus=(Gpu(0, "NVIDIA H100 80GB HBM3", (9, 0)),)), True, "linux_x86_64", (3, 12)
-)
+H100 = Machine(Driver("580.159.04", gpus=(Gpu(0, "NVIDIA H100 80GB HBM3", (9, 0)),)), True, "linux_x86_64", (3, 12))
 RTX_5090 = Machine(
     Driver("576.88", gpus=(Gpu(0, "NVIDIA GeForce RTX 5090", (12, 0)),)), True, "windows_x86_64", (3, 12)
 )
@@ -110,9 +108,7 @@ def test_an_unreachable_gpu_index_still_asks_for_the_gpu_build(root, built):
 
 
 def test_a_mirror_named_for_pip_is_the_ordinary_index(root, built):
-    fake = Fake(
-        root, reach=("https://mirror.test/simple",), environ={"PIP_INDEX_URL": "https://mirror.test/simple"}
-    )
+    fake = Fake(root, reach=("https://mirror.test/simple",), environ={"PIP_INDEX_URL": "https://mirror.test/simple"})
     fake.ensure("report --device cpu")
     assert built[0]["patience"] == ()
 
@@ -126,12 +122,7 @@ def test_the_plan_is_said_with_its_reason_before_the_work(root, built):
     fake = Fake(root, H100, reach=("https://",))
     fake.ensure("report")
     plan = "\n".join(fake.said)
-    assert (
-        "torch===" in plan
-        and "NVIDIA H100 80GB HBM3" in plan
-        and "580.159.04" in plan
-        and ".venv-gpu" in plan
-    )
+    assert "torch===" in plan and "NVIDIA H100 80GB HBM3" in plan and "580.159.04" in plan and ".venv-gpu" in plan
 
 
 def test_a_second_run_builds_nothing(root, built):
@@ -239,7 +230,5 @@ def test_going_on_replaces_the_process_and_keeps_arguments_and_exit_code(tmp_pat
         "import sys; from pathlib import Path; from kit.setup.enter import go_on\n"
         "go_on(Path(sys.argv[1]), ['report', 'a b'])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(python)], cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", program, str(python)], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout.strip(), done.returncode) == (f"-m kit report a b {ROOT}", 3)

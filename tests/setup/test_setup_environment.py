@@ -87,9 +87,7 @@ def serves(environment, root, kinds=("cpu",)):
 def test_a_built_environment_serves(root):
     environment, pip = build(root)
     assert serves(environment, root)
-    assert ["venv" in pip.commands[0], "torch==2.13.0" in pip.commands[1], "-r" in pip.commands[2]] == [
-        True
-    ] * 3
+    assert ["venv" in pip.commands[0], "torch==2.13.0" in pip.commands[1], "-r" in pip.commands[2]] == [True] * 3
 
 
 def test_torch_comes_from_its_index_and_the_rest_from_the_ordinary_one(root):

@@ -86,8 +86,18 @@ def test_only_raw_losses_are_kept():
 # --- in a report --------------------------------------------------------------------
 
 RUN = RunRecord(
-    run_id="r", nonce="n", reviewer_nonce=None, kit_version="0", code={}, device="cuda", expectation=Expectation("cuda"),
-    parameters={}, notebooks=(), state="COMPLETE", started_utc="", ended_utc="",
+    run_id="r",
+    nonce="n",
+    reviewer_nonce=None,
+    kit_version="0",
+    code={},
+    device="cuda",
+    expectation=Expectation("cuda"),
+    parameters={},
+    notebooks=(),
+    state="COMPLETE",
+    started_utc="",
+    ended_utc="",
 )
 SHORT = ShortRun("captured", "float32", False, "", 9.5, 6.1, 0.2, 1.9, 1.0, 0.14, 1.18, 56, (4.0,) * 14)
 
@@ -122,8 +132,10 @@ def test_a_report_judges_the_raw_losses_again():
 def test_every_measured_engine_of_a_report_must_have_been_compared():
     card = Ceilings("NVIDIA H100")
     row = Row(4, 64, "bfloat16", "gpt2", "ok", block_step_s=(0.003,), engine="graphed")
-    files = {f"raw/{name}.json": dumps(value).encode()
-             for name, value in {"run": RUN, "losses": record(engine()), "sweep": {"ceilings": card}}.items()}
+    files = {
+        f"raw/{name}.json": dumps(value).encode()
+        for name, value in {"run": RUN, "losses": record(engine()), "sweep": {"ceilings": card}}.items()
+    }
     check = same_losses_of(conclude({**files, "raw/sweep.csv": to_csv([row], card).encode()}))
     assert check.outcome is Outcome.INCONCLUSIVE and "graphed in bfloat16" in check.found
 

@@ -21,7 +21,14 @@ H100 = Ceilings("NVIDIA H100", {"float32": 50.9e12}, {"float32": "8192"}, 2.96e1
 
 
 def plan(**changes):
-    defaults = {"batch_sizes": (1, 2), "seq_lens": (16, 32), "model": "tiny", "device": "cpu", "blocks": 2, "block_s": 0.01}
+    defaults = {
+        "batch_sizes": (1, 2),
+        "seq_lens": (16, 32),
+        "model": "tiny",
+        "device": "cpu",
+        "blocks": 2,
+        "block_s": 0.01,
+    }
     return SweepPlan(**{**defaults, **changes})
 
 
@@ -39,10 +46,19 @@ def test_the_shuffle_is_frozen():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"batch_sizes": ()}, {"batch_sizes": (4, 4)}, {"seq_lens": (512,)}, {"dtypes": ("fp7",)}, {"blocks": 0},
-        {"more_points": ((1, 16, "float32"),)}, {"more_points": ((4, 16, "float32"), [4, 16, "float32"])},
-        {"more_points": ((4, 16),)}, {"more_points": ("4x16",)}, {"more_points": (4,)},
-        {"more_points": ((4, 16, "fp7"),)}, {"more_points": ((4, 512, "float32"),)}, {"more_points": (("4", 16, "float32"),)},
+        {"batch_sizes": ()},
+        {"batch_sizes": (4, 4)},
+        {"seq_lens": (512,)},
+        {"dtypes": ("fp7",)},
+        {"blocks": 0},
+        {"more_points": ((1, 16, "float32"),)},
+        {"more_points": ((4, 16, "float32"), [4, 16, "float32"])},
+        {"more_points": ((4, 16),)},
+        {"more_points": ("4x16",)},
+        {"more_points": (4,)},
+        {"more_points": ((4, 16, "fp7"),)},
+        {"more_points": ((4, 512, "float32"),)},
+        {"more_points": (("4", 16, "float32"),)},
     ],
 )
 def test_an_impossible_plan_is_refused_before_anything_runs(changes):
@@ -59,7 +75,9 @@ def test_points_beside_the_grid_are_measured_by_every_engine():
     assert set(smallest) == {(1, 16, dtype, engine) for dtype in ("float32", "bfloat16") for engine in grid.engines}
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no kernel image"), KeyError("graph"), AssertionError(), ImportError("triton")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no kernel image"), KeyError("graph"), AssertionError(), ImportError("triton")]
+)
 def test_whatever_an_engine_raises_is_a_row_and_the_sweep_goes_on(error):
     def measure(config):
         raise error
@@ -87,7 +105,7 @@ def test_out_of_memory_behind_another_error_is_out_of_memory():
         try:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         except torch.cuda.OutOfMemoryError:
-            raise RuntimeError("operation failed due to a previous error during capture")
+            raise RuntimeError("operation failed due to a previous error during capture") from None
 
     assert {(row.outcome, row.reason) for row in rows_of(plan(), measure)} == {("oom", "CUDA out of memory")}
 
@@ -127,7 +145,13 @@ def test_a_home_folder_in_a_compilers_message_is_not_kept(monkeypatch, tmp_path)
 def test_a_row_in_words_says_measured_floor_ratio_and_both_peaks():
     card = dataclasses.replace(H100, datasheet_flop_per_s={"float32": 66.9e12})
     text = words(GOOD, card)
-    for part in ("4 × 64 by eager in float32: 50.0 ms", "floor 3.7", "7.5 %", "66.9 TFLOP/s published", "50.9 TFLOP/s measured"):
+    for part in (
+        "4 × 64 by eager in float32: 50.0 ms",
+        "floor 3.7",
+        "7.5 %",
+        "66.9 TFLOP/s published",
+        "50.9 TFLOP/s measured",
+    ):
         assert part in text
     assert words(OOM, card).endswith("out of memory")
     assert "MFU unknown" in words(GOOD, Ceilings("Some GPU")) and "floor unknown" in words(GOOD, Ceilings("Some GPU"))
@@ -142,16 +166,27 @@ def test_progress_says_how_much_is_left():
 
 
 def test_ceilings_of_older_files_still_read():
-    old = {"device_name": "NVIDIA H100", "matmul_flop_per_s": {"bfloat16": 750e12}, "matmul_shape": {"bfloat16": "8192"},
-           "copy_bytes_per_s": 3e12, "launch_s": 9e-6, "datasheet_flop_per_s": {"bfloat16": 989e12}}
+    old = {
+        "device_name": "NVIDIA H100",
+        "matmul_flop_per_s": {"bfloat16": 750e12},
+        "matmul_shape": {"bfloat16": "8192"},
+        "copy_bytes_per_s": 3e12,
+        "launch_s": 9e-6,
+        "datasheet_flop_per_s": {"bfloat16": 989e12},
+    }
     assert from_json(Ceilings, old).attention_flop_per_s is None
 
 
 def test_the_better_of_two_readings_is_kept_where_both_have_one():
-    first = dataclasses.replace(H100, matmul_flop_per_s={"float32": 1.0, "float16": 2.0}, matmul_shape={"float32": "a", "float16": "b"})
+    first = dataclasses.replace(
+        H100, matmul_flop_per_s={"float32": 1.0, "float16": 2.0}, matmul_shape={"float32": "a", "float16": "b"}
+    )
     second = dataclasses.replace(H100, matmul_flop_per_s={"float32": 3.0}, matmul_shape={"float32": "c"}, launch_s=1.0)
     found = higher(first, second)
-    assert found.matmul_flop_per_s == {"float32": 3.0, "float16": 2.0} and found.matmul_shape == {"float32": "c", "float16": "b"}
+    assert found.matmul_flop_per_s == {"float32": 3.0, "float16": 2.0} and found.matmul_shape == {
+        "float32": "c",
+        "float16": "b",
+    }
     assert found.launch_s == H100.launch_s
 
 

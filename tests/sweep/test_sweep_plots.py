@@ -28,8 +28,11 @@ def test_each_engine_has_a_line_of_its_own():
 
 
 def test_no_two_lines_look_alike():
-    rows = [dataclasses.replace(ROW, engine=engine, dtype=dtype, seq_len=tokens)
-            for engine in ("trainer", "eager", "compiled", "graphed") for dtype, tokens in (("bfloat16", 64), ("bfloat16", 1024), ("float32", 64))]
+    rows = [
+        dataclasses.replace(ROW, engine=engine, dtype=dtype, seq_len=tokens)
+        for engine in ("trainer", "eager", "compiled", "graphed")
+        for dtype, tokens in (("bfloat16", 64), ("bfloat16", 1024), ("float32", 64))
+    ]
     lost = dataclasses.replace(ROW, engine="captured", outcome="missing", block_step_s=())
     (axis,) = plots.sweep_throughput([*rows, lost], CARD, caption="H100").axes
     looks = [(bar.lines[0].get_color(), bar.lines[0].get_marker()) for bar in axis.containers]

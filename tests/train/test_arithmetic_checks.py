@@ -41,10 +41,14 @@ def test_the_observed_precision_has_to_be_the_declared_one(dtype, observed, put_
 
 def test_autocast_that_is_declared_and_not_active_fails():
     """B19: the run's own layers put out float32, whatever a test product does under the kit's autocast."""
-    sample = healthy().with_config(dtype="bfloat16").with_part("precision", observed="bfloat16", output_dtype="bfloat16")
+    sample = (
+        healthy().with_config(dtype="bfloat16").with_part("precision", observed="bfloat16", output_dtype="bfloat16")
+    )
     check = precise(sample)
     assert check.outcome is FAIL and "matrix layers put out float32" in check.found
-    mixed = sample.with_audits(product_dtypes={"bfloat16": 49}).with_audits(14, product_dtypes={"bfloat16": 48, "float32": 1})
+    mixed = sample.with_audits(product_dtypes={"bfloat16": 49}).with_audits(
+        14, product_dtypes={"bfloat16": 48, "float32": 1}
+    )
     assert precise(mixed).outcome is FAIL
     assert precise(sample.with_audits(product_dtypes={"bfloat16": 49})).outcome is PASS
 

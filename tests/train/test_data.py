@@ -71,38 +71,44 @@ def test_every_row_form_is_read(tmp_path):
     assert data.load_texts(write(tmp_path, "a.txt", "one\n\n  two\n")).texts == ("one", "  two")
 
 
-@pytest.mark.parametrize("name, content", [
-    ("a.jsonl", '{"text": "é\u2028b"}\r\n{"text": "zwei"}\r\n\r\n'),
-    ("a.json", '[{"text": "é\u2028b"},\r\n"zwei"]\r\n'),
-    ("A.TXT", "é\u2028b\r\nzwei\r\n"),
-])
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("a.jsonl", '{"text": "é\u2028b"}\r\n{"text": "zwei"}\r\n\r\n'),
+        ("a.json", '[{"text": "é\u2028b"},\r\n"zwei"]\r\n'),
+        ("A.TXT", "é\u2028b\r\nzwei\r\n"),
+    ],
+)
 def test_bom_crlf_and_line_separator_survive(tmp_path, name, content):
     path = write(tmp_path, name, b"\xef\xbb\xbf" + content.encode("utf-8"))
     assert data.load_texts(path).texts == ("é\u2028b", "zwei")
 
 
-@pytest.mark.parametrize("line, reason", [
-    (b"", "is blank"),
-    (b"  \t", "is blank"),
-    (b'{"text": "a"', "is no JSON: Expecting ',' delimiter at column 13"),
-    (b'{"text": NaN}', "NaN is not JSON"),
-    (b'{"text": "a", "text": "b"}', "a key stands twice"),
-    (b"[" * 200_000, "nested too deeply"),
-    (b'["a"]', "is of type list, not an object"),
-    (b'"a"', "is of type str, not an object"),
-    (b"{}", "lacks prompt, final_answer, steps"),
-    (b'{"prompt": "a", "final_answer": "b"}', "lacks steps"),
-    (b'{"prompt": "a", "final_answer": "b", "steps": ["c"]}', "has steps that are not a list of objects"),
-    (b'{"prompt": "a", "final_answer": "b", "steps": [{"content": 1}]}', "has a step's content of type int"),
-    (b'{"prompt": "a", "final_answer": 4, "steps": []}', "has final_answer of type int, not text"),
-    (b'{"text": null}', "has text of type NoneType, not text"),
-    (b'{"text": " "}', "has text that is empty"),
-    (b'{"prompts": []}', "has prompts that are not a list of texts"),
-    (b'{"prompts": ["a", 5]}', "has a prompt of type int"),
-    (b'{"text": "\\ud800"}', "has text with half a surrogate pair"),
-    (b'{"text": "\xff"}', "is not UTF-8: byte 0xff at position 10"),
-    (b'{"text": "' + b"a" * texts.MAX_LINE_BYTES + b'"}', "bytes, more than 1048576"),
-])
+@pytest.mark.parametrize(
+    "line, reason",
+    [
+        (b"", "is blank"),
+        (b"  \t", "is blank"),
+        (b'{"text": "a"', "is no JSON: Expecting ',' delimiter at column 13"),
+        (b'{"text": NaN}', "NaN is not JSON"),
+        (b'{"text": "a", "text": "b"}', "a key stands twice"),
+        (b"[" * 200_000, "nested too deeply"),
+        (b'["a"]', "is of type list, not an object"),
+        (b'"a"', "is of type str, not an object"),
+        (b"{}", "lacks prompt, final_answer, steps"),
+        (b'{"prompt": "a", "final_answer": "b"}', "lacks steps"),
+        (b'{"prompt": "a", "final_answer": "b", "steps": ["c"]}', "has steps that are not a list of objects"),
+        (b'{"prompt": "a", "final_answer": "b", "steps": [{"content": 1}]}', "has a step's content of type int"),
+        (b'{"prompt": "a", "final_answer": 4, "steps": []}', "has final_answer of type int, not text"),
+        (b'{"text": null}', "has text of type NoneType, not text"),
+        (b'{"text": " "}', "has text that is empty"),
+        (b'{"prompts": []}', "has prompts that are not a list of texts"),
+        (b'{"prompts": ["a", 5]}', "has a prompt of type int"),
+        (b'{"text": "\\ud800"}', "has text with half a surrogate pair"),
+        (b'{"text": "\xff"}', "is not UTF-8: byte 0xff at position 10"),
+        (b'{"text": "' + b"a" * texts.MAX_LINE_BYTES + b'"}', "bytes, more than 1048576"),
+    ],
+)
 def test_malformed_line_is_named_with_number_and_reason(tmp_path, line, reason):
     path = write(tmp_path, "a.jsonl", b'{"text": "fine"}\n' + line + b'\n{"text": "fine"}\n')
     found = error_of(path)
@@ -116,24 +122,30 @@ def test_all_malformed_lines_are_counted_and_three_named(tmp_path):
     assert [f"line {n}:" in found for n in range(1, 6)] == [False, True, True, True, False]
 
 
-@pytest.mark.parametrize("content, reason", [
-    ('{"prompts": 3}', "is neither a list nor an object"),
-    ('"text"', "is neither a list nor an object"),
-    ("[1,\n2,,]", "is no JSON: Expecting value at line 2, column 3"),
-    ('["a", "", {"text": 3}]', "2 malformed row(s): row 2: has text that is empty; row 3:"),
-    ("[]", "holds no text"),
-])
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        ('{"prompts": 3}', "is neither a list nor an object"),
+        ('"text"', "is neither a list nor an object"),
+        ("[1,\n2,,]", "is no JSON: Expecting value at line 2, column 3"),
+        ('["a", "", {"text": 3}]', "2 malformed row(s): row 2: has text that is empty; row 3:"),
+        ("[]", "holds no text"),
+    ],
+)
 def test_malformed_document_is_refused(tmp_path, content, reason):
     assert reason in error_of(write(tmp_path, "a.json", content))
 
 
-@pytest.mark.parametrize("name, content, reason", [
-    ("a.jsonl", b"", "is empty"),
-    ("a.jsonl", b"\xef\xbb\xbf\r\n\r\n", "is empty"),
-    ("a.txt", b"\n  \n", "is empty"),
-    ("a.csv", b"text\nfine\n", "ends in '.csv'"),
-    ("a.txt", "fine\n".encode("utf-16"), "is not UTF-8"),
-])
+@pytest.mark.parametrize(
+    "name, content, reason",
+    [
+        ("a.jsonl", b"", "is empty"),
+        ("a.jsonl", b"\xef\xbb\xbf\r\n\r\n", "is empty"),
+        ("a.txt", b"\n  \n", "is empty"),
+        ("a.csv", b"text\nfine\n", "ends in '.csv'"),
+        ("a.txt", "fine\n".encode("utf-16"), "is not UTF-8"),
+    ],
+)
 def test_empty_or_foreign_file_is_refused(tmp_path, name, content, reason):
     assert reason in error_of(write(tmp_path, name, content))
 
@@ -160,15 +172,18 @@ def test_importing_data_loads_neither_torch_nor_tokenizers():
 # --- tokens -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text, ids", [
-    ("Hello world", [15496, 995]),
-    ("Hello, world!", [15496, 11, 995, 0]),
-    (" the", [262]),
-    ("The quick brown fox jumps over", [464, 2068, 7586, 21831, 18045, 625]),
-    (" the lazy dog", [262, 16931, 3290]),
-    ("\n", [198]),
-    ("", []),
-])
+@pytest.mark.parametrize(
+    "text, ids",
+    [
+        ("Hello world", [15496, 995]),
+        ("Hello, world!", [15496, 11, 995, 0]),
+        (" the", [262]),
+        ("The quick brown fox jumps over", [464, 2068, 7586, 21831, 18045, 625]),
+        (" the lazy dog", [262, 16931, 3290]),
+        ("\n", [198]),
+        ("", []),
+    ],
+)
 def test_known_gpt2_ids(text, ids):
     assert GPT2.encode(text) == ids
 
@@ -246,8 +261,9 @@ def test_batches_of_texts_equal_batches_of_their_corpus():
 
 def test_one_pass_holds_every_text_once_and_keeps_the_partial_batch():
     found = take(138)
-    rows = Counter(GPT2.decode(row[mask == 1].tolist())
-                   for b in found for row, mask in zip(b.input_ids, b.attention_mask))
+    rows = Counter(
+        GPT2.decode(row[mask == 1].tolist()) for b in found for row, mask in zip(b.input_ids, b.attention_mask)
+    )
     assert rows == Counter(GPT2.decode(GPT2.encode(text)[:64]) for text in BUILT_IN.texts)
     assert [b.samples for b in found] == [4] * 137 + [2]
     assert [b.epoch for b in take(139)] == [0] * 138 + [1]
@@ -295,11 +311,14 @@ def test_packed_pass_larger_than_the_data_still_fills_its_rows():
     assert found[0].epoch == 1
 
 
-@pytest.mark.parametrize("options, reason", [
-    ({"batch_size": 0}, "batch_size=0"),
-    ({"seq_len": 1}, "seq_len=1"),
-    ({"batch_size": 551}, "batch_size=551 with 550 texts"),
-])
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"seq_len": 1}, "seq_len=1"),
+        ({"batch_size": 551}, "batch_size=551 with 550 texts"),
+    ],
+)
 def test_impossible_batches_are_refused_at_the_call(options, reason):
     with pytest.raises(UsageError, match=reason):
         data.corpus_batches(CORPUS, **({"batch_size": 4, "seq_len": 64, "seed": 42} | options))

@@ -208,7 +208,9 @@ def test_an_uncorrected_error_or_a_pending_remap_fails(name):
 
 def test_counters_are_told_as_differences():
     before = {"ecc_uncorrected": 4, "ecc_corrected": 90}
-    sample = healthy().with_part("telemetry", counters_before=before, counters_after={"ecc_uncorrected": 5, "ecc_corrected": 92})
+    sample = healthy().with_part(
+        "telemetry", counters_before=before, counters_after={"ecc_uncorrected": 5, "ecc_corrected": 92}
+    )
     assert hardware(sample).found == "ecc_uncorrected +1, ecc_corrected +2"
     assert hardware(sample).values == {"ecc_uncorrected": 1, "ecc_corrected": 2}
 

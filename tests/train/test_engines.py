@@ -31,8 +31,15 @@ def llama(**changes):
     from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
     torch.manual_seed(0)
-    sizes = {"vocab_size": 301, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    sizes = {
+        "vocab_size": 301,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+    }
     return LlamaForCausalLM(LlamaConfig(**{**sizes, "bos_token_id": 1, "eos_token_id": 2, **changes})).train()
 
 
@@ -41,8 +48,18 @@ def gpt2(**changes):
     from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel
 
     torch.manual_seed(0)
-    sizes = {"vocab_size": 301, "n_layer": 2, "n_head": 4, "n_embd": 32, "n_positions": 64, "bos_token_id": 1,
-             "eos_token_id": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    sizes = {
+        "vocab_size": 301,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_embd": 32,
+        "n_positions": 64,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    }
     model = GPT2LMHeadModel(GPT2Config(**{**sizes, **changes}))
     model.loss_type = "ForCausalLM"
     return model.train()
@@ -153,8 +170,14 @@ def test_the_kernels_train_as_the_plain_loop_does():
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed here")
     program = "from tests.train.test_engines import compare_kernels; compare_kernels()"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"},
-                          capture_output=True, text=True, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 

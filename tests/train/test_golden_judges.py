@@ -1,6 +1,6 @@
 """What the judges say, word for word, about runs that differ in one thing. After a wanted change of words:
 
-    python tests/train/test_golden_judges.py
+python tests/train/test_golden_judges.py
 """
 
 import dataclasses
@@ -35,7 +35,9 @@ def broken():
                               trainable_parameters=7)  # fmt: skip
     sample = sample.with_part("replay", losses=(1.0,) * 14, matmul_is_equal=False, deterministic_is_equal=False)
     sample = sample.with_part("precision", observed="tf32", relative_error=3e-4)
-    sample = sample.with_part("telemetry", counters_after={"ecc_uncorrected": 2, "ecc_corrected": 5, "remap_pending": 1})
+    sample = sample.with_part(
+        "telemetry", counters_after={"ecc_uncorrected": 2, "ecc_corrected": 5, "remap_pending": 1}
+    )
     sample = sample.with_part("cpu_reference", losses=(10.9, 10.2, 9.7)).with_audits(7, is_training=False)
     return sample.with_run(error="training stopped: out of memory", device_name="NVIDIA GeForce RTX 5090")
 
@@ -68,7 +70,9 @@ def impossible():
 def second_run():
     """Where the baseline was not idle, and the driver tells of no process."""
     sample = healthy().with_samples(own_memory_bytes=None, memory_used_bytes=None, power_w=None, clock_mhz=None)
-    return sample.with_part("telemetry", reserved_before_bytes=10**9).with_audits(product_dtypes={"float16": 1, "bfloat16": 1})
+    return sample.with_part("telemetry", reserved_before_bytes=10**9).with_audits(
+        product_dtypes={"float16": 1, "bfloat16": 1}
+    )
 
 
 def short():
@@ -106,7 +110,9 @@ def lines():
 
 def line(check):
     optional = "" if check.required else " (optional)"
-    return f"{check.outcome} {check.id}{optional} | {check.found} | {check.expected} | {check.todo} | {dict(check.values)}"
+    return (
+        f"{check.outcome} {check.id}{optional} | {check.found} | {check.expected} | {check.todo} | {dict(check.values)}"
+    )
 
 
 def test_the_judges_say_what_they_said():

@@ -66,8 +66,13 @@ def test_one_tensor_elsewhere_is_named(kind):
         optimizer.state[model[0].weight]["exp_avg"] = elsewhere
     if kind == "batch":
         batch = {"ids": [torch.ones(1), (elsewhere,)]}
-    named = {"parameter": "parameter 2.extra", "gradient": "parameter 2.extra", "buffer": "buffer 1.running_mean",
-             "state": "optimizer state exp_avg of 0.weight", "batch": "batch['ids'][1][0]"}
+    named = {
+        "parameter": "parameter 2.extra",
+        "gradient": "parameter 2.extra",
+        "buffer": "buffer 1.running_mean",
+        "state": "optimizer state exp_avg of 0.weight",
+        "batch": "batch['ids'][1][0]",
+    }
     error = refusal(model, optimizer, batch, device="cpu")
     assert error.found == f"{named[kind]} is on meta" and error.todo == "move it with .to('cpu') before training"
 
@@ -138,16 +143,15 @@ def test_optimizer_state_on_another_device_is_found_at_the_first_step():
 @pytest.mark.parametrize("which", ["parameter", "buffer"])
 def test_a_tensor_that_leaves_later_is_found_at_that_step(which):
     model, optimizer = small()
-    with pytest.raises(GpuNotUsable, match="at step 3"):
-        with gpu_guard(model, optimizer, device="cpu") as guard:
-            step(model, optimizer)
-            step(model, optimizer)
-            if which == "buffer":
-                model[1].num_batches_tracked = torch.empty((), device="meta")
-            else:
-                guard._parameters[0] = torch.nn.Parameter(torch.empty(1, device="meta"))
-                model[0].register_parameter("late", guard._parameters[0])
-            guard.after_step()
+    with pytest.raises(GpuNotUsable, match="at step 3"), gpu_guard(model, optimizer, device="cpu") as guard:
+        step(model, optimizer)
+        step(model, optimizer)
+        if which == "buffer":
+            model[1].num_batches_tracked = torch.empty((), device="meta")
+        else:
+            guard._parameters[0] = torch.nn.Parameter(torch.empty(1, device="meta"))
+            model[0].register_parameter("late", guard._parameters[0])
+        guard.after_step()
 
 
 def test_layers_that_are_added_later_are_found_at_the_next_full_look():
@@ -190,6 +194,7 @@ def test_an_output_on_another_device_is_refused():
 
 def test_inputs_may_be_moved_inside_the_model():
     """B07: no fallback, only slower."""
+
     class Moves(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -242,9 +247,8 @@ def test_an_optimizer_without_hooks_is_counted_by_forward_passes():
 
 def test_a_guard_that_saw_no_step_warns():
     model, optimizer = small()
-    with pytest.warns(RuntimeWarning, match="nothing was guarded"):
-        with gpu_guard(model, optimizer, device="cpu"):
-            pass
+    with pytest.warns(RuntimeWarning, match="nothing was guarded"), gpu_guard(model, optimizer, device="cpu"):
+        pass
 
 
 def test_an_error_of_the_loop_itself_passes_through_alone():
@@ -328,8 +332,14 @@ def trainer(folder, callback, **more):
     from transformers import Trainer, TrainingArguments
 
     arguments = TrainingArguments(
-        output_dir=str(folder), use_cpu=True, per_device_train_batch_size=4, report_to=[], save_strategy="no",
-        logging_strategy="no", disable_tqdm=True, **more,
+        output_dir=str(folder),
+        use_cpu=True,
+        per_device_train_batch_size=4,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        **more,
     )
     return Trainer(model=Regression(), args=arguments, train_dataset=Rows(), eval_dataset=Rows(), callbacks=[callback])
 
@@ -355,7 +365,9 @@ def test_the_trainer_on_the_cpu_is_stopped_before_its_first_step(quiet, tmp_path
 def test_samples_are_counted_at_the_model_whatever_the_accumulation(quiet, tmp_path, accumulation):
     """B23, B26: two passes over ten rows are twenty samples; evaluation in between is not training."""
     callback = GpuGuardCallback(device="cpu")
-    run = trainer(tmp_path, callback, num_train_epochs=2, gradient_accumulation_steps=accumulation, eval_strategy="epoch")
+    run = trainer(
+        tmp_path, callback, num_train_epochs=2, gradient_accumulation_steps=accumulation, eval_strategy="epoch"
+    )
     run.train()
     assert callback.samples == 20 and callback.seconds > 0
     assert callback.samples_per_s == pytest.approx(20 / callback.seconds)

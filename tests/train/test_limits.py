@@ -37,22 +37,31 @@ def test_a_run_of_one_step_is_a_run():
 
 
 def test_a_model_of_one_tensor_with_one_number_can_learn():
-    tiny = healthy().with_part("learning", moved_tensors=1, trainable_tensors=1, trainable_parameters=1, total_parameters=1)
+    tiny = healthy().with_part(
+        "learning", moved_tensors=1, trainable_tensors=1, trainable_parameters=1, total_parameters=1
+    )
     assert (tiny.outcome("learning.moved"), tiny.outcome("learning.trainable")) == (PASS, PASS)
-    none = healthy().with_part("learning", moved_tensors=0, trainable_tensors=0, trainable_parameters=0, total_parameters=0)
+    none = healthy().with_part(
+        "learning", moved_tensors=0, trainable_tensors=0, trainable_parameters=0, total_parameters=0
+    )
     assert (none.outcome("learning.moved"), none.outcome("learning.trainable")) == (FAIL, FAIL)
 
 
 def test_a_step_may_begin_a_microsecond_before_the_last_one_ended_and_no_more():
     first, second = healthy().steps[:2]
     for overlap_s, outcome in ((1e-6, PASS), (2e-6, FAIL)):
-        pair = (dataclasses.replace(first, started_s=0.0, step_time_s=overlap_s), dataclasses.replace(second, started_s=0.0))
+        pair = (
+            dataclasses.replace(first, started_s=0.0, step_time_s=overlap_s),
+            dataclasses.replace(second, started_s=0.0),
+        )
         assert dataclasses.replace(healthy(), steps=pair).outcome("integrity.times_ordered") is outcome
 
 
 def test_a_canary_that_fell_by_rounding_alone_has_not_fallen(monkeypatch):
     for after, outcome in ((1 - 1.5e-6, PASS), (1 - 0.5e-6, FAIL)):
-        assert healthy().with_part("learning", canary_before=1.0, canary_after=after).outcome("learning.canary") is outcome
+        assert (
+            healthy().with_part("learning", canary_before=1.0, canary_after=after).outcome("learning.canary") is outcome
+        )
     monkeypatch.setattr(verdict, "CANARY_MIN_FALL", 0.25)
     assert healthy().with_part("learning", canary_before=8.0, canary_after=6.0).outcome("learning.canary") is FAIL
     assert healthy().with_part("learning", canary_before=8.0, canary_after=5.99).outcome("learning.canary") is PASS
@@ -161,7 +170,11 @@ def test_a_check_without_advice_gives_none():
 def test_memory_of_others_may_reach_its_limit_and_no_more():
     def with_used(used, **more):
         idle = dataclasses.replace(healthy().run.telemetry.idle, memory_used_bytes=used, own_memory_bytes=None)
-        return healthy().with_part("telemetry", idle=idle, memory_total_bytes=80 * GIB, **more).outcome("throughput.undisturbed")
+        return (
+            healthy()
+            .with_part("telemetry", idle=idle, memory_total_bytes=80 * GIB, **more)
+            .outcome("throughput.undisturbed")
+        )
 
     assert with_used(2 * GIB) is PASS
     assert with_used(2 * GIB + 1, reserved_before_bytes=None) is INCONCLUSIVE

@@ -111,8 +111,9 @@ def test_products_on_the_cpu_fail_by_either_count():
 
 def test_kernels_that_are_no_products_are_no_training():
     """C13: a spinning kernel fills the device; the products ran elsewhere."""
-    spinning = healthy().with_part("profile", device_time_s=0.08, kernels=5000, matmul_kernels=0, products={"cpu": 147},
-                                   product_flop={"cpu": 1e11})
+    spinning = healthy().with_part(
+        "profile", device_time_s=0.08, kernels=5000, matmul_kernels=0, products={"cpu": 147}, product_flop={"cpu": 1e11}
+    )
     assert kernels(spinning).outcome is FAIL
     assert kernels(recorded().with_part("profile", matmul_kernels=0)).outcome is FAIL
 
@@ -170,7 +171,10 @@ def test_a_large_batch_has_a_larger_budget():
     assert kernels(sample).outcome is PASS
     profiled = healthy().with_part("profile", positions=65536, product_flop=flop)
     assert kernels(profiled.with_part("profile", copied_bytes=2_000_000)).outcome is PASS
-    assert kernels(profiled.with_part("profile", copied_bytes=2_100_000)).found == "2.00 MiB copied between host and device"
+    assert (
+        kernels(profiled.with_part("profile", copied_bytes=2_100_000)).found
+        == "2.00 MiB copied between host and device"
+    )
     without = sample.with_part("profile", positions=None)
     assert kernels(without).outcome is PASS
     assert kernels(without.with_part("profile", copied_bytes=2_100_000)).outcome is FAIL
@@ -203,6 +207,13 @@ def test_a_rehearsal_says_that_the_cpu_did_the_work():
 
 
 def test_at_most_two_contradictions_are_told():
-    nothing = healthy().with_part("profile", device_time_s=0.0, kernels=0, matmul_kernels=0, products={"cpu": 147},
-                                  product_flop={"cpu": 1e11}, copied_bytes=10**9)
+    nothing = healthy().with_part(
+        "profile",
+        device_time_s=0.0,
+        kernels=0,
+        matmul_kernels=0,
+        products={"cpu": 147},
+        product_flop={"cpu": 1e11},
+        copied_bytes=10**9,
+    )
     assert kernels(nothing).found.count(";") == 1

@@ -87,7 +87,9 @@ def test_the_child_is_judged_by_the_same_code_and_flips():
 ])  # fmt: skip
 def test_a_child_without_a_record_is_an_error_with_its_reason(monkeypatch, program, words):
     real = subprocess.run
-    monkeypatch.setattr(control_run.subprocess, "run", lambda command, **more: real([sys.executable, "-c", program], **more))
+    monkeypatch.setattr(
+        control_run.subprocess, "run", lambda command, **more: real([sys.executable, "-c", program], **more)
+    )
     monkeypatch.setattr(control_run, "_TIMEOUT_S", 1)
     with pytest.raises(KitError, match="gave no record") as caught:
         control_run.run_control()
@@ -105,4 +107,6 @@ def test_the_child_hides_every_gpu_and_finds_the_kit_from_any_folder(monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(control_run.subprocess, "run", run)
     assert control_run.run_control().seconds < 5
-    assert seen["CUDA_VISIBLE_DEVICES"] == "" and (DATA.parents[1] / "kit").samefile(Path(seen["PYTHONPATH"].split(os.pathsep)[0], "kit"))
+    assert seen["CUDA_VISIBLE_DEVICES"] == "" and (DATA.parents[1] / "kit").samefile(
+        Path(seen["PYTHONPATH"].split(os.pathsep)[0], "kit")
+    )

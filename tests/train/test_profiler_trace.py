@@ -97,9 +97,17 @@ def test_small_products_and_other_operators_are_no_witness():
     assert cpu_operators(operator(dims=((10, 10), (10, 10)))) == {}
     assert cpu_operators(operator(name="aten::add")) == {}
     small, tied = operator(dims=((10, 10), (10, 10))), operator(id=4)
-    assert cpu_operators(operator(name="aten::add"), tied, small, operator(ts=99.0, id=5), kernel(id=4)) == {"aten::mm": 1}
+    assert cpu_operators(operator(name="aten::add"), tied, small, operator(ts=99.0, id=5), kernel(id=4)) == {
+        "aten::mm": 1
+    }
     assert cpu_operators(operator(dims=())) == {}
-    for name in ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product_flash_attention_for_cpu"):
+    for name in (
+        "aten::mm",
+        "aten::addmm",
+        "aten::bmm",
+        "aten::baddbmm",
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+    ):
         assert cpu_operators(operator(name=name)) == {name: 1}
     assert cpu_operators(operator(dims=((100, 50), (50, 100)))) == {"aten::mm": 1}
     assert cpu_operators(operator(dims=((100, 49), (49, 100)))) == {}
@@ -118,7 +126,11 @@ def test_copies_over_the_bus_are_counted_and_those_on_the_device_are_not():
 def test_kernel_times_are_seconds_by_name_and_kind():
     long = "x" * 130 + "gemm"
     kernels = [{**kernel(name=f"gemm_{n}", correlation=n), "dur": 10.0 + n} for n in range(14)]
-    kernels += [{**kernel(name=long), "dur": 500.0}, {**kernel(name=long), "dur": 500.0}, {**kernel(name="adam"), "dur": 7.0}]
+    kernels += [
+        {**kernel(name=long), "dur": 500.0},
+        {**kernel(name=long), "dur": 500.0},
+        {**kernel(name="adam"), "dur": 7.0},
+    ]
     del kernels[0]["dur"]
     profile = read_trace({"traceEvents": kernels}, step_time_s=2.0)
     assert profile.device_time_s == pytest.approx((sum(range(11, 24)) + 1000 + 7) / 1e6)

@@ -25,6 +25,7 @@ def forget(monkeypatch):
 @pytest.fixture
 def watch(tmp_path):
     """Records over the given cards; returns what was recorded, the samples, and the module."""
+
     def run(*devices, uuid="aaaa", wait_s=0.05, **world):
         with fake_nvml(nvml_file(tmp_path / "nvml.json", *devices, **world)) as nvml:
             recorder = Recorder()
@@ -123,7 +124,7 @@ def test_counters_are_read_before_and_after(watch):
 
 def test_a_gpu_that_is_lost_ends_the_sampling_with_its_reason(watch):
     found, samples, _ = watch(ours(), raise_after=4)
-    assert "NVML stopped answering: GPU is lost" == found.error and 0 < len(samples) < 5 and found.counters_after == {}
+    assert found.error == "NVML stopped answering: GPU is lost" and 0 < len(samples) < 5 and found.counters_after == {}
 
 
 def test_another_process_is_foreign(watch):

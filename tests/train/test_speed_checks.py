@@ -28,11 +28,22 @@ def test_heat_and_others_touch_the_figures_and_not_the_verdict():
 # --- undisturbed --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("bit", "word"), [(0x8, "hardware slowdown"), (0x20, "software thermal slowdown"),
-                                           (0x40, "hardware thermal slowdown"), (0x80, "power brake")])
+@pytest.mark.parametrize(
+    ("bit", "word"),
+    [
+        (0x8, "hardware slowdown"),
+        (0x20, "software thermal slowdown"),
+        (0x40, "hardware thermal slowdown"),
+        (0x80, "power brake"),
+    ],
+)
 def test_each_slowdown_is_read_by_its_bit(bit, word):
     sample = healthy()
-    samples = (*sample.samples[:40], dataclasses.replace(sample.samples[40], throttle_bits=bit | 0x4), *sample.samples[41:])
+    samples = (
+        *sample.samples[:40],
+        dataclasses.replace(sample.samples[40], throttle_bits=bit | 0x4),
+        *sample.samples[41:],
+    )
     check = said(dataclasses.replace(sample, samples=samples), "undisturbed")
     assert check.outcome is INCONCLUSIVE and word in check.found and check.values["throttle_bits"] & bit
 
@@ -60,9 +71,14 @@ def test_a_process_list_that_is_missing_is_not_red():
 
 def test_memory_that_nobody_owns_is_told():
     """A23: 30 GiB in use before the run, and no process."""
+
     def with_idle(gib, total_gib=80, own=None, reserved=None):
-        idle = dataclasses.replace(healthy().run.telemetry.idle, memory_used_bytes=int(gib * 1024**3), own_memory_bytes=own)
-        return healthy().with_part("telemetry", idle=idle, memory_total_bytes=total_gib * 1024**3, reserved_before_bytes=reserved)
+        idle = dataclasses.replace(
+            healthy().run.telemetry.idle, memory_used_bytes=int(gib * 1024**3), own_memory_bytes=own
+        )
+        return healthy().with_part(
+            "telemetry", idle=idle, memory_total_bytes=total_gib * 1024**3, reserved_before_bytes=reserved
+        )
 
     check = said(with_idle(30), "undisturbed")
     assert check.outcome is INCONCLUSIVE and "30.0 GiB of the card in use by others" in check.found
@@ -209,6 +225,7 @@ def test_a_slow_loader_is_named():
 
 def test_emulated_bfloat16_is_named():
     """B20."""
+
     def on(capability, dtype="bfloat16"):
         return said(healthy().with_config(dtype=dtype).with_run(compute_capability=capability), "dtype")
 

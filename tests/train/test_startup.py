@@ -17,7 +17,12 @@ def ask(tmp_path, **environment):
     base = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     paths = os.pathsep.join((str(tmp_path), str(ROOT)))
     done = subprocess.run(
-        [sys.executable, "-c", ASK], capture_output=True, text=True, encoding="utf-8", check=True, cwd=tmp_path,
+        [sys.executable, "-c", ASK],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=True,
+        cwd=tmp_path,
         env={**base, "PYTHONPATH": paths, "XDG_CACHE_HOME": str(tmp_path / "cache"), **environment},
     )
     return done.stdout.splitlines()

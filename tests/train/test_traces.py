@@ -140,15 +140,27 @@ def cents(text):
 
 
 def shopping(prompt):
-    (n, p), (m, q) = [(int(n), int(a) * 100 + int(b))
-                      for n, a, b in re.findall(r"(\d+) [a-z]+ at \$(\d+)\.(\d\d) each", prompt)]
+    (n, p), (m, q) = [
+        (int(n), int(a) * 100 + int(b)) for n, a, b in re.findall(r"(\d+) [a-z]+ at \$(\d+)\.(\d\d) each", prompt)
+    ]
     (paid,) = [c for c in cents(re.sub(r"at \$\S+ each", "", prompt))]
     change = paid - n * p - m * q
     return f"${change // 100}.{change % 100:02d}"
 
 
-FACTORS = {"kilometres": 1000, "metres": 100, "hours": 60, "minutes": 60, "weeks": 7, "kilograms": 1000,
-           "GiB": 1024, "miles": 5280, "pounds": 16, "days": 24, "yards": 36}
+FACTORS = {
+    "kilometres": 1000,
+    "metres": 100,
+    "hours": 60,
+    "minutes": 60,
+    "weeks": 7,
+    "kilograms": 1000,
+    "GiB": 1024,
+    "miles": 5280,
+    "pounds": 16,
+    "days": 24,
+    "yards": 36,
+}
 
 
 def conversion(prompt):
@@ -173,8 +185,7 @@ def date_after(prompt):
 def ordering(prompt):
     pairs = re.findall(r"(\w+) is \w+ than (\w+)", prompt)
     people = sorted({who for pair in pairs for who in pair})
-    (order,) = [row for row in itertools.permutations(people)
-                if all(row.index(a) < row.index(b) for a, b in pairs)]
+    (order,) = [row for row in itertools.permutations(people) if all(row.index(a) < row.index(b) for a, b in pairs)]
     rank = re.search(r"the (\w+) \w+\?", prompt).group(1)
     return order[["first", "second", "third", "fourth", "fifth"].index(rank)]
 
@@ -217,6 +228,7 @@ def route(prompt):
             seen.add(path[-1])
             for there, more in roads[path[-1]]:
                 heapq.heappush(heap, (km + more, [*path, there]))
+    return None
 
 
 def table(prompt):
@@ -260,8 +272,11 @@ def sequence(prompt):
 
 
 def base(prompt):
-    n, radix = map(int, re.findall(r"\d+", prompt)) if prompt.startswith("Write") else [
-        int(found) for found in re.search(r"decimal (\d+) in base (\d+)", prompt).groups()]
+    n, radix = (
+        map(int, re.findall(r"\d+", prompt))
+        if prompt.startswith("Write")
+        else [int(found) for found in re.search(r"decimal (\d+) in base (\d+)", prompt).groups()]
+    )
     return format(n, {2: "b", 8: "o", 16: "x"}[radix])
 
 
@@ -290,8 +305,25 @@ def caesar(prompt):
 
 SOLVERS = {
     solve.__name__: solve
-    for solve in (shopping, conversion, date_after, ordering, knights, sets, draw_two, route, table, tracing,
-                  sql, regex, sequence, base, rpn, gcd, caesar)
+    for solve in (
+        shopping,
+        conversion,
+        date_after,
+        ordering,
+        knights,
+        sets,
+        draw_two,
+        route,
+        table,
+        tracing,
+        sql,
+        regex,
+        sequence,
+        base,
+        rpn,
+        gcd,
+        caesar,
+    )
 }
 
 
@@ -371,7 +403,8 @@ def test_edge_answers_are_true():
     assert answer("carriage_returns") == str(len(prompt("carriage_returns").split("\r\n")))
     assert answer("line_separators") == str(prompt("line_separators").count("\n"))
     assert answer("json_inside") == json.dumps(
-        json.loads(re.search(r"\{.*\}", prompt("json_inside")).group(0))["a"][1]["b"])
+        json.loads(re.search(r"\{.*\}", prompt("json_inside")).group(0))["a"][1]["b"]
+    )
     assert answer("code_block") == tracing(prompt("code_block"))
     out = io.StringIO()
     with contextlib.redirect_stdout(out):

@@ -22,8 +22,16 @@ CHECKS = (
 
 def test_every_check_is_listed_whatever_is_missing():
     assert tuple(healthy().checks()) == CHECKS
-    bare = healthy().with_run(audits=(), profile=None, learning=None, precision=None, cpu_reference=None, replay=None,
-                              telemetry=None, device_window_s=None)
+    bare = healthy().with_run(
+        audits=(),
+        profile=None,
+        learning=None,
+        precision=None,
+        cpu_reference=None,
+        replay=None,
+        telemetry=None,
+        device_window_s=None,
+    )
     assert tuple(dataclasses.replace(bare, steps=(), samples=()).checks()) == CHECKS
 
 
@@ -66,8 +74,17 @@ def test_a_rehearsal_fails_where_its_records_contradict_it():
 
 
 def test_every_inconclusive_check_names_a_command():
-    bare = healthy().with_run(audits=(), profile=None, learning=None, precision=None, cpu_reference=None, replay=None,
-                              telemetry=None, device_window_s=None, compute_capability=None)
+    bare = healthy().with_run(
+        audits=(),
+        profile=None,
+        learning=None,
+        precision=None,
+        cpu_reference=None,
+        replay=None,
+        telemetry=None,
+        device_window_s=None,
+        compute_capability=None,
+    )
     bare = bare.with_config(dtype="bfloat16").with_steps(wait_s=None, device_time_s=None)
     bare = dataclasses.replace(bare, peak=None, samples=())
     missing = [check for check in bare.checks().values() if check.outcome is INCONCLUSIVE]
@@ -113,8 +130,14 @@ def test_a_run_without_each_of_its_steps_fails(change):
 
 def test_samples_and_tokens_that_cannot_be_are_refused():
     """B23, B24: accumulation counted twice, padding counted as text."""
-    for change in ({"samples": 8}, {"samples": 5}, {"samples": 0, "tokens": 0, "supervised_tokens": 0}, {"tokens": 257},
-                   {"supervised_tokens": 257}, {"supervised_tokens": -1}):
+    for change in (
+        {"samples": 8},
+        {"samples": 5},
+        {"samples": 0, "tokens": 0, "supervised_tokens": 0},
+        {"tokens": 257},
+        {"supervised_tokens": 257},
+        {"supervised_tokens": -1},
+    ):
         check = healthy().with_steps(6, **change).checks()["integrity.counts"]
         assert check.outcome is FAIL and check.found == "impossible counts at steps [6]" and check.todo
     assert healthy().with_steps(6, samples=1, tokens=64, supervised_tokens=64).outcome("integrity.counts") is PASS

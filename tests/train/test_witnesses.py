@@ -90,8 +90,13 @@ def test_one_tensor_elsewhere_is_named(trained, kind):
         model.mask = torch.ones(8, device="meta")
     else:
         tensors["labels"] = torch.empty(2, 16, device="meta")
-    named = {"parameter": "parameter blocks.1.extra", "gradient": "gradient blocks.1.extra",
-             "optimizer": "optimizer exp_avg of blocks.1.weight", "buffer": "buffer mask", "batch": "batch labels"}
+    named = {
+        "parameter": "parameter blocks.1.extra",
+        "gradient": "gradient blocks.1.extra",
+        "optimizer": "optimizer exp_avg of blocks.1.weight",
+        "buffer": "buffer mask",
+        "batch": "batch labels",
+    }
     assert f"{named[kind]} on meta" in witness.audit_placement(1, model, optimizer, tensors, "cpu").strays
 
 
@@ -105,7 +110,9 @@ def test_what_the_optimizer_holds_beside_the_model_is_seen(trained):
     """An optimizer that was made for a copy of the model updates the copy."""
     model, _, tensors = trained
     stranger = torch.optim.AdamW([torch.nn.Parameter(torch.empty(4, device="meta"))])
-    assert witness.audit_placement(1, model, stranger, tensors, "cpu").strays == ("parameter number 0 of the optimizer on meta",)
+    assert witness.audit_placement(1, model, stranger, tensors, "cpu").strays == (
+        "parameter number 0 of the optimizer on meta",
+    )
 
 
 def test_modules_that_device_map_put_elsewhere_are_listed(trained):
@@ -318,6 +325,7 @@ def test_a_step_that_is_not_finite_is_recorded_with_its_reason():
 
 def test_a_scaler_that_skips_steps_shows_in_the_optimizers_own_count():
     """B17: the records say so at every step; the twin applies each."""
+
     class Skipping(torch.optim.AdamW):
         def step(self, closure=None):
             return None

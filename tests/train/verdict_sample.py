@@ -87,12 +87,16 @@ def healthy():
     shape, positions = sample.run.config.shape, 4 * 64
     sample = sample.with_steps(device_time_s=lambda s: s.step_time_s - 5e-5, wait_s=2e-6)
     sample = sample.with_part(
-        "profile", products={"cuda": weight_products(shape)}, positions=positions,
+        "profile",
+        products={"cuda": weight_products(shape)},
+        positions=positions,
         product_flop={"cuda": float(weight_flop(shape, positions))},
     )
     sample = sample.with_audits(
         kinds={"parameter": 148, "gradient": 148, "optimizer": 296, "batch": 2},
-        product_dtypes={"float32": 49}, is_training=True, is_profiled=False,
+        product_dtypes={"float32": 49},
+        is_training=True,
+        is_profiled=False,
     )
     name = sample.run.device_name
     sample = sample.with_part("telemetry", device_name=name, memory_total_bytes=85520809984)

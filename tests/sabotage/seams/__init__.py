@@ -130,7 +130,15 @@ def _read(done):
 def card(uuid="GPU-11111111-2222-3333-4444-555555555555", name="NVIDIA GeForce RTX 5090", **more):
     """One idle card for the fake NVML."""
     idle = {"used": 500_000_000, "power": 30, "clock": 210}
-    return {"uuid": uuid, "name": name, "capability": [12, 0], "memory": 34_190_458_880, "idle": idle, "frames": [], **more}
+    return {
+        "uuid": uuid,
+        "name": name,
+        "capability": [12, 0],
+        "memory": 34_190_458_880,
+        "idle": idle,
+        "frames": [],
+        **more,
+    }
 
 
 def working(pid, *, used=3_500_000_000, **more):
