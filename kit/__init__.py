@@ -28,7 +28,7 @@ __all__ = sorted(_PUBLIC) + ["__version__"]
 
 def __getattr__(name):
     if name not in _PUBLIC:
-        raise AttributeError(f"module 'kit' has no attribute {name!r}")
+        raise AttributeError("module 'kit' has no attribute %r" % name)
     return getattr(import_module(_PUBLIC[name]), name)
 
 

@@ -9,6 +9,13 @@ import sys
 
 def main(argv=None):
     """Runs one command line and returns its exit code."""
+    if sys.version_info < (3, 11):
+        found = ".".join(str(part) for part in sys.version_info[:3])
+        sys.stderr.write(
+            "Python %s was found (%s).\nExpected: Python 3.11 or newer.\n"
+            "To do: install one and run it by name, for example `python3.12 -m kit report`.\n" % (found, sys.executable)
+        )
+        return 2
     argv = sys.argv[1:] if argv is None else argv
     from kit.setup.enter import start
 

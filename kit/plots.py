@@ -11,12 +11,10 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from kit.stats import spread
 from kit.sweep.table import Ceilings, Row, floor_s
-from kit.train.config import MODELS
-from kit.train.flops import adamw_step_bytes
-from kit.train.metrics import STEADY_FROM, KernelProfile, StepRecord, TelemetrySample, throughput
-from kit.units import GiB, number, percent, seconds
+from kit.train.config import MODELS, adamw_step_bytes
+from kit.train.steps import STEADY_FROM, KernelProfile, StepRecord, TelemetrySample, throughput
+from kit.units import GiB, number, percent, seconds, spread
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")

@@ -15,6 +15,7 @@ import re
 import secrets
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,18 +24,16 @@ from typing import Any
 from kit import __version__
 from kit.errors import EXIT_SIGINT, UsageError
 from kit.evidence.bundle import Bundle, open_bundle
-from kit.evidence.captures import Captures
 from kit.evidence.conclude import conclude
+from kit.evidence.contents import COMPLETE, FAILED, INTERRUPTED, Evidence, NotebookRun, RunRecord
 from kit.evidence.execute import check_parameters, execute, read_parameters
-from kit.evidence.model import COMPLETE, FAILED, INTERRUPTED, Evidence, NotebookRun
-from kit.evidence.raw import RunRecord
 from kit.gpu.check import expect, resolve_device
 from kit.gpu.facts import MachineFacts
-from kit.gpu.probe import probe
+from kit.gpu.judge_machine import judge
+from kit.gpu.probe import SMI_QUERY, Capture, capture, probe
 from kit.gpu.remedy import remedy
-from kit.gpu.verdict import judge
+from kit.process import keep_bytecode
 from kit.records import Outcome, Verdict, from_json, loads
-from kit.train.startup import keep_bytecode
 
 PROJECT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ("01_env_check", "02_smoke_training", "03_throughput", "04_scaling")
@@ -138,11 +137,11 @@ def split_parameters(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _check_values(parameters: Mapping[str, Mapping[str, Any]], device: str) -> None:
     """Raises UsageError for values that the notebooks would refuse, and for data that cannot be read."""
-    from kit.scale.table import ScalePlan, scaled_step
+    from kit.extras.scale.ranks import ScalePlan, scaled_step
     from kit.session import DEFAULT_MODELS
-    from kit.sweep.plan import SweepPlan
+    from kit.sweep.table import SweepPlan
     from kit.train.config import TrainConfig
-    from kit.train.texts import load_texts
+    from kit.train.data import load_texts
 
     def values(name: str, kind: type) -> dict[str, Any]:
         fields = {field.name for field in dataclasses.fields(kind)}
@@ -250,7 +249,7 @@ def _finish(bundle: Bundle, record: RunRecord) -> Report:
 
 def write_overview(folder: Path) -> Path:
     """Writes index.html over all bundles in `folder`. A folder that cannot be read as a bundle is left out."""
-    from kit.evidence.overview import Listed, overview
+    from kit.evidence.render import Listed, overview
     from kit.evidence.write import write_atomic
 
     listed = []
@@ -344,3 +343,64 @@ def progress_line(stream=None) -> Callable[[str], None]:
         stream.flush()
 
     return show
+
+
+# The captures of a bundle: what other programs print of this machine while the notebooks run.
+
+_SMI_EVERY_S = 2.0
+_TORCH_VERSION = (
+    "import torch; print('torch', torch.__version__); print('built for CUDA', torch.version.cuda); "
+    "print('cuDNN', torch.backends.cudnn.version()); print('code for', *torch.cuda.get_arch_list())"
+)
+
+
+class Captures:
+    """What other programs print of this machine, taken beside the notebooks.
+
+    nvidia-smi is asked every two seconds while the training notebook runs, from this process,
+    which does not train: of those the one with the most memory in use is kept.
+    """
+
+    def __init__(self, bundle: Bundle, device: str) -> None:
+        self._bundle, self._device = bundle, device
+        self.is_training = False
+        self._stop = threading.Event()
+        self._smi: list[tuple[str, Capture]] = []
+        self._texts: dict[str, Capture] = {}
+
+    def __enter__(self) -> Captures:
+        self._threads = [threading.Thread(target=self._programs, daemon=True)]
+        if self._device == "cuda":
+            self._threads.append(threading.Thread(target=self._watch, daemon=True))
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(timeout=120)
+        facts = self._bundle.path / "facts" / "begin.json"
+        if facts.exists():
+            argv = ("-m", "kit", "check", "--facts", str(facts), "--device", self._device)
+            self._texts["cuda_check.txt"] = capture(sys.executable, *argv)
+        for name, found in self._texts.items():
+            self._bundle.write(name, str(found))
+        smi = self._smi or [("before the notebooks", capture("nvidia-smi", *SMI_QUERY))]
+        busiest = [max(smi[1:], key=lambda pair: _memory_used(pair[1]))] if len(smi) > 1 else []
+        self._bundle.write("nvidia_smi.txt", "\n".join(f"# {when}\n{found}" for when, found in [smi[0], *busiest]))
+
+    def _programs(self) -> None:
+        self._texts["torch_version.txt"] = capture(sys.executable, "-c", _TORCH_VERSION, timeout_s=120)
+        self._texts["env_info.txt"] = capture(sys.executable, "-m", "torch.utils.collect_env", timeout_s=120)
+
+    def _watch(self) -> None:
+        self._smi.append(("before the notebooks", capture("nvidia-smi", *SMI_QUERY)))
+        while not self._stop.wait(_SMI_EVERY_S):
+            if self.is_training:
+                self._smi.append(("while the training notebook ran", capture("nvidia-smi", *SMI_QUERY)))
+
+
+def _memory_used(found: Capture) -> int:
+    """MiB in use over all cards, from the column memory.used of nvidia-smi's CSV; 0 where it printed none."""
+    return sum(int(mib) for mib in re.findall(r"MiB, (\d+) MiB", found.text))

@@ -62,7 +62,7 @@ class Session:
         """Writes a value below `out`, without what must not leave the machine."""
         if self.out is None:
             return
-        from kit.evidence.identity import gather
+        from kit.evidence.bundle import gather
         from kit.evidence.redact import redact_value
         from kit.evidence.write import write_atomic
 

@@ -5,11 +5,10 @@ import json
 
 import pytest
 
-from kit.bench import bench
 from kit.errors import TrainingFailed, UsageError
 from kit.records import from_json
-from kit.sweep.losses import SameLosses
-from kit.sweep.short import BenchResult, ShortRun
+from kit.sweep.bench import bench
+from kit.sweep.table import BenchResult, SameLosses, ShortRun
 from kit.train.config import TrainConfig
 
 TINY = TrainConfig(model="tiny", device="cpu", batch_size=2, seq_len=16, steps=3)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.setup.needs import COMMANDS, read_request
+from kit.setup.plan import COMMANDS, read_request
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from kit.cli import counts, run_tests
 from kit.errors import UsageError
-from kit.testing import counts, run_tests
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = {
@@ -36,8 +36,8 @@ def project(tmp_path):
 def kit_test(project, *arguments):
     """In a process of its own, through the command line, as a person runs it."""
     program = (
-        "import sys; from pathlib import Path; import kit.testing, kit.cli\n"
-        f"kit.testing.run_tests.__kwdefaults__['root'] = Path({str(project)!r})\n"
+        "import sys; from pathlib import Path; import kit.cli, kit.cli\n"
+        f"kit.cli.run_tests.__kwdefaults__['root'] = Path({str(project)!r})\n"
         f"sys.exit(kit.cli.main(['test', *{list(arguments)!r}]))"
     )
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}

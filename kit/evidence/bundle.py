@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import getpass
 import json
 import os
 import re
+import secrets
 import shutil
+import socket
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kit.errors import BundleInvalid, KitError, UsageError
 from kit.evidence import lock, notebook, redact
-from kit.evidence.identity import gather
+from kit.evidence.contents import COMPLETE, FAILED, Evidence
 from kit.evidence.manifest import EVIDENCE, MANIFEST, STATE, is_allowed, is_text, missing
-from kit.evidence.model import COMPLETE, FAILED, Evidence
-from kit.evidence.redact import Secrets
+from kit.evidence.redact import SECRET_NAME, Secrets
 from kit.evidence.render import derived
 from kit.evidence.write import WriteFailed, append, failed, sync_folder, write_atomic
 from kit.records import dumps, loads, to_json
@@ -273,3 +276,76 @@ def _locked(folder: Path, run_id: str) -> lock.Lock:
 
 def _hits_text(hits: list[redact.Hit] | tuple[redact.Hit, ...]) -> str:
     return "private values: " + "; ".join(f"{hit.kind} in {hit.file} ({hit.form})" for hit in hits[:10])
+
+
+# What of this machine must not leave it: names, folders and addresses, read once when a bundle is opened.
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def gather(
+    *, uuids: Iterable[str] = (), serials: Iterable[str] = (), environ: Mapping[str, str] | None = None
+) -> Secrets:
+    """The known secrets of this process; `uuids` and `serials` of GPUs come from the probe."""
+    environ = os.environ if environ is None else environ
+    home = str(Path.home())
+    paths = [(sys.prefix, "<python>"), (str(PROJECT), "<kit>"), (home, "~")]
+    return Secrets(
+        values=(*_secret_values(environ), *(("serial", serial) for serial in serials if len(serial) >= 6)),
+        user=_user(),
+        host=socket.gethostname() or None,
+        paths=tuple((path, name) for path, name in paths if len(Path(path).parts) > 1),
+        uuids=tuple(uuids),
+        salt=salt(),
+    )
+
+
+def salt(folder: Path | None = None) -> bytes:
+    """32 bytes that only this user has: made once, kept in the private folder, never in a bundle.
+
+    Where the folder cannot be written, as in many containers, the salt lasts for this process
+    and its children, so pseudonyms of two runs cannot be linked; nothing else changes.
+    """
+    path = (folder or private_folder()) / "salt"
+    for text in (os.environ.get("KIT_SALT", ""), _text(path)):
+        if re.fullmatch(r"[0-9a-f]{64}", text):
+            return bytes.fromhex(text)
+    fresh = secrets.token_bytes(32)
+    try:
+        write_atomic(path, fresh.hex() + "\n", mode=0o600)
+    except WriteFailed:
+        os.environ["KIT_SALT"] = fresh.hex()
+    return fresh
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def private_folder() -> Path:
+    if os.name == "nt" and os.environ.get("APPDATA"):
+        return Path(os.environ["APPDATA"]) / "kit"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "kit"
+
+
+def _secret_values(environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Values of variables with a secret name; a short word of letters only is an ordinary word."""
+    return [
+        (f"value of {name}", value)
+        for name, value in environ.items()
+        if SECRET_NAME.search(name) and len(value) >= 8 and not (value.isalpha() and len(value) < 12)
+    ] + [
+        ("url userinfo", found)
+        for value in environ.values()
+        for found in re.findall(r"://(?:[^/\s:@]*:)?([^/\s:@]{6,})@", value)
+    ]
+
+
+def _user() -> str | None:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return None

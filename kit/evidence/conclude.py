@@ -6,28 +6,260 @@ Nothing of the report's own words or numbers is read here, only facts/ and raw/.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
 
-from kit.evidence.control import control_check
+from kit.evidence.contents import COMPLETE, SCHEMA_VERSION, Evidence, Number, Promise, Raw, parsed, read
 from kit.evidence.manifest import Entry, root
-from kit.evidence.model import COMPLETE, SCHEMA_VERSION, Evidence, Promise
-from kit.evidence.numbers import numbers
-from kit.evidence.ranks import rank_checks, scaling_numbers
-from kit.evidence.raw import Raw, parsed, read
+from kit.gpu.judge_machine import Expectation, judge, still_there
 from kit.gpu.specs import peak_flop_per_s
-from kit.gpu.verdict import judge, still_there
 from kit.records import CLAIMS, Check, Outcome, Verdict, loads, worst
-from kit.sweep.losses import losses_check
+from kit.sweep.table import Ceilings, Row, floor_s, losses_check, mfu, words
 from kit.train.config import DATASHEET_DTYPES
-from kit.train.metrics import throughput
-from kit.train.verdict import judge_training
-from kit.units import number
+from kit.train.judge_training import in_window, judge_training
+from kit.train.steps import STEADY_FROM, ControlRecord, throughput
+from kit.units import number, spread
+
+# The negative control: a training that claims the GPU and silently runs on the CPU.
+#
+# A child process with every GPU hidden (see `kit.train.control`) trains a toy model on
+# the CPU, and its records say `device=cuda`, as a script with a silent fallback would. The
+# judges that pass the real run have to fail this one. Where they do not, the detector is
+# broken and the report is INVALID.
+
+# What a bundle may hold beyond the core's files: by the file that shows it, who judges it and who counts it.
+PARTS = {
+    "raw/ranks.json": ("kit.extras.scale.judge_ranks:rank_checks", None),
+    "raw/scaling.json": (None, "kit.extras.scale.judge_ranks:scaling_numbers"),
+}
+
+# The checks that have to turn red, each by itself, for the control to count.
+MUST_FAIL = ("native.placement", "native.kernels")
+
+
+def judge_environment(record: ControlRecord) -> Verdict:
+    return judge(record.facts, Expectation(device="cuda"))
+
+
+def judge_control(record: ControlRecord) -> Verdict:
+    """The same judges as for the real run."""
+    environment = judge_environment(record)
+    return Verdict.of((*environment.checks, *judge_training(record.run, record.steps, ())), environment.diagnosis)
+
+
+def control_check(record: ControlRecord | None) -> Check:
+    """INVALID where the control did not turn red: then no other PASS of this report means anything."""
+    expected = "a training that claims cuda and runs on the CPU with the GPU hidden comes out FAIL"
+    if record is None:
+        return Check(
+            "integrity.negative_control", Outcome.INCONCLUSIVE, "not run", expected,
+            "python -m kit report, whose smoke notebook runs it",
+        )  # fmt: skip
+    verdict, environment = judge_control(record), judge_environment(record)
+    by_id = {check.id: check for check in verdict.checks}
+    outcomes = {id: check.outcome for id, check in by_id.items()}
+    is_red = environment.outcome is Outcome.FAIL and all(outcomes.get(id) is Outcome.FAIL for id in MUST_FAIL)
+    # For the right reason: it was asked for the GPU, did work, and the work was seen on the CPU.
+    is_red = is_red and record.run.config.device == "cuda" and bool(record.steps)
+    is_red = is_red and bool(by_id["native.kernels"].values.get("cpu_products"))
+    found = f"{verdict.outcome} ({verdict.diagnosis}); environment {environment.outcome}, "
+    found += ", ".join(f"{id} {outcomes.get(id)}" for id in MUST_FAIL)
+    return Check(
+        "integrity.negative_control", Outcome.PASS if is_red else Outcome.INVALID, found, expected,
+        "" if is_red else "the detector is broken on this machine: do not trust this report",
+        values={"seconds": record.seconds},
+    )  # fmt: skip
+
+
+# The numbers of a report, each with its unit, its definition and from how many samples.
+
+
+def numbers(raw: Raw) -> Iterator[Number]:
+    if raw.training is not None and raw.steps:
+        yield from _training_numbers(raw)
+    if raw.ceilings is not None:
+        yield from _sweep_numbers(raw.ceilings, raw.rows)
+    for record in (raw.losses,) if raw.losses else ():
+        for row in record.compared:
+            yield Number(
+                f"loss_difference_{row.engine}_{row.dtype}",
+                record.difference(row),
+                "nats/token",
+                "largest difference of the engine's first losses from the plain loop's in float32",
+                n=len(row.losses),
+                reason="a loss is not finite" if record.difference(row) is None else None,
+            )
+    for run in raw.bench.warm if raw.bench else ():
+        yield Number(
+            f"short_run_{run.engine}_training_s",
+            run.training_s,
+            "s",
+            f"{len(run.losses)} steps in a fresh process as the Trainer counts them, start of training included, "
+            f"{run.dtype}, second run",
+            n=1,
+        )
+        yield Number(
+            f"short_run_{run.engine}_process_s", run.process_s, "s", "the same from the start of the process", n=1
+        )
+
+
+def _training_numbers(raw: Raw) -> Iterator[Number]:
+    figures = throughput(raw.steps)
+    steady = figures.steady
+    why = None if steady else f"fewer than {STEADY_FROM} steps"
+    spread = {"n": steady.n, "low": steady.q1, "high": steady.q3} if steady else {"reason": why}
+    yield Number("first_step_s", figures.first_step_s, "s", "the first optimizer step, cold", n=1)
+    yield Number(
+        "steady_step_s",
+        steady.median if steady else None,
+        "s",
+        f"median step time from step {STEADY_FROM} on, synchronised before and after; spread: quartiles",
+        **spread,
+    )
+    yield Number(
+        "steady_samples_per_s",
+        figures.steady_samples_per_s,
+        "samples/s",
+        f"counted samples over time of the steps from {STEADY_FROM} on",
+        n=steady.n if steady else None,
+        reason=why,
+    )
+    yield Number(
+        "steady_tokens_per_s",
+        figures.steady_tokens_per_s,
+        "tokens/s",
+        "counted tokens without padding over the same time",
+        n=steady.n if steady else None,
+        reason=why,
+    )
+    yield Number(
+        "smoke_samples_per_s",
+        figures.total_samples_per_s,
+        "samples/s",
+        "all counted samples over the time of all steps, the cold one included",
+        n=figures.steps,
+    )
+    yield Number("samples", figures.samples, "samples", "counted in the batches")
+    yield Number("tokens", figures.tokens, "tokens", "counted in the batches, padding left out")
+    losses = [step.loss for step in raw.steps if step.loss is not None]
+    yield Number(
+        "first_loss",
+        losses[0] if losses else None,
+        "nats/token",
+        "loss of the first step",
+        reason=None if losses else "no finite loss",
+    )
+    yield Number(
+        "last_loss",
+        losses[-1] if losses else None,
+        "nats/token",
+        "loss of the last step, not a mean",
+        reason=None if losses else "no finite loss",
+    )
+    is_cuda = raw.run.device == "cuda"
+    why_not = None if is_cuda else "a CPU run has no GPU memory"
+    yield Number(
+        "peak_memory_bytes", figures.peak_memory_bytes, "B", "most memory torch had allocated in a step", reason=why_not
+    )
+    powers = [s.power_w for s in in_window(raw.steps, raw.telemetry) if s.power_w is not None]
+    yield Number(
+        "max_power_w",
+        max(powers, default=None),
+        "W",
+        "highest power reading during the steps",
+        n=len(powers) or None,
+        reason=None if powers else "not available here",
+    )
+    profile = raw.training.profile
+    if profile and profile.device_time_s is not None and profile.step_time_s:
+        yield Number(
+            "kernel_share",
+            profile.device_time_s / profile.step_time_s if is_cuda else None,
+            "1",
+            "kernel time over wall time of one profiled step",
+            n=1,
+            reason=None if is_cuda else "a CPU run",
+        )
+
+
+def _sweep_numbers(ceilings: Ceilings, rows: Sequence[Row]) -> Iterator[Number]:
+    for dtype, rate in ceilings.matmul_flop_per_s.items():
+        yield Number(
+            f"matmul_{dtype}_flop_per_s",
+            rate,
+            "FLOP/s",
+            f"measured: {_product(ceilings.matmul_shape.get(dtype, ''))}, random numbers",
+        )
+    for dtype, peak in ceilings.datasheet_flop_per_s.items():
+        yield Number(f"peak_{dtype}_flop_per_s", peak, "FLOP/s", "the maker's datasheet: dense, for this card")
+    yield Number(
+        "copy_bytes_per_s",
+        ceilings.copy_bytes_per_s,
+        "B/s",
+        "measured: a copy on the device, read and write counted",
+        reason=None if ceilings.copy_bytes_per_s else "not measured",
+    )
+    for name, value, unit, how in (
+        (
+            "attention_bfloat16_flop_per_s",
+            ceilings.attention_flop_per_s,
+            "FLOP/s",
+            f"measured: causal attention, forward and backward, {ceilings.attention_shape}",
+        ),
+        ("graph_launch_s", ceilings.graph_launch_s, "s", "measured: one of a thousand small kernels in a CUDA graph"),
+    ):
+        if value is not None:
+            yield Number(name, value, unit, how)
+    good = [row for row in rows if row.tokens_per_s]
+    best = max(good, key=lambda row: row.tokens_per_s, default=None)
+    if best is None:
+        yield Number(
+            "best_tokens_per_s", None, "tokens/s", "best point of the sweep", reason="no point could be measured"
+        )
+        return
+    where = f"best point of the sweep: batch {best.batch_size} × {best.seq_len}, {best.dtype}, engine {best.engine}"
+    yield Number("best_tokens_per_s", best.tokens_per_s, "tokens/s", where, n=len(best.block_step_s))
+    limit = floor_s(best, ceilings)
+    share = limit / best.step_time_s if limit else None
+    is_possible = share is not None and share <= 1
+    yield Number(
+        "best_floor_ratio",
+        share if is_possible else None,
+        "1",
+        "least time that the measured ceilings allow, over the measured step time, at that point",
+        reason=None if is_possible else "a ceiling is not known, or its reading was disturbed",
+    )
+    for of in ("measured", "datasheet"):
+        share = mfu(best, ceilings, of=of)
+        reason = None if share is not None else f"no {of} peak for this card and precision"
+        if of == "measured" and share is not None and share > 1:
+            # Something else used the machine while the ceiling was measured.
+            share, reason = None, f"the step reached {number(share)} of the measured peak: that reading was disturbed"
+        yield Number(f"best_mfu_{of}", share, "1", f"model FLOP/s at that point over the {of} peak", reason=reason)
+    for row in rows:
+        figures = spread(row.block_step_s)
+        low, high, n = (figures.q1, figures.q3, figures.n) if figures else (None, None, None)
+        yield Number(
+            f"step_{row.batch_size}x{row.seq_len}_{row.dtype}_{row.engine}_s",
+            row.step_time_s,
+            "s",
+            f"{words(row, ceilings)}; spread: quartiles",
+            n=n,
+            low=low,
+            high=high,
+            reason=None if figures else row.reason or row.outcome,
+        )
+    yield Number("sweep_points", len(rows), "points", f"{len(good)} measured, the others failed or did not fit")
+
+
+def _product(shape: str) -> str:
+    return f"{'square ' if len(set(shape.split(' × '))) == 1 else ''}product {shape}"
 
 
 def conclude(files: Mapping[str, bytes]) -> Evidence:
     """The whole evidence of the files of a bundle, by their paths. Raises BundleInvalid where one cannot be read."""
     raw = read(files)
-    checks = (*_checks(raw), *rank_checks(files), _sources(files), *_privacy(files))
+    checks = (*_checks(raw), *_parts(files, 0), _sources(files), *_privacy(files))
     diagnosis = judge(raw.begin, raw.run.expectation).diagnosis if raw.begin else None
     verdict = Verdict.of(checks, diagnosis)
     run = raw.run
@@ -45,11 +277,19 @@ def conclude(files: Mapping[str, bytes]) -> Evidence:
         verdict=verdict,
         claims={claim: str(verdict.claim(claim)) for claim in CLAIMS},
         promises=tuple(_promises(verdict)),
-        numbers=(*numbers(raw), *scaling_numbers(files)),
+        numbers=(*numbers(raw), *_parts(files, 1)),
         notebooks=run.notebooks,
         headline=_headline(raw, verdict),
         limits=tuple(_limits(raw)),
     )
+
+
+def _parts(files: Mapping[str, bytes], which: int) -> Iterator:
+    """What the wings of the house make of their files. They are imported only where such a file is there."""
+    for name, doors in PARTS.items():
+        if name in files and doors[which] is not None:
+            module, _, function = doors[which].partition(":")
+            yield from getattr(importlib.import_module(module), function)(files)
 
 
 # --- checks -------------------------------------------------------------------------

@@ -18,8 +18,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from kit.errors import UsageError
-from kit.evidence.model import NotebookRun
+from kit.evidence.contents import NotebookRun
 from kit.evidence.notebook import problems, source_sha256, text
+
+# Whether an executed notebook is what it says, and the notebook without what it need not tell.
+#
+# Works on the JSON of a notebook, so a verifier without Jupyter can ask the same questions.
+
 
 # notebook, cell (from 1), cells, seconds since its start
 Progress = Callable[[str, int, int, float], None]

@@ -1,6 +1,8 @@
-"""Whether an executed notebook is what it says, and the notebook without what it need not tell.
+"""An executed notebook as one HTML file that loads and runs nothing, from its JSON alone.
 
-Works on the JSON of a notebook, so a verifier without Jupyter can ask the same questions.
+nbconvert's templates load scripts and leave HTML outputs as they are, and a verifier
+without Jupyter must be able to make the same bytes again. Here all text is escaped, pictures
+are PNG as data, and an HTML output is shown as the plain text or Markdown that stands beside it.
 """
 
 from __future__ import annotations
@@ -9,11 +11,134 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kit.evidence.redact import strip_png
-from kit.evidence.text import without_ansi
+from kit.show import document, in_html, without_ansi
+
+
+def notebook_html(notebook: Mapping[str, Any], title: str = "notebook") -> str:
+    """The notebook as a page: markdown, code with its count, and outputs as text, tables and pictures."""
+    cells = [_cell(cell) for cell in notebook.get("cells", ())]
+    return document(title, f"<p><a href='../index.html'>The report</a></p>\n{''.join(cells)}")
+
+
+def _cell(cell: Mapping[str, Any]) -> str:
+    if cell.get("cell_type") == "markdown":
+        return markdown(text(cell.get("source")))
+    if cell.get("cell_type") != "code":
+        return f"<pre>{in_html(text(cell.get('source')))}</pre>\n"
+    count = cell.get("execution_count")
+    outputs = "".join(_output(output) for output in cell.get("outputs", ()))
+    label = in_html(f"[{count if count is not None else ' '}]")
+    source = in_html(text(cell.get("source")))
+    return f"<div class='cell'><small>{label}</small><pre class='code'>{source}</pre>{outputs}</div>\n"
+
+
+def _output(output: Mapping[str, Any]) -> str:
+    kind = output.get("output_type")
+    if kind == "stream":
+        return f"<pre>{in_html(without_ansi(text(output.get('text'))))}</pre>"
+    if kind == "error":
+        trace = "\n".join(part for part in output.get("traceback", ()) if isinstance(part, str))
+        return f"<pre class='error'>{in_html(without_ansi(trace or text(output.get('evalue'))))}</pre>"
+    data = output.get("data", {})
+    plain = text(data.get("text/plain"))
+    if "image/png" in data:
+        metadata = output.get("metadata", {}).get("image/png", {})
+        return picture(text(data["image/png"]), str(metadata.get("alt") or plain))
+    if "text/markdown" in data:
+        return markdown(text(data["text/markdown"]))
+    return f"<pre>{in_html(without_ansi(plain))}</pre>" if plain else ""
+
+
+def picture(base64_text: str, alt: str) -> str:
+    """An image tag with the PNG as data, or a sentence where it is no PNG."""
+    try:
+        data = base64.b64decode(re.sub(r"\s", "", base64_text), validate=True)
+    except (ValueError, binascii.Error):
+        data = b""
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return f"<p>A picture that is not a PNG is not shown: {in_html(alt)}</p>"
+    return f"<img src='data:image/png;base64,{base64.b64encode(data).decode()}' alt='{in_html(alt)}'>"
+
+
+# --- Markdown: headings, paragraphs, lists, tables, code; nothing that loads or runs ---
+
+
+def markdown(source: str) -> str:
+    return "".join(_blocks(source.split("\n")))
+
+
+def _blocks(lines: list[str]) -> Iterator[str]:
+    at = 0
+    while at < len(lines):
+        line, start = lines[at].rstrip(), at
+        at += 1
+        if line.startswith("```"):
+            while at < len(lines) and not lines[at].startswith("```"):
+                at += 1
+            yield f"<pre>{in_html(chr(10).join(lines[start + 1 : at]))}</pre>\n"
+            at += 1
+        elif heading := re.match(r"(#{1,4}) +(.*)", line):
+            level = len(heading[1])
+            yield f"<h{level}>{_inline(heading[2])}</h{level}>\n"
+        elif line.startswith("|"):
+            at = _end(lines, start, r"\|")
+            yield _table(lines[start:at])
+        elif re.match(r" *(?:[-*]|\d+\.) ", line):
+            at = _end(lines, start, r" *(?:[-*]|\d+\.) |  +\S")
+            yield _list(lines[start:at])
+        elif line:
+            at = _end(lines, start, r"(?!```|#{1,4} |\||(?:[-*]|\d+\.) ).*\S")
+            yield f"<p>{_inline(' '.join(part.strip() for part in lines[start:at]))}</p>\n"
+
+
+def _end(lines: list[str], start: int, pattern: str) -> int:
+    at = start + 1
+    while at < len(lines) and re.match(pattern, lines[at]):
+        at += 1
+    return at
+
+
+def _table(rows: list[str]) -> str:
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", row.strip().strip("|"))] for row in rows]
+    kept = [row for row in cells if not all(re.fullmatch(r":?-+:?", cell) for cell in row)]
+    made = ["".join(f"<td>{_inline(cell)}</td>" for cell in row) for row in kept]
+    return f"<div class='wide'><table>{''.join(f'<tr>{row}</tr>' for row in made)}</table></div>\n"
+
+
+def _list(lines: list[str]) -> str:
+    items: list[str] = []
+    for line in lines:
+        mark = re.match(r" *(?:[-*]|\d+\.) +(.*)", line)
+        if mark or not items:
+            items.append(mark[1] if mark else line)
+        else:
+            items[-1] += " " + line.strip()
+    tag = "ol" if re.match(r" *\d", lines[0]) else "ul"
+    return f"<{tag}>{''.join(f'<li>{_inline(item)}</li>' for item in items)}</{tag}>\n"
+
+
+def _inline(source: str) -> str:
+    """Code, bold, italic and http links; what is inside a code span stays as it is."""
+    parts = re.split(r"(`[^`]+`)", source)
+    return "".join(f"<code>{in_html(p[1:-1])}</code>" if p[:1] == "`" and len(p) > 2 else _marked(p) for p in parts)
+
+
+def _marked(source: str) -> str:
+    # No class here runs past the next opening mark, so a page of brackets costs no more than any other.
+    made = in_html(source)
+    made = re.sub(r"!\[([^\[\]]*)\]\([^)\[\s]*\)", r"\1", made)
+    made = re.sub(r"\[([^\[\]]+)\]\((https?://[^)\[\s&]+)\)", r"<a href='\2' rel='noopener noreferrer'>\1</a>", made)
+    made = re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", made)
+    return re.sub(r"(?<![\w*])[*_]([^*_<>]+)[*_](?![\w*])", r"<i>\1</i>", made)
+
+
+# Whether an executed notebook is what it says, and the notebook without what it need not tell. Works on its JSON,
+# so a verifier without Jupyter can ask the same questions.
 
 # Cells that an execution adds to the template, by papermill's tags.
 _ADDED_TAGS = {"injected-parameters", "papermill-error-cell-tag"}

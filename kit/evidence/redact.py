@@ -2,7 +2,7 @@
 
 Known values (user, host, home, values of secret environment variables, UUIDs) are
 searched as they are and in base64, hex and URL form; unknown ones by pattern. Nothing
-here reads the machine: `kit.evidence.identity` gathers the known values. Redaction is
+here reads the machine: `kit.evidence.redact` gathers the known values. Redaction is
 idempotent, so `scan` asks one question: would redaction still change something?
 """
 
@@ -342,3 +342,8 @@ def strip_png(data: bytes) -> bytes:
         if kind == b"IEND":
             break
     return b"".join(kept)
+
+
+# Asks this machine what must not leave it: user, host, home, secret variables, its own addresses, the salt.
+#
+# The only part of privacy that touches the machine; the rules are in `kit.evidence.redact`.

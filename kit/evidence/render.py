@@ -7,22 +7,228 @@ not. Nothing is measured, judged or rounded into a better light here.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html as html_text
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 from kit.evidence import manifest as bundle_manifest
-from kit.evidence.limits import check_json_size
-from kit.evidence.manifest import CAPTURES, EVIDENCE, MANIFEST, SUMS, Entry, is_derived
-from kit.evidence.model import COMPLETE, Evidence, NotebookRun
-from kit.evidence.notebook_html import notebook_html
-from kit.evidence.page import cell, document, table
-from kit.evidence.standards import junit, ro_crate
-from kit.evidence.text import in_html, in_markdown, value, value_range
-from kit.records import Outcome, loads
-from kit.units import MiB
+from kit.evidence.contents import COMPLETE, Evidence, NotebookRun, value, value_range
+from kit.evidence.manifest import CAPTURES, EVIDENCE, MANIFEST, SUMS, Entry, check_json_size, is_derived
+from kit.evidence.notebook import notebook_html
+from kit.records import Check, Outcome, dumps, loads
+from kit.show import cell, document, in_html, in_markdown, table, visible
+from kit.units import MiB, number, percent
+
+# reports/index.html: every bundle of a folder in one table, and how each machine did over time.
+#
+# It repeats what the bundles say and judges nothing: `kit verify` does, on the bundles themselves.
+
+# What is drawn over time.
+_TREND = "best_tokens_per_s"
+_COLUMNS = ("samples/s", "best tokens/s", "of the limit")
+_WIDTH, _HEIGHT, _EDGE = 560, 120, 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """A bundle in the table. name: its folder beside the page. machine: what tells it from another machine."""
+
+    name: str
+    evidence: Evidence
+    gpu: str
+    torch: str
+    machine: str
+
+    @classmethod
+    def of(cls, name: str, evidence: Evidence, facts: Mapping[str, Any]) -> Listed:
+        """facts: facts/begin.json of the bundle, or nothing where it has none."""
+        seen = facts.get("torch") or {}
+        gpus = seen.get("gpus") or (facts.get("driver") or {}).get("gpus") or [{}]
+        gpu = str(gpus[0].get("name") or "unknown") if evidence.device == "cuda" else "none (CPU)"
+        return cls(
+            name,
+            evidence,
+            gpu,
+            str(seen.get("version") or "unknown"),
+            f"{gpu} {gpus[0].get('uuid') or ''}".strip(),
+        )
+
+
+def overview(bundles: Iterable[Listed]) -> str:
+    """The page, newest bundle first."""
+    listed = sorted(bundles, key=lambda bundle: (bundle.evidence.ended_utc, bundle.name), reverse=True)
+    heads = ("Verdict", "Report", "Ended (UTC)", "GPU", "torch", *_COLUMNS)
+    body = "<h1>Reports</h1>\n" + table(heads, [_row(bundle) for bundle in listed]) + "".join(_trends(listed))
+    return document("Reports", f"<main>\n{body}</main>\n")
+
+
+def _row(bundle: Listed) -> tuple[str, ...]:
+    outcome, told = bundle.evidence.verdict.outcome, {n.name: n.value for n in bundle.evidence.numbers}
+    samples, tokens, ratio = (told.get(name) for name in ("steady_samples_per_s", _TREND, "best_floor_ratio"))
+    figures = [_or_dash(samples, number), _or_dash(tokens, number), _or_dash(ratio, percent)]
+    return (
+        f"<td class='{outcome}'>{outcome}</td>",
+        f"<td><a href='{in_html(bundle.name)}/index.html'>{in_html(bundle.name)}</a></td>",
+        cell(bundle.evidence.ended_utc[:16].replace("T", " "), "n"), cell(bundle.gpu), cell(bundle.torch),
+        *(cell(figure, "n") for figure in figures),
+    )  # fmt: skip
+
+
+def _or_dash(value: float | None, text: Callable[[float], str]) -> str:
+    return "–" if value is None else text(value)
+
+
+def _trends(listed: Sequence[Listed]) -> Iterable[str]:
+    """A line of best tokens/s for each machine with at least two complete reports."""
+    by_machine: dict[str, list[tuple[str, float, str]]] = {}
+    for bundle in reversed(listed):
+        known = {n.name: n.value for n in bundle.evidence.numbers}.get(_TREND)
+        if known is not None:
+            by_machine.setdefault(bundle.machine, []).append((bundle.name, float(known), bundle.gpu))
+    for machine, points in sorted(by_machine.items()):
+        if len(points) > 1:
+            rates = [rate for _, rate, _ in points]
+            listed_rates = ", ".join(number(rate) for rate in rates)
+            told = f"Best tokens/s of {len(points)} reports, oldest first: {listed_rates}."
+            figure = f"{_line(rates, told)}<figcaption>{in_html(told)}</figcaption>"
+            yield f"<h2>{in_html(machine)}</h2>\n<figure>{figure}</figure>\n"
+
+
+def _line(rates: Sequence[float], told: str) -> str:
+    """Rates in order as an inline SVG from zero up, so that a small change looks small."""
+    top = max(rates) or 1.0
+    step = (_WIDTH - 2 * _EDGE) / (len(rates) - 1)
+    points = [(_EDGE + step * i, _HEIGHT - _EDGE - (_HEIGHT - 2 * _EDGE) * rate / top) for i, rate in enumerate(rates)]
+    dots = "".join(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='4' fill='currentColor'/>" for x, y in points)
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return (
+        f"<svg role='img' aria-label='{in_html(told)}' viewBox='0 0 {_WIDTH} {_HEIGHT}' "
+        f"width='100%' height='{_HEIGHT}'>"
+        f"<path d='M{_EDGE} {_HEIGHT - _EDGE}H{_WIDTH - _EDGE}' stroke='currentColor' opacity='.4'/>"
+        f"<polyline points='{path}' fill='none' stroke='currentColor' stroke-width='2'/>{dots}</svg>"
+    )
+
+
+# The same evidence for other people's tools: RO-Crate 1.1 (Process Run Crate 0.5) and JUnit XML.
+#
+# Both are derived and decide nothing. JUnit has no word for INCONCLUSIVE: it becomes an
+# error, since a skipped test looks green.
+
+_CONTEXT = [
+    "https://w3id.org/ro/crate/1.1/context",
+    {"sha256": "https://w3id.org/ro/terms/workflow-run#sha256"},
+]
+_PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
+_TYPES = {
+    "json": "application/json",
+    "jsonl": "application/jsonl",
+    "ipynb": "application/x-ipynb+json",
+    "csv": "text/csv",
+    "txt": "text/plain",
+    "md": "text/markdown",
+    "html": "text/html",
+    "xml": "application/xml",
+    "svg": "image/svg+xml",
+    "png": "image/png",
+}
+
+
+def ro_crate(evidence: Evidence, entries: Iterable[Entry]) -> bytes:
+    """ro-crate-metadata.json: every file that is there by then, and the run as a CreateAction."""
+    files = [_file(entry) for entry in sorted(entries, key=lambda entry: entry.path)]
+    parts = [{"@id": file["@id"]} for file in files]
+    graph = [
+        {
+            "@id": "ro-crate-metadata.json",
+            "@type": "CreativeWork",
+            "conformsTo": {"@id": "https://w3id.org/ro/crate/1.1"},
+            "about": {"@id": "./"},
+        },
+        {
+            "@id": "./",
+            "@type": "Dataset",
+            "name": f"GPU training evidence {evidence.run_id}",
+            "description": visible(evidence.headline),
+            "datePublished": evidence.ended_utc,
+            "license": {"@id": "#license"},
+            "conformsTo": {"@id": _PROFILE},
+            "hasPart": parts,
+            "mentions": {"@id": "#run"},
+        },
+        {"@id": _PROFILE, "@type": "CreativeWork", "name": "Process Run Crate", "version": "0.5"},
+        {
+            "@id": "#license",
+            "@type": "CreativeWork",
+            "name": "No license given",
+            "description": "The owner of this report decides who may use it and how.",
+        },
+        {
+            "@id": "#kit",
+            "@type": "SoftwareApplication",
+            "name": "kit",
+            "description": "Proves that PyTorch trains natively on an NVIDIA GPU.",
+            "softwareVersion": evidence.kit_version,
+        },
+        _action(evidence, parts),
+        *files,
+    ]
+    return (dumps({"@context": _CONTEXT, "@graph": graph}) + "\n").encode()
+
+
+def _action(evidence: Evidence, parts: list[dict[str, str]]) -> dict[str, Any]:
+    is_complete = evidence.state == COMPLETE
+    action = {
+        "@id": "#run",
+        "@type": "CreateAction",
+        "name": f"kit report --device {evidence.device}",
+        "description": f"Verdict {evidence.verdict.outcome}",
+        "instrument": {"@id": "#kit"},
+        "result": parts,
+        "startTime": evidence.started_utc,
+        "endTime": evidence.ended_utc,
+        "actionStatus": f"http://schema.org/{'Completed' if is_complete else 'Failed'}ActionStatus",
+    }
+    if not is_complete:
+        action["error"] = visible(next((run.error for run in evidence.notebooks if run.error), evidence.headline))
+    return action
+
+
+def _file(entry: Entry) -> dict[str, Any]:
+    kind = _TYPES.get(entry.path.rpartition(".")[2], "text/plain")
+    return {
+        "@id": entry.path,
+        "@type": "File",
+        "name": entry.path.rpartition("/")[2],
+        "encodingFormat": kind,
+        "contentSize": str(entry.size),
+        "sha256": entry.sha256,
+    }
+
+
+def junit(evidence: Evidence) -> bytes:
+    """junit.xml: a test case for each check, and one for the verdict: a report without checks is red."""
+    verdict = Check("kit.verdict", evidence.verdict.outcome, evidence.headline, "PASS, or REHEARSAL on a CPU")
+    checks = [verdict, *evidence.verdict.checks]
+    failures = sum(check.outcome in (Outcome.FAIL, Outcome.INVALID) for check in checks)
+    errors = sum(check.outcome is Outcome.INCONCLUSIVE for check in checks)
+    counts = f'tests="{len(checks)}" failures="{failures}" errors="{errors}" skipped="0"'
+    cases = "".join(_case(check) for check in checks)
+    suite = f"<testsuite name='{in_html(evidence.run_id)}' {counts}>\n{cases}</testsuite>"
+    return f'<?xml version="1.0" encoding="utf-8"?>\n<testsuites>\n{suite}\n</testsuites>\n'.encode()
+
+
+def _case(check: Check) -> str:
+    names = f"classname='{in_html(check.claim)}' name='{in_html(check.id)}'"
+    if check.outcome in (Outcome.PASS, Outcome.REHEARSAL):
+        return f"<testcase {names}/>\n"
+    tag = "error" if check.outcome is Outcome.INCONCLUSIVE else "failure"
+    text = in_html(f"{check.found}\nExpected: {check.expected}\nTo do: {check.todo or 'nothing'}")
+    about = f"type='{check.outcome}' message='{in_html(check.found)}'"
+    return f"<testcase {names}><{tag} {about}>{text}</{tag}></testcase>\n"
+
 
 # Figures beyond this are named, not shown: the page must open on a phone.
 MAX_EMBEDDED_BYTES = 12 * MiB

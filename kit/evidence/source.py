@@ -17,10 +17,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from kit.errors import BundleInvalid
-from kit.evidence.limits import MAX_FILE_BYTES, MAX_FILES, MAX_TOTAL_BYTES, MAX_ZIP_RATIO, check_json_size
-from kit.evidence.manifest import MANIFEST, STATE, Entry
+from kit.evidence.manifest import (
+    MANIFEST,
+    MAX_FILE_BYTES,
+    MAX_FILES,
+    MAX_TOTAL_BYTES,
+    MAX_ZIP_RATIO,
+    STATE,
+    Entry,
+    check_json_size,
+)
 from kit.records import loads
 from kit.units import MiB, memory
+
+# How large a bundle may be, so that a hostile one costs seconds and megabytes, not hours and gigabytes.
+
 
 _REPARSE_POINT = 0x400
 

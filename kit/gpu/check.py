@@ -6,8 +6,8 @@ import dataclasses
 
 from kit.errors import UsageError
 from kit.gpu.facts import MachineFacts
+from kit.gpu.judge_machine import Expectation, judge
 from kit.gpu.remedy import Remedy, remedy
-from kit.gpu.verdict import Expectation, judge
 from kit.records import Outcome, Verdict
 from kit.show import Table, card, escape, verdict_html, verdict_text
 from kit.units import UNKNOWN, memory, seconds
@@ -120,6 +120,6 @@ def resolve_device(device: str) -> str:
         raise UsageError(f"device={device!r}", expected="cuda, cpu or auto", todo="correct the device")
     if device != "auto":
         return device
-    from kit.gpu import driver
+    from kit.gpu import nvml
 
-    return "cuda" if driver.has_nvidia_hardware() or driver.read_driver().version else "cpu"
+    return "cuda" if nvml.has_nvidia_hardware() or nvml.read_driver().version else "cpu"

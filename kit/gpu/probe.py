@@ -1,7 +1,7 @@
 """Looks at this machine and says what it saw, as `MachineFacts`. The only place that touches it.
 
 Two witnesses tell of the GPU: the driver, through NVML, and torch. A third, nvidia-smi, is
-kept as a captured text. Nothing is concluded here; `kit.gpu.verdict` does that.
+kept as a captured text. Nothing is concluded here; `kit.gpu.judge_machine` does that.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from kit.gpu import driver
+from kit.gpu import nvml
 from kit.gpu.facts import Gpu, KernelProof, MachineFacts, Platform, Torch
-from kit.gpu.nvml import read_nvml
 
 # Variables that change what CUDA, torch or the loader do. Others never leave the machine.
 ENVIRONMENT = (
@@ -89,17 +88,17 @@ def probe(*, proof_device: str | None = None, with_torch: bool = True) -> Machin
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as beside:
         # nvidia-smi takes about as long as CUDA's start, so it runs while torch is imported.
         asked = beside.submit(capture, "nvidia-smi", *SMI_QUERY)
-        nvml = read_nvml(notes)
+        driver = nvml.read_nvml(notes)
         found, proof = _torch(proof_device, messages, notes) if with_torch else (None, None)
         smi = asked.result()
     return MachineFacts(
         source="live",
         platform=read_platform(),
-        driver=nvml,
+        driver=driver,
         torch=found,
         proof=proof,
         environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
-        has_nvidia_device=driver.has_nvidia_hardware() or bool(nvml and nvml.gpus),
+        has_nvidia_device=nvml.has_nvidia_hardware() or bool(driver and driver.gpus),
         nvidia_smi_exit_code=smi.exit_code,
         nvidia_smi_gpus=_smi_names(smi),
         messages=tuple(messages),
@@ -119,14 +118,14 @@ def _smi_names(smi: Capture) -> tuple[str, ...]:
 
 
 def read_platform() -> Platform:
-    tegra = driver.first_line(Path("/etc/nv_tegra_release")) or None
+    tegra = nvml.first_line(Path("/etc/nv_tegra_release")) or None
     return Platform(
         system=platform.system() or None,
-        machine=driver.platform_name().partition("_")[2] or None,
+        machine=nvml.platform_name().partition("_")[2] or None,
         os=_os_name(),
         python=(sys.version_info[0], sys.version_info[1]),
-        is_wsl=driver.is_wsl(),
-        is_container=driver.is_container(),
+        is_wsl=nvml.is_wsl(),
+        is_container=nvml.is_container(),
         is_tegra=tegra is not None or "tegra" in platform.release().lower(),
         jetpack=tegra,
     )

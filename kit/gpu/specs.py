@@ -12,9 +12,8 @@ import functools
 import re
 from collections.abc import Mapping
 
-from kit.gpu import data
-from kit.gpu.arch import Capability
-from kit.gpu.compat import Version, parse_driver, toolkit_driver
+from kit.gpu import compat
+from kit.gpu.compat import Capability, Version, parse_driver, toolkit_driver
 
 _NOISE = re.compile(r"\b(nvidia|geforce|tesla|grid|graphics|device|corporation|gpu)\b|\(r\)|\(tm\)|[®™]")
 _NOT_FULL_CARD = re.compile(r"\b(laptop|notebook|mobile|max q|mig|vgpu)\b|\b\d+[qcba]\b|\bd$|\bd v2$")
@@ -83,7 +82,7 @@ def capability_of(name: str | None) -> Capability | None:
 @functools.cache
 def families() -> Mapping[Capability, Family]:
     found = {}
-    for row in data.load("gpus")["families"]:
+    for row in compat.load("gpus")["families"]:
         capability = _pair(row["capability"])
         branch = row["last_driver_branch"]
         found[capability] = Family(
@@ -148,7 +147,7 @@ def bandwidth_bytes_per_s(name: str | None) -> float | None:
 
 @functools.cache
 def _cards() -> Mapping[str, Card]:
-    table, found = data.load("gpus"), {}
+    table, found = compat.load("gpus"), {}
     for row in table["cards"]:
         bandwidth, memory = row["bandwidth_gb_per_s"], row["memory_gb"]
         peaks = {key: row[key] * 1e12 for key in ("bf16", "fp16", "tf32", "fp32", "fp8") if key in row}
@@ -166,7 +165,7 @@ def _cards() -> Mapping[str, Card]:
 
 @functools.cache
 def _patterns() -> tuple[tuple[re.Pattern[str], tuple[Capability, ...]], ...]:
-    rows = data.load("gpus")["names"]
+    rows = compat.load("gpus")["names"]
     return tuple(
         (
             re.compile(row["pattern"]),

@@ -18,12 +18,11 @@ from typing import NoReturn
 
 import kit
 from kit.errors import EXIT_FAIL, EXIT_SIGINT, EXIT_SIGTERM, KitError, SetupFailed, UsageError
-from kit.gpu import driver
+from kit.gpu import nvml
 from kit.records import Outcome, dumps
 from kit.setup import environment as env
-from kit.setup.index import PYPI, can_reach
-from kit.setup.needs import Request, missing, read_request
-from kit.setup.plan import NO_GPU, Machine, TorchPick, no_gpu, pick_torch
+from kit.setup.environment import PYPI, can_reach
+from kit.setup.plan import NO_GPU, Machine, Request, TorchPick, missing, no_gpu, pick_torch, read_request
 
 PINS, TEST_PINS = "requirements-gpu.txt", "requirements-test.txt"
 _IMPATIENT = ("--retries", "0", "--timeout", "5")
@@ -182,12 +181,12 @@ def _this_world() -> World:
 @functools.cache
 def _look() -> Machine:
     return Machine(
-        driver=driver.read_driver(),
-        has_hardware=driver.has_nvidia_hardware(),
-        platform=driver.platform_name(),
+        driver=nvml.read_driver(),
+        has_hardware=nvml.has_nvidia_hardware(),
+        platform=nvml.platform_name(),
         python=sys.version_info[:2],
-        is_wsl=driver.is_wsl(),
-        is_container=driver.is_container(),
+        is_wsl=nvml.is_wsl(),
+        is_container=nvml.is_container(),
     )
 
 

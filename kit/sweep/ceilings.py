@@ -9,9 +9,9 @@ import torch
 
 from kit.gpu.specs import bandwidth_bytes_per_s, peak_flop_per_s
 from kit.sweep.table import Ceilings
-from kit.train.attention import fast_kernels
 from kit.train.config import DATASHEET_DTYPES
 from kit.train.loop import synchronize
+from kit.train.model import fast_kernels
 
 _PEAKS = {**DATASHEET_DTYPES, "float16": "fp16", "float8": "fp8"}
 _KINDS = {"bfloat16": torch.bfloat16, "float16": torch.float16}

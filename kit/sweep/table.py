@@ -5,14 +5,115 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import itertools
+import math
+import random
 from collections.abc import Iterable, Sequence
 
 from kit.errors import UsageError
+from kit.records import Check, Outcome
 from kit.show import Table
-from kit.stats import spread
-from kit.train.config import MODELS, TrainConfig
-from kit.train.flops import adamw_step_bytes, least_step_flop, step_flop
-from kit.units import UNKNOWN, percent, quantity, seconds
+from kit.train.config import MODELS, TrainConfig, adamw_step_bytes, least_step_flop, step_flop
+from kit.units import UNKNOWN, number, percent, quantity, seconds, spread
+
+# Which points a sweep measures, and in which order.
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepPlan:
+    """A grid of shapes with some points beside it, and how long each is measured.
+
+    more_points: (batch size, tokens a sample, precision) each, for all engines. blocks:
+    synchronised blocks a point, the unit of the median and its spread. block_s: least seconds
+    of a block. seed: of the order, so that a drift does not follow the grid.
+    """
+
+    batch_sizes: tuple[int, ...] = (1, 4, 16)
+    seq_lens: tuple[int, ...] = (64, 256)
+    dtypes: tuple[str, ...] = ("float32",)
+    engines: tuple[str, ...] = ("eager",)
+    model: str = "gpt2"
+    device: str = "cuda"
+    blocks: int = 5
+    block_s: float = 0.2
+    seed: int = 42
+    more_points: tuple[tuple[int, int, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("batch_sizes", "seq_lens", "dtypes", "engines"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise UsageError(
+                    f"{name}={list(values)}",
+                    expected=f"at least one of {name}, each once",
+                    todo="correct the parameter",
+                )
+        if self.blocks < 1 or not self.block_s > 0:
+            raise UsageError(
+                f"blocks={self.blocks}, block_s={self.block_s}", expected="both positive", todo="correct the parameter"
+            )
+        shapes = self._shapes()
+        if len(set(shapes)) != len(shapes):
+            twice = next(shape for shape in shapes if shapes.count(shape) > 1)
+            raise UsageError(
+                f"more_points: {list(twice)} is measured already",
+                expected="points that are not in the grid, each once",
+                todo="leave it out",
+            )
+        self.configs()
+
+    def _shapes(self) -> list[tuple[int, int, str]]:
+        for point in self.more_points:
+            if not isinstance(point, (list, tuple)) or [type(value) for value in point] != [int, int, str]:
+                raise UsageError(
+                    f"more_points: {point!r}",
+                    todo="correct the parameter",
+                    expected="[batch size, tokens a sample, precision], such as [4, 64, float32]",
+                )
+        return [*itertools.product(self.batch_sizes, self.seq_lens, self.dtypes), *map(tuple, self.more_points)]
+
+    def configs(self) -> tuple[TrainConfig, ...]:
+        """One checked TrainConfig a point, in the shuffled order. Raises UsageError for an impossible point."""
+        points = [
+            TrainConfig(
+                model=self.model,
+                device=self.device,
+                dtype=dtype,
+                batch_size=batch_size,
+                seq_len=seq_len,
+                seed=self.seed,
+                engine=engine,
+            )
+            for (batch_size, seq_len, dtype), engine in itertools.product(self._shapes(), self.engines)
+        ]
+        return tuple(shuffled(points, self.seed))
+
+    def smallest(self) -> tuple[TrainConfig, ...]:
+        """One config for each engine and precision of the plan, all of its smallest shape."""
+        shapes = self._shapes()
+        shape = min((pair[:2] for pair in shapes), key=lambda pair: (pair[0] * pair[1], pair))
+        kinds = dict.fromkeys((dtype, engine) for _, _, dtype in shapes for engine in self.engines)
+        return tuple(
+            TrainConfig(
+                model=self.model,
+                device=self.device,
+                dtype=dtype,
+                batch_size=shape[0],
+                seq_len=shape[1],
+                seed=self.seed,
+                engine=engine,
+            )
+            for dtype, engine in kinds
+        )
+
+
+def shuffled(items: Sequence, seed: int) -> list:
+    """Fisher and Yates over `random()`, whose sequence Python keeps from version to version."""
+    items, draw = list(items), random.Random(seed).random
+    for last in range(len(items) - 1, 0, -1):
+        other = int(draw() * (last + 1))
+        items[last], items[other] = items[other], items[last]
+    return items
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,3 +369,209 @@ def _from_record(record: dict[str, str]) -> Row:
 
 def in_grid_order(rows: Sequence[Row]) -> tuple[Row, ...]:
     return tuple(sorted(rows, key=lambda row: (row.engine, row.dtype, row.seq_len, row.batch_size)))
+
+
+# Whether the engines compute the same: their first losses beside those of the plain loop in float32.
+#
+# Only raw losses are kept; what follows from them is computed here, so that a report can be checked without torch.
+
+# Largest difference from the plain loop's loss in float32 over the first ten steps, in nats.
+LOSS_LIMITS = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 1e-2}
+LOSS_STEPS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineLosses:
+    """The first losses of one engine; None stands for one that was not finite. missing: why it cannot run here."""
+
+    engine: str
+    dtype: str
+    losses: tuple[float | None, ...] = ()
+    missing: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in LOSS_LIMITS:
+            raise UsageError(f"losses in {self.dtype!r}", expected=f"one of {', '.join(LOSS_LIMITS)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SameLosses:
+    """All engines at one shape, from the same weights and batches. reference: the plain loop's losses in float32."""
+
+    model: str
+    batch_size: int
+    seq_len: int
+    reference: tuple[float | None, ...]
+    engines: tuple[EngineLosses, ...]
+
+    @property
+    def compared(self) -> tuple[EngineLosses, ...]:
+        return tuple(row for row in self.engines if row.missing is None)
+
+    def difference(self, row: EngineLosses) -> float | None:
+        """The largest over the steps that both have, in nats; None where a loss is not finite or there is none."""
+        if not row.losses or not all(map(_is_finite, (*row.losses, *self.reference))):
+            return None
+        return max((abs(a - b) for a, b in zip(row.losses, self.reference)), default=None)
+
+    def problem(self, row: EngineLosses) -> str | None:
+        """Why its losses are not the same; None where they are."""
+        apart = self.difference(row)
+        if len(row.losses) < LOSS_STEPS or len(self.reference) < LOSS_STEPS:
+            return f"{min(len(row.losses), len(self.reference))} of {LOSS_STEPS} losses"
+        if apart is None:
+            return "a loss is not finite"
+        return f"{number(apart, 2)} nats apart" if not apart <= LOSS_LIMITS[row.dtype] else None
+
+    @property
+    def is_same(self) -> bool:
+        """Whether every engine that runs here gives the same; False where there is none."""
+        return bool(self.compared) and not any(map(self.problem, self.compared))
+
+    @property
+    def table(self) -> Table:
+        columns = ("engine", "precision", "largest difference from eager float32", "limit", "the same")
+        return Table(columns, tuple(self._cells(row) for row in self.engines))
+
+    def _cells(self, row: EngineLosses) -> tuple[str, ...]:
+        if row.missing:
+            return row.engine, row.dtype, "–", "–", f"not here: {row.missing}"
+        apart, problem = self.difference(row), self.problem(row)
+        return (
+            row.engine,
+            row.dtype,
+            "–" if apart is None else f"{apart:.1e}",
+            f"{LOSS_LIMITS[row.dtype]:.0e}",
+            f"no: {problem}" if problem else "yes",
+        )
+
+    @property
+    def sentence(self) -> str:
+        apart = [found for row in self.compared if (found := self.difference(row)) is not None]
+        if not self.is_same:
+            return "The engines do not compute the same." if self.compared else "No engine could be compared."
+        return (
+            f"Over {LOSS_STEPS} steps at {self.batch_size} × {self.seq_len} every engine that runs here gives the "
+            f"plain loop's losses in float32; the largest difference is {max(apart):.1e} nats."
+        )
+
+
+def _is_finite(loss: float | None) -> bool:
+    return loss is not None and math.isfinite(loss)
+
+
+def losses_check(records: Iterable[SameLosses], measured: Iterable[tuple[str, str]], *, is_cuda: bool) -> Check:
+    """measured: engines with their precision that the report has a figure of; each must have been compared."""
+    records = tuple(records)
+    compared = [(record, row) for record in records for row in record.compared]
+    red = [f"{row.engine} in {row.dtype}: {problem}" for record, row in compared if (problem := record.problem(row))]
+    known = {(row.engine, row.dtype) for _, row in compared}
+    left_out = [pair for pair in dict.fromkeys(measured) if pair not in known]
+    unknown = [f"{engine} in {dtype} was not compared" for engine, dtype in left_out]
+    good = Outcome.PASS if is_cuda else Outcome.REHEARSAL
+    outcome = Outcome.FAIL if red else Outcome.INCONCLUSIVE if unknown or not known else good
+    found = "; ".join(red or unknown) or f"{len(known)} engines and precisions compared over {LOSS_STEPS} steps"
+    limits = ", ".join(f"{dtype} {limit:g}" for dtype, limit in LOSS_LIMITS.items())
+    return Check(
+        "throughput.same_losses",
+        outcome,
+        found,
+        f"the plain loop's losses in float32, within nats: {limits}",
+        "" if outcome is good else "use none of this engine's figures, and report what it is",
+    )
+
+
+# The short run that people report, as records: 14 steps with their start, engine by engine.
+
+
+@dataclasses.dataclass(frozen=True)
+class ShortRun:
+    """One fresh process. `training_s`: what the Trainer calls its runtime, compiling and capturing included.
+
+    process_s: from the start of the process to its last step. engine_s: until the engine could
+    step. bytecode: why Python's compiled modules were kept in the kit's cache, None where it did so itself.
+    """
+
+    engine: str
+    dtype: str
+    is_first: bool
+    note: str
+    process_s: float
+    import_s: float
+    data_s: float
+    model_s: float
+    engine_s: float
+    steps_s: float
+    training_s: float
+    samples: int
+    losses: tuple[float | None, ...]
+    bytecode: str | None = None
+
+    @property
+    def samples_per_s(self) -> float:
+        return self.samples / self.training_s
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchResult:
+    """All short runs, and whether the engines compute the same. missing: engines that cannot run here, and why."""
+
+    device_name: str
+    runs: tuple[ShortRun, ...]
+    losses: SameLosses
+    missing: dict[str, str]
+
+    @property
+    def warm(self) -> tuple[ShortRun, ...]:
+        """The second runs, which found the caches filled."""
+        return tuple(run for run in self.runs if not run.is_first)
+
+    @property
+    def table(self) -> Table:
+        columns = (
+            "engine",
+            "precision",
+            "run",
+            "from process start",
+            "imports",
+            "model",
+            "engine",
+            "steps",
+            "training as the Trainer counts it",
+            "samples/s",
+        )
+        return Table(
+            columns,
+            tuple(
+                (
+                    run.engine,
+                    run.dtype,
+                    "first" if run.is_first else "second",
+                    seconds(run.process_s),
+                    seconds(run.import_s),
+                    seconds(run.model_s),
+                    seconds(run.engine_s),
+                    seconds(run.steps_s),
+                    seconds(run.training_s),
+                    number(run.samples_per_s),
+                )
+                for run in self.runs
+            ),
+        )
+
+    @property
+    def sentence(self) -> str:
+        """The finding in words: the fastest engine against the Trainer, once the caches are filled."""
+        base = next((run for run in self.warm if run.engine == "trainer"), None)
+        best = min(self.warm, key=lambda run: run.training_s, default=None)
+        if best is None:
+            return f"No engine could run on {self.device_name}."
+        peer = f"; the Trainer takes {seconds(base.training_s)}" if base else ""
+        return (
+            f"{self.device_name}: {len(best.losses)} steps in {seconds(best.training_s)} by the {best.engine} "
+            f"engine in {best.dtype}, start included{peer}."
+        )
+
+    def __str__(self) -> str:
+        missing = [f"not here: {name}, {reason}" for name, reason in self.missing.items()]
+        return "\n\n".join([self.sentence, str(self.table), str(self.losses.table), *missing])

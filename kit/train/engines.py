@@ -8,24 +8,28 @@ Hugging Face's Trainer drives its own loop and stands in `trainer`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import importlib
 import importlib.util
+import tempfile
+import time
 import warnings
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 
 from kit.errors import UsageError
-from kit.train.attention import fast_kernels
 from kit.train.config import TrainConfig
-from kit.train.loop import eager_step
-from kit.train.model import autocast, build_optimizer
-from kit.train.step import FlatStep, Unsuitable, compiled, compute_dtype, twin_of
+from kit.train.loop import eager_step, synchronize
+from kit.train.model import Unsuitable, autocast, build_optimizer, compiled, compute_dtype, fast_kernels, twin_of
 
-# Difference of the first loss from that of the model's own forward pass, relative to it (to 1 where it is less).
-FIRST_LOSS_LIMITS = {"float32": 1e-5, "tf32": 1e-3, "bfloat16": 5e-3}
-_WARM_UP_STEPS = 2
-# Tokens at a time in the check of the first loss; the model's own forward holds all of their logits in float32.
-_CHECKED_TOKENS = 4096
+# Engines that have to be built for a shape. A wing of the house is reached by name only.
+ENGINES = {
+    "compiled": "kit.train.engines:CompiledEngine",
+    "captured": "kit.extras.graphed.captured:CapturedEngine",
+    "graphed": "kit.extras.graphed.captured:GraphedEngine",
+}
 
 
 class Engine(Protocol):
@@ -54,18 +58,19 @@ def build_engine(name: str, model, config: TrainConfig) -> Engine:
     """
     if name == "eager":
         return EagerEngine(model, config)
-    kinds = {"compiled": CompiledEngine, "captured": CapturedEngine, "graphed": GraphedEngine}
-    if name not in kinds:
+    if name not in ENGINES:
         raise UsageError(
             f"engine={name}",
-            expected=f"one of eager, {', '.join(kinds)}",
+            expected=f"one of eager, {', '.join(ENGINES)}",
             todo="kit bench and kit sweep run the Trainer; kit train needs an engine with steps",
         )
     try:
-        reason = kinds[name].missing(model, config)
+        module, _, kind = ENGINES[name].partition(":")
+        engine = getattr(importlib.import_module(module), kind)
+        reason = engine.missing(model, config)
         if reason is None:
             with _without_known_warnings():
-                return kinds[name](model, config)
+                return engine(model, config)
     except Unsuitable as error:
         reason = str(error)
     except Exception as error:  # compilers raise of their own; each is a reason to fall back, except too little memory
@@ -160,92 +165,6 @@ class CompiledEngine:
         )
 
 
-class CapturedEngine:
-    """The whole step as one CUDA graph: forward, backward, our loss, and clipping with AdamW in two kernels.
-
-    In bfloat16 the forward pass computes with bfloat16 copies of the float32 weights, which the
-    update writes; autocast would make them anew at every step.
-    """
-
-    name, is_fallback, _is_compiled = "captured", False, False
-
-    @staticmethod
-    def missing(model, config: TrainConfig) -> str | None:
-        """Why it cannot run here; None where it can."""
-        if config.device != "cuda":
-            return "a CUDA graph needs a CUDA device"
-        if importlib.util.find_spec("triton") is None:
-            return "its kernels need Triton, and it is not installed"
-        return None
-
-    def __init__(self, model, config: TrainConfig) -> None:
-        from kit.train.flat import FlatAdamW
-
-        self._model, self._config = model, config
-        self._step = FlatStep(model, config, is_compiled=self._is_compiled)
-        self._input_ids, self._labels = random_batch(model, config)
-        self._check_first_loss()
-        self._capture()
-        self.optimizer = FlatAdamW(self._step.flat, config)
-        over = " over torch.compile" if self._is_compiled else ""
-        copies = ", bfloat16 copies of the weights" if self._step.flat.shadow is not None else ""
-        self.note = f"one CUDA graph a step{over}{copies}, fused loss, clipping and AdamW"
-
-    def _check_first_loss(self) -> None:
-        """Refuses a model whose own loss is another one, as of a scaled or capped head."""
-        own = own_loss(self._model, self._input_ids, self._labels, self._config)
-        ours = float(self._step.backward(self._input_ids, self._labels)[0])
-        # Written so that NaN is refused as well; a loss near 0, of a batch known by heart, is compared absolutely.
-        if not abs(ours - own) <= FIRST_LOSS_LIMITS[self._config.dtype] * max(1.0, abs(own)):
-            raise Unsuitable(f"its first loss would be {ours:.6f} where the model's own is {own:.6f}")
-
-    def _capture(self) -> None:
-        """Warms up on a stream of its own, as capturing needs, and captures. The weights end as they were."""
-        flat = self._step.flat
-        before = flat.master.clone()
-        try:
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(_WARM_UP_STEPS):
-                    loss, gradients = self._step.backward(self._input_ids, self._labels)
-                    flat.point_to(gradients)
-                    flat.update(gradients, self._config)
-            torch.cuda.current_stream().wait_stream(side)
-            del loss, gradients
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                loss, gradients = self._step.backward(self._input_ids, self._labels)
-                flat.update(gradients, self._config)
-                self._result = torch.stack((loss, flat.norm))
-            flat.point_to(gradients)
-        finally:
-            flat.master.copy_(before)
-            flat.restart()
-
-    def step(self, input_ids, labels):
-        if input_ids.shape != self._input_ids.shape:
-            raise UsageError(
-                f"a batch of {tuple(input_ids.shape)}",
-                expected=f"{tuple(self._input_ids.shape)}, as captured",
-                todo="build another engine for another shape",
-            )
-        self._input_ids.copy_(input_ids)
-        self._labels.copy_(labels)
-        self._graph.replay()
-        loss, grad_norm = self._result.clone()
-        return loss, grad_norm
-
-    def restart(self) -> None:
-        self._step.flat.restart()
-
-
-class GraphedEngine(CapturedEngine):
-    """The same graph over the compiled model: fewer and longer kernels, after half a minute of compiling once."""
-
-    name, _is_compiled = "graphed", True
-
-
 def random_batch(model, config: TrainConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """input_ids and labels (B, T) of config's shape on its device, every label supervised."""
     generator = torch.Generator().manual_seed(config.seed)
@@ -254,15 +173,102 @@ def random_batch(model, config: TrainConfig) -> tuple[torch.Tensor, torch.Tensor
     return ids, ids.clone()
 
 
-@torch.no_grad()
-def own_loss(model, input_ids, labels, config: TrainConfig) -> float:
-    """The mean loss by the model's own forward pass, a few rows at a time."""
-    rows = max(1, _CHECKED_TOKENS // input_ids.shape[1])
-    total, count = 0.0, 0
-    for ids, targets in zip(input_ids.split(rows), labels.split(rows)):
-        supervised = int((targets[:, 1:] >= 0).sum())
-        if supervised:
-            with autocast(config):
-                total += float(model(input_ids=ids, labels=targets).loss) * supervised
-            count += supervised
-    return total / count if count else float("nan")
+# Hugging Face's Trainer on the same batches: what most people use, and the baseline of every table.
+#
+# It drives its own loop, so it is measured from outside: by the host's clock at `on_step_end`,
+# after waiting for the device. Nothing of it is tuned and nothing is slowed.
+
+NOTE = "Hugging Face's Trainer with its defaults, a constant learning rate and nothing logged or saved"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainerRun:
+    """losses: of each step. step_s: from one `on_step_end` to the next, the first from `on_train_begin`.
+
+    samples: counted in the batches. runtime_s: `train_runtime` as the Trainer reports it.
+    """
+
+    losses: tuple[float, ...]
+    step_s: tuple[float, ...]
+    samples: int
+    runtime_s: float
+
+
+def missing_trainer() -> str | None:
+    """Why the Trainer cannot run here; None where it can."""
+    if importlib.util.find_spec("accelerate") is None:
+        return "Hugging Face's Trainer needs the package accelerate, and it is not installed"
+    return None
+
+
+def run_trainer(model, config: TrainConfig, batches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> TrainerRun:
+    """Trains `model` on `batches` of (input_ids, labels), each (B, T), in their order, one step a batch.
+
+    Only its weights are changed: accelerate wraps the forward pass for bfloat16, and that is undone.
+    """
+    from transformers import PrinterCallback, Trainer, TrainerCallback
+
+    losses: list[torch.Tensor] = []
+    ends: list[float] = []
+
+    class Recorded(Trainer):
+        def compute_loss(self, *args, **kwargs):
+            out = super().compute_loss(*args, **kwargs)
+            losses.append((out[0] if isinstance(out, tuple) else out).detach())
+            return out
+
+        def _get_train_sampler(self, dataset=None):
+            return torch.utils.data.SequentialSampler(dataset or self.train_dataset)
+
+    class Clock(TrainerCallback):
+        def on_train_begin(self, *args, **kwargs):
+            synchronize(config.device)
+            ends.append(time.perf_counter())
+
+        on_step_end = on_train_begin
+
+    rows = [
+        {"input_ids": ids, "labels": targets}
+        for input_ids, labels in batches
+        for ids, targets in zip(input_ids.cpu(), labels.cpu())
+    ]
+    before = set(vars(model))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = Recorded(model, _arguments(config, len(batches), folder), train_dataset=rows, callbacks=[Clock()])
+            # Otherwise it divides the loss by the labels before their shift: (T - 1) / T of the mean.
+            trainer.model_accepts_loss_kwargs = False
+            # It would print its summary to stdout, where an answer as JSON may stand.
+            trainer.remove_callback(PrinterCallback)
+            metrics = trainer.train().metrics
+    finally:
+        for name in set(vars(model)) - before:
+            delattr(model, name)
+    steps = tuple(end - start for start, end in zip(ends, ends[1:]))
+    return TrainerRun(tuple(float(loss) for loss in losses), steps, len(rows), metrics["train_runtime"])
+
+
+def _arguments(config: TrainConfig, steps: int, folder: str):
+    from transformers import TrainingArguments
+
+    arguments = TrainingArguments(
+        output_dir=folder,
+        per_device_train_batch_size=config.batch_size,
+        max_steps=steps,
+        learning_rate=config.lr,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        lr_scheduler_type="constant",
+        # TF32 is set around the whole run already, by `model.precision`.
+        bf16=config.dtype == "bfloat16",
+        seed=config.seed,
+        use_cpu=config.device == "cpu",
+        logging_strategy="no",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=config.device == "cuda",
+    )
+    # One GPU, as everything else here: with several in sight it would split each batch over them.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 
 from kit.train.config import TrainConfig
-from kit.train.metrics import StepRecord
 from kit.train.model import autocast, whole
+from kit.train.steps import StepRecord
 
 
 class Audit(Protocol):

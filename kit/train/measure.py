@@ -6,23 +6,157 @@ sampling of the driver. Everything after them repeats or inspects.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
+import os
 import sys
+import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from kit.errors import TrainingFailed, UsageError
+import torch
+
+from kit.errors import GpuNotUsable, TrainingFailed, UsageError
+from kit.process import keep_bytecode
 from kit.records import dumps
+from kit.train import witness
 from kit.train.config import TrainConfig
-from kit.train.metrics import StepRecord, TelemetrySample, Timings, TrainingRun
-from kit.train.startup import keep_bytecode, require_device, start_device
+from kit.train.loop import training_steps
+from kit.train.model import build_optimizer, precision
+from kit.train.steps import CpuReference, Replay, StepRecord, TelemetrySample, Timings, TrainingRun
+
+# What makes a short run short: most of it is imports, and most of those are Python compiling source again.
+#
+# Nothing is left out and nothing is replaced: work is only moved, and a device that cannot be used is refused.
+
+
+def require_device(device: str):
+    """Imports torch and refuses at once where `device` cannot be used. Returns the torch module."""
+    # cuBLAS workspaces that give the same bits each time; read when CUDA starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # The profiler prints a line for each start and stop below this level; read when torch is imported.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise GpuNotUsable(
+            f"device=cuda was asked for, and torch {torch.__version__} has no usable CUDA device",
+            expected="a CUDA build of torch, a driver and a visible NVIDIA GPU",
+            todo="python -m kit check says why and what to install; --device cpu rehearses without a GPU",
+        )
+    return torch
+
+
+def start_device(device: str, dtype: str, *, has_kernels: bool = False) -> threading.Thread | None:
+    """Starts CUDA and loads cuBLAS in a thread, beside the imports that follow; None on the CPU.
+
+    has_kernels: the run will launch kernels of Triton, which hashes its own source once for the keys of its
+    cache (0.43 s on an H100's machine, 2026-11); that is done here too. Join it before the device is measured. What fails there fails again, and is reported, at the first real use.
+    """
+    if device != "cuda":
+        return None
+    import torch
+
+    # A thread begins on the first device, whichever this one has taken. Asking would start CUDA here.
+    taken = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+    def start() -> None:
+        if taken is not None:
+            torch.cuda.set_device(taken)
+        kind = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+        try:
+            left = torch.ones(64, 64, device=device, dtype=kind)
+            (left @ left).sum()
+            torch.cuda.synchronize()
+        except RuntimeError:
+            return
+        if has_kernels:
+            with contextlib.suppress(ImportError, AttributeError):
+                from triton.runtime.cache import triton_key
+
+                triton_key()
+
+    thread = threading.Thread(target=start, name="kit-start-device", daemon=True)
+    thread.start()
+    return thread
+
+
+# The same steps once more: on the device, bit for bit, and the first of them on the CPU.
+#
+# `state` is what was trained: `model`, `optimizer`, and `initial`, the parameters on the CPU as
+# they were before the first step. Each function leaves it changed.
+
+CPU_REFERENCE_STEPS = 3
+
+
+def replay(
+    state, batches: Sequence, config: TrainConfig, timed: tuple[float | None, ...]
+) -> tuple[Replay, float | None]:
+    """timed: the losses of the run. Returns the repetition, and the canary's loss before the first step."""
+    restart(state, config)
+    before = witness.canary_loss(state.model, batches[0], config)
+    losses = _losses(state, batches, config)
+    found = Replay(tuple(loss for loss in losses if loss is not None), witness.matmul_repeats(config))
+    if losses != timed:
+        found = dataclasses.replace(found, deterministic_is_equal=_repeats_deterministically(state, batches, config))
+    return found, before
+
+
+def cpu_reference(state, batches: Sequence, config: TrainConfig) -> CpuReference:
+    if config.device == "cpu" and config.dtype == "float32":
+        return CpuReference(0, (), 0.0, skipped="the run itself is float32 on the CPU")
+    on_cpu = dataclasses.replace(config, device="cpu", dtype="float32")
+    state.model.to("cpu")
+    restart(state, on_cpu)
+    start = time.perf_counter()
+    losses = _losses(state, batches[: min(CPU_REFERENCE_STEPS, config.steps)], on_cpu)
+    finite = tuple(loss for loss in losses if loss is not None)
+    return CpuReference(len(finite), finite, time.perf_counter() - start)
+
+
+def restart(state, config: TrainConfig) -> None:
+    """Puts the model back to where it was before the first step, with a fresh optimizer."""
+    with torch.no_grad():
+        for name, parameter in state.model.named_parameters():
+            parameter.copy_(state.initial[name])
+    state.model.zero_grad(set_to_none=True)
+    state.optimizer = build_optimizer(state.model, config)
+
+
+def _losses(state, batches: Sequence, config: TrainConfig) -> tuple[float | None, ...]:
+    with precision(config):
+        steps = training_steps(state.model, state.optimizer, batches, config, began_s=time.perf_counter())
+        return tuple(step.loss for step in steps)
+
+
+def _repeats_deterministically(state, batches: Sequence, config: TrainConfig) -> bool:
+    """Whether two runs of the steps agree bit for bit where torch is asked for deterministic algorithms.
+
+    Attention's backward pass adds in changing order at longer sequences; that is no fault of the card.
+    """
+    found = []
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for _ in range(2):
+                restart(state, config)
+                found.append(_losses(state, batches, config))
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    return found[0] == found[1]
 
 
 class Group(Protocol):
-    """The process as one rank of several, where it is one; made by `kit.scale.group`."""
+    """The process as one rank of several, where it is one; made by `kit.extras.scale.group`."""
 
     def copy_bytes(self, model: Any) -> int:
         """What exchanging or gathering this model may copy between host and device in a step."""
@@ -308,7 +442,6 @@ def _failed(error: RuntimeError, config: TrainConfig) -> TrainingFailed:
 def _witnesses(run: TrainingRun, state: _State, steps, batches: Sequence, *, is_alone: bool) -> TrainingRun:
     """Everything that is measured after the timed steps, each part on the state the one before it left."""
     from kit.train import witness
-    from kit.train.repeat import cpu_reference, replay
 
     config = run.config
     after = witness.canary_loss(state.model, batches[0], config)

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import Any
 
-from kit.train.metrics import Telemetry, TelemetrySample
+from kit.train.steps import Telemetry, TelemetrySample
 
 INTERVAL_S = 0.02
 # Errors of NVML that concern one reading; any other means that the driver or the card is gone.

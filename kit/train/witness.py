@@ -17,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kit.train.config import TrainConfig
 from kit.train.loop import eager_step, synchronize
-from kit.train.metrics import KernelProfile, Learning, PlacementAudit, Precision
 from kit.train.model import autocast, precision, whole
-from kit.train.trace import LARGE_FLOP, MATMULS, matmul_flop, read_trace
+from kit.train.profile import LARGE_FLOP, MATMULS, matmul_flop, read_trace
+from kit.train.steps import KernelProfile, Learning, PlacementAudit, Precision
 
 # Relative error (largest difference over largest value) of a 1024-long dot product of normal
 # numbers against float64, by class: float32 rounds to 24 bits, TF32 to 11, bfloat16 to 8. The

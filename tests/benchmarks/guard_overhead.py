@@ -32,11 +32,10 @@ import torch
 
 from kit import GpuGuardCallback, gpu_guard
 from kit.show import Table
-from kit.stats import Spread, spread
 from kit.train.config import MODELS, TrainConfig
 from kit.train.loop import eager_step, synchronize
 from kit.train.model import build_model, build_optimizer
-from kit.units import seconds
+from kit.units import Spread, seconds, spread
 
 # Of a step: what the guard may cost.
 LIMIT = 0.01

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 JUDGES = (
     *(f"kit/train/{name}.py" for name in ("verdict", "native", "driver_view", "arithmetic", "speed", "checks")),
     *(f"kit/gpu/{name}.py" for name in ("verdict", "witnesses", "diagnose", "ask_environment", "ask_native", "checks")),
-    "kit/evidence/control.py",
+    "kit/evidence/conclude.py",
 )
 # In the order in which a mutant of the second kind meets them.
 TESTS = (

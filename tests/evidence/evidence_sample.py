@@ -7,11 +7,11 @@ from pathlib import Path
 
 from kit import __version__ as VERSION
 from kit.evidence.bundle import open_bundle
+from kit.evidence.contents import Evidence, NotebookRun, Number, Promise
 from kit.evidence.manifest import MANIFEST, SUMS, Entry, build, sums
-from kit.evidence.model import Evidence, NotebookRun, Number, Promise
 from kit.evidence.notebook import source_sha256
 from kit.evidence.redact import Secrets
-from kit.evidence.standards import ro_crate
+from kit.evidence.render import ro_crate
 from kit.records import Check, Outcome, Verdict, dumps, from_json, loads
 
 RUN_ID = "20261101T120000Z-cuda-ab12"

@@ -9,8 +9,19 @@ import evidence_sample as sample
 import pytest
 
 from kit.errors import BundleInvalid
-from kit.evidence.compare import Side, compare, decide, figure, read_side, runs_needed, text
-from kit.evidence.welch import holm, t_cdf, t_quantile, welch
+from kit.extras.compare.compare import (
+    Side,
+    compare,
+    decide,
+    figure,
+    holm,
+    read_side,
+    runs_needed,
+    t_cdf,
+    t_quantile,
+    text,
+    welch,
+)
 from kit.records import Outcome, Verdict, dumps
 
 

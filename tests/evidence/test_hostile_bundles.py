@@ -11,8 +11,7 @@ from pathlib import Path
 import evidence_sample as sample
 import pytest
 
-from kit.evidence.limits import MAX_FILES
-from kit.evidence.manifest import MANIFEST
+from kit.evidence.manifest import MANIFEST, MAX_FILES
 from kit.evidence.verify import text, verify
 from kit.records import loads
 

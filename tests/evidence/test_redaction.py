@@ -13,17 +13,9 @@ import evidence_sample as sample
 import pytest
 
 from kit.errors import BundleInvalid
-from kit.evidence import identity
+from kit.evidence import bundle
 from kit.evidence.bundle import open_bundle
-from kit.evidence.redact import (
-    Secrets,
-    decode,
-    pseudonym,
-    redact_text,
-    redact_value,
-    scan,
-    strip_png,
-)
+from kit.evidence.redact import Secrets, decode, pseudonym, redact_text, redact_value, scan, strip_png
 from kit.evidence.verify import verify
 
 UUID = "GPU-6f1c9a52-7f0e-4d0b-9a55-0c1de2f3a4b5"
@@ -358,8 +350,8 @@ def test_output_of_any_tool_becomes_text(data):
 
 def test_salt_is_made_once_and_is_private(tmp_path, monkeypatch):
     monkeypatch.delenv("KIT_SALT", raising=False)
-    first = identity.salt(tmp_path / "kit")
-    assert identity.salt(tmp_path / "kit") == first and len(first) == 32
+    first = bundle.salt(tmp_path / "kit")
+    assert bundle.salt(tmp_path / "kit") == first and len(first) == 32
     if os.name != "nt":
         assert stat.S_IMODE((tmp_path / "kit/salt").stat().st_mode) == 0o600
 
@@ -367,7 +359,7 @@ def test_salt_is_made_once_and_is_private(tmp_path, monkeypatch):
 def test_salt_lasts_for_the_process_where_nothing_can_be_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("KIT_SALT", "")
     (tmp_path / "kit").write_text("a file in the way", encoding="utf-8")
-    assert identity.salt(tmp_path / "kit") == identity.salt(tmp_path / "kit") == bytes.fromhex(os.environ["KIT_SALT"])
+    assert bundle.salt(tmp_path / "kit") == bundle.salt(tmp_path / "kit") == bytes.fromhex(os.environ["KIT_SALT"])
 
 
 def test_gathered_secrets_are_of_this_machine(monkeypatch):
@@ -379,7 +371,7 @@ def test_gathered_secrets_are_of_this_machine(monkeypatch):
         "TOKENIZERS_PARALLELISM": "falsetruefalse",
         "PIP_INDEX_URL": "https://ada:geheim99@pypi.example.org",
     }
-    found = identity.gather(environ=environ, uuids=[UUID])
+    found = bundle.gather(environ=environ, uuids=[UUID])
     assert found.values == (("value of HF_TOKEN", "hf_abcdefgh1234"), ("url userinfo", "geheim99"))
     assert found.user and found.host and found.uuids == (UUID,) and any(name == "~" for _, name in found.paths)
 

@@ -13,13 +13,11 @@ import evidence_sample as sample
 import pytest
 
 from kit.evidence.bundle import open_bundle
-from kit.evidence.model import Number
-from kit.evidence.notebook import problems, source_sha256
-from kit.evidence.notebook_html import markdown, notebook_html
-from kit.evidence.overview import Listed, overview
-from kit.evidence.render import derived, page, readme
-from kit.evidence.text import in_markdown, value, value_range, visible
+from kit.evidence.contents import Number, value, value_range
+from kit.evidence.notebook import markdown, notebook_html, problems, source_sha256
+from kit.evidence.render import Listed, derived, overview, page, readme
 from kit.records import Outcome, dumps
+from kit.show import in_markdown, visible
 
 EVIL = [
     "<script>alert(1)</script>",

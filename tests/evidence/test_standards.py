@@ -12,24 +12,26 @@ from pathlib import Path
 import evidence_sample as sample
 import pytest
 
-from kit.evidence import model, standards
+from kit.evidence import contents, render
 from kit.records import Check, Outcome, Verdict, dumps, loads
 
 SCHEMA = loads(resources.files("kit.evidence").joinpath("evidence.schema.json").read_bytes())
 
 
 def test_schema_names_every_field_and_no_other():
-    kinds = {"check": Check, "number": model.Number, "promise": model.Promise, "notebook": model.NotebookRun}
+    kinds = {"check": Check, "number": contents.Number, "promise": contents.Promise, "notebook": contents.NotebookRun}
     for name, kind in kinds.items():
         fields = [field.name for field in dataclasses.fields(kind)]
         assert list(SCHEMA["$defs"][name]["properties"]) == fields == SCHEMA["$defs"][name]["required"]
     assert (
-        list(SCHEMA["properties"]) == [field.name for field in dataclasses.fields(model.Evidence)] == SCHEMA["required"]
+        list(SCHEMA["properties"])
+        == [field.name for field in dataclasses.fields(contents.Evidence)]
+        == SCHEMA["required"]
     )
     assert list(SCHEMA["properties"]["verdict"]["properties"]) == [field.name for field in dataclasses.fields(Verdict)]
     assert SCHEMA["$defs"]["outcome"]["enum"] == [str(outcome) for outcome in Outcome]
-    assert SCHEMA["properties"]["schema_version"]["const"] == model.SCHEMA_VERSION
-    assert typing.get_type_hints(model.Evidence)["state"] is str
+    assert SCHEMA["properties"]["schema_version"]["const"] == contents.SCHEMA_VERSION
+    assert typing.get_type_hints(contents.Evidence)["state"] is str
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +70,7 @@ def test_junit_counts_inconclusive_as_an_error_and_fail_as_a_failure():
     evidence = dataclasses.replace(
         sample.conclude({"raw/run.json": dumps(sample.run_record()).encode()}), verdict=Verdict.of(checks)
     )
-    root = ElementTree.fromstring(standards.junit(evidence))
+    root = ElementTree.fromstring(render.junit(evidence))
     suite = root[0]
     assert suite.attrib | {"name": ""} == {
         "name": "",
@@ -92,7 +94,7 @@ def test_junit_of_a_report_without_checks_is_red():
     evidence = dataclasses.replace(
         sample.conclude({"raw/run.json": dumps(sample.run_record()).encode()}), verdict=Verdict.of(())
     )
-    assert ElementTree.fromstring(standards.junit(evidence))[0].get("errors") == "1"
+    assert ElementTree.fromstring(render.junit(evidence))[0].get("errors") == "1"
 
 
 def test_sums_hold_for_everyones_tool(bundle):

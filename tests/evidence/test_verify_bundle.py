@@ -152,7 +152,7 @@ def test_edited_report_is_found_after_rehashing(bundle, name):
 
 
 def test_words_of_another_kit_version_are_inconclusive_and_never_a_pass(tmp_path, monkeypatch):
-    import kit.evidence.steps as module
+    import kit.evidence.verify as module
 
     pages, words = sample.make(tmp_path, run_id="a"), sample.make(tmp_path, run_id="b")
     (pages / "README.md").write_bytes(b"# older words\n")
@@ -285,8 +285,8 @@ def test_bundle_without_checks_is_vacuous(tmp_path, bundle):
 def test_impossible_numbers_are_told(number, words):
     import dataclasses
 
-    from kit.evidence.model import Number
-    from kit.evidence.plausible import implausible
+    from kit.evidence.contents import Number
+    from kit.evidence.verify import implausible
 
     evidence = sample.conclude({"raw/run.json": dumps(sample.run_record()).encode()})
     base = (

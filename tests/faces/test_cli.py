@@ -120,7 +120,7 @@ def test_an_output_folder_that_cannot_be_made_is_a_usage_error(capsys, tmp_path)
     assert "Traceback" not in err and "Expected:" in err
 
 
-@pytest.mark.parametrize("module", ["kit", "kit.cli", "kit.records", "kit.gpu.verdict", "kit.evidence.verify"])
+@pytest.mark.parametrize("module", ["kit", "kit.cli", "kit.records", "kit.gpu.judge_machine", "kit.evidence.verify"])
 def test_importing_it_loads_nothing_heavy(module):
     code = f"import sys, {module}; print([m for m in ('torch', 'numpy', 'pynvml', 'yaml', 'papermill') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT)

@@ -6,14 +6,14 @@ import re
 
 import pytest
 
-from kit.gpu.builds import Remedy
 from kit.gpu.check import check
 from kit.gpu.facts import Gpu, MachineFacts, Torch
+from kit.gpu.remedy import Remedy
 from kit.records import Check, Outcome, Verdict, from_json
 from kit.report import PROJECT
 from kit.show import COLOURS, Table, badge
-from kit.sweep.run import SweepResult
-from kit.train.run import TrainingResult
+from kit.sweep.sweep import SweepResult
+from kit.train.train import TrainingResult
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\u202e"
 HOSTILE_FACTS = MachineFacts(torch=Torch(version=HOSTILE, gpus=(Gpu(0, HOSTILE, (9, 0)),)), notes=(HOSTILE,))

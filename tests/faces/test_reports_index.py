@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kit.evidence.model import Evidence, Number
-from kit.evidence.overview import Listed, overview
+from kit.evidence.contents import Evidence, Number
+from kit.evidence.render import Listed, overview
 from kit.records import Check, Outcome, Verdict, dumps
 from kit.report import write_overview
 

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from kit import terminal
+from kit import show
 from kit.cli import main, parser
 from kit.completion import script
 from kit.report import PROJECT
@@ -75,11 +75,11 @@ def test_colour_is_for_terminals_that_want_it(monkeypatch, variables, is_termina
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("WT_SESSION", "1")
     monkeypatch.setattr(sys, "stdout", type("Stream", (io.StringIO,), {"isatty": lambda self: is_terminal})())
-    assert terminal.is_coloured() is expected
+    assert show.is_coloured() is expected
 
 
 def test_only_outcomes_are_coloured(monkeypatch, capsys, tmp_path, eighty):
-    monkeypatch.setattr(terminal, "is_coloured", lambda: True)
+    monkeypatch.setattr(show, "is_coloured", lambda: True)
     main(check("rtx5090_windows_before", tmp_path))
     shown = capsys.readouterr().out
     assert set(re.findall(r"\x1b\[3\dm(.*?)\x1b\[0m", shown)) == {"PASS", "FAIL"}
@@ -90,7 +90,7 @@ def test_only_outcomes_are_coloured(monkeypatch, capsys, tmp_path, eighty):
 def test_a_terminal_without_utf8_gets_our_characters_in_ascii(monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
-    terminal.prepare()
+    show.prepare()
     print("4 × 64, 12 µs – 10.8 → 10.3 … 漢")
     sys.stdout.flush()
     assert raw.getvalue().decode().strip() == "4 x 64, 12 us - 10.8 -> 10.3 ~ ?"
@@ -99,7 +99,7 @@ def test_a_terminal_without_utf8_gets_our_characters_in_ascii(monkeypatch):
 def test_no_screen_needs_more_than_ascii_but_for_characters_that_have_a_fallback():
     for path in GOLDEN.glob("*.txt"):
         text = path.read_text(encoding="utf-8")
-        assert {char for char in text if ord(char) > 127} <= set(terminal._ASCII), path.name
+        assert {char for char in text if ord(char) > 127} <= set(show._ASCII), path.name
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is missing")

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from kit.gpu.facts import Driver, Gpu, KernelProof, MachineFacts, Platform, Torch
-from kit.gpu.verdict import Expectation, judge
+from kit.gpu.judge_machine import Expectation, judge
 from kit.records import Outcome, from_json
 
 MACHINES = Path(__file__).parents[1] / "machines"

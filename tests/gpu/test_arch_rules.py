@@ -2,7 +2,7 @@
 
 import pytest
 
-from kit.gpu.arch import cover, parse_code
+from kit.gpu.compat import cover, parse_code
 
 OFFICIAL = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 

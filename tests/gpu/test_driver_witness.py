@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from kit.gpu.driver import has_nvidia_hardware, is_wsl, kernel_module_version, platform_name, read_driver
+from kit.gpu.nvml import has_nvidia_hardware, is_wsl, kernel_module_version, platform_name, read_driver
 
 ROW = "0, NVIDIA GeForce RTX 5090, 32607, GPU-1234, 576.88, 12.0\n"
 
@@ -200,6 +200,6 @@ def test_wsl_is_told_by_its_kernel(tmp_path):
 
 
 def test_the_memory_struct_is_that_of_nvml_h():
-    from kit.gpu.driver import _Memory
+    from kit.gpu.nvml import _Memory
 
     assert ctypes.sizeof(_Memory) == 24

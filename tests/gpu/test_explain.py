@@ -6,8 +6,8 @@ import time
 import pytest
 from explain_texts import TEXTS, VLLM_INFO, smi
 
-from kit.gpu.explain import as_json, as_text, exit_code, explain
-from kit.gpu.verdict import DIAGNOSES
+from kit.extras.explain.explain import as_json, as_text, exit_code, explain
+from kit.gpu.judge_machine import DIAGNOSES
 from kit.records import dumps
 
 

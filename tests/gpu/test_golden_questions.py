@@ -10,7 +10,7 @@ from machine_sample import GOOD, GPU_A, GPU_B, NO_KERNEL, card, driver, h100, ma
 
 from kit.gpu.diagnose import diagnose
 from kit.gpu.facts import Driver, Gpu, KernelProof, MachineFacts, Platform, Torch
-from kit.gpu.verdict import still_there
+from kit.gpu.judge_machine import still_there
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "questions.txt"
 H100, ADA, BLACKWELL = "NVIDIA H100 80GB HBM3", "NVIDIA GeForce RTX 4090", "NVIDIA GeForce RTX 5090"

@@ -7,7 +7,7 @@ from machine_sample import GOOD, GPU_B, NO_KERNEL, card, check, driver, failed, 
 
 from kit.gpu.diagnose import diagnose
 from kit.gpu.facts import Driver, Gpu, KernelProof, MachineFacts, Platform, Torch
-from kit.gpu.verdict import still_there
+from kit.gpu.judge_machine import still_there
 from kit.records import Outcome
 
 PASS, FAIL, INCONCLUSIVE, REHEARSAL = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.REHEARSAL

@@ -7,8 +7,8 @@ import pytest
 
 from kit.gpu import wheels
 from kit.gpu.facts import Driver, Gpu, MachineFacts, Platform, Torch
+from kit.gpu.judge_machine import Expectation, judge
 from kit.gpu.remedy import remedy
-from kit.gpu.verdict import Expectation, judge
 
 LINUX, WINDOWS = Platform("Linux", "x86_64", python=(3, 12)), Platform("Windows", "x86_64", python=(3, 12))
 ARM = Platform("Linux", "aarch64", python=(3, 12))
@@ -161,13 +161,13 @@ def test_every_cause_has_an_advice():
     from pathlib import Path
 
     import kit.gpu
-    from kit.gpu import advice, causes
+    from kit.gpu import diagnose, remedy
 
     folder = Path(kit.gpu.__file__).parent
-    said = "".join((folder / name).read_text(encoding="utf-8") for name in ("said.py", "diagnose.py"))
+    said = (folder / "diagnose.py").read_text(encoding="utf-8")
     named_causes = set(re.findall(r'say\(\s*"(?:other|no_driver_or_no_gpu|visible_devices_masked)",\s*"(\w+)"', said))
-    named_causes |= {cause.name for cause in causes.CAUSES}
-    assert named_causes - set(advice._ADVICE) <= {"unknown", "rocm_build"}
+    named_causes |= {cause.name for cause in diagnose.CAUSES}
+    assert named_causes - set(remedy._ADVICE) <= {"unknown", "rocm_build"}
 
 
 def test_a_fine_machine_has_nothing_to_do():

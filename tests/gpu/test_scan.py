@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kit.errors import UsageError
-from kit.gpu import scan
+from kit.extras.wheelcode import scan
 
 GENUINE = (Path(__file__).parent / "genuine.fatbin").read_bytes()
 HELD = ("sm_80", "sm_90a", "sm_100f", "sm_120", "compute_120")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from kit.extras.explain.explain import explain
 from kit.gpu import wheels
-from kit.gpu.explain import explain
 
 CASES = Path(__file__).resolve().parents[3] / "shared" / "triage" / "cases"
 KINDS = {"verbatim_excerpt": "verbatim", "rendered_from_extracted_facts": "rendered"}

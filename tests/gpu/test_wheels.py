@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from kit.gpu import compat, data, wheels
+from kit.gpu import compat, wheels
 from kit.gpu.specs import families
 
 LINUX, WINDOWS, ARM = "linux_x86_64", "windows_x86_64", "linux_aarch64"
@@ -15,12 +15,12 @@ def choose(capabilities, driver, platform=LINUX, **more):
 
 
 def test_every_row_names_sources_that_exist():
-    table = data.load("wheels")
+    table = compat.load("wheels")
     for row in table["wheels"]:
         assert row["sources"] or row["known"] == "unverified", row
         assert set(row["sources"]) <= set(table["sources"]), row
         assert row["known"] in table["known"], row
-    for table in (data.load("drivers"), data.load("gpus")):
+    for table in (compat.load("drivers"), compat.load("gpus")):
         assert table["checked"] and table["sources"]
 
 

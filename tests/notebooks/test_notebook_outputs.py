@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
+from kit.cli import SANITIZE, _environment, _options
 from kit.report import NOTEBOOKS, PROJECT
-from kit.testing import SANITIZE, _environment, _options
 
 TAG = "nbval-check-output"
 PATHS = {name: PROJECT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS}

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from kit.gpu.facts import Driver
-from kit.gpu.verdict import Expectation, judge, still_there
+from kit.gpu.judge_machine import Expectation, judge, still_there
 from kit.records import Verdict
 
 from .seams import Said, card, child, facts, fake_smi, gpu, nvml_file, smi_text

@@ -8,7 +8,7 @@ import threading
 from unittest import mock
 
 from kit.records import Verdict
-from kit.train import run
+from kit.train import train
 from kit.train.config import TrainConfig
 
 from .rows_training import built
@@ -24,7 +24,7 @@ def trained(*patches, **config):
     with contextlib.ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)
-        result = run.train(TrainConfig(**config))
+        result = train.train(TrainConfig(**config))
     return Said.of(result.verdict)
 
 
@@ -288,7 +288,7 @@ def n0():
 
 @functools.cache
 def _control():
-    from kit.evidence.control_run import run_control
+    from kit.train.control import run_control
 
     return run_control()
 
@@ -297,7 +297,7 @@ def control(is_whole):
     """PASS where the control turned red in time."""
     import dataclasses
 
-    from kit.evidence.control import control_check
+    from kit.evidence.conclude import control_check
     from kit.records import Outcome
 
     record = _control()

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from kit.records import Verdict
-from kit.train.metrics import throughput
+from kit.train.steps import throughput
 
 from . import recorded
 from .recorded import healthy, judged
@@ -159,7 +159,7 @@ def c19():
 
 @on_record("C20", "97 % of the peak", at="throughput.plausible", twin_at="throughput.plausible")
 def c20():
-    from kit.train.flops import step_flop
+    from kit.train.config import step_flop
 
     sample = healthy()
     rate = step_flop(sample.run.config.shape, batch_size=4, seq_len=64) / min(s.step_time_s for s in sample.steps)

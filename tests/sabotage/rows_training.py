@@ -10,7 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 from kit.records import Verdict
-from kit.train import measure, run
+from kit.train import measure, train
 from kit.train.config import TrainConfig
 
 from . import recorded
@@ -52,7 +52,7 @@ def trained(*patches, **config):
         stack.enter_context(mock.patch.object(measure, "_batches", _copied))
         for patch in patches:
             stack.enter_context(patch)
-        result = run.train(TrainConfig(**{**TINY, **config}))
+        result = train.train(TrainConfig(**{**TINY, **config}))
     return Said.of(result.verdict)
 
 
@@ -437,13 +437,13 @@ def b01s():
 
 @functools.cache
 def control():
-    from kit.evidence.control_run import run_control
+    from kit.train.control import run_control
 
     return run_control()
 
 
 def control_said(**changes):
-    from kit.evidence.control import control_check
+    from kit.evidence.conclude import control_check
 
     record = dataclasses.replace(control(), **changes)
     return Said.of(Verdict.of([control_check(record)]))

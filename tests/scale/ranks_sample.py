@@ -3,10 +3,10 @@
 import dataclasses
 from pathlib import Path
 
+from kit.extras.scale.judge_ranks import judge_ranks
+from kit.extras.scale.ranks import RanksRun
+from kit.extras.scale.scale import read_rank
 from kit.records import Outcome, from_json, loads
-from kit.scale.ranks import RanksRun
-from kit.scale.run import read_rank
-from kit.scale.verdict import judge_ranks
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "h200_ranks"
 # NVIDIA H200 SXM, float32 without matrix units: 67 TFLOP/s (datasheet).

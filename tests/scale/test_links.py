@@ -5,8 +5,7 @@ import types
 
 import pytest
 
-from kit.records import dumps, from_json, loads
-from kit.scale.links import (
+from kit.extras.scale.ranks import (
     AllReduce,
     Link,
     Pair,
@@ -17,7 +16,8 @@ from kit.scale.links import (
     ring_bytes_per_s,
     sentence,
 )
-from kit.scale.topology import read_topology
+from kit.extras.scale.topology import read_topology
+from kit.records import dumps, from_json, loads
 
 SWITCH, GPU = 2, 0
 
@@ -290,7 +290,7 @@ def test_the_real_package_knows_each_function_and_number():
     """That the fake has the names of nvidia-ml-py; its functions are not called."""
     import pynvml
 
-    from kit.scale import topology
+    from kit.extras.scale import topology
 
     for name in dir(FakeNvml):
         if name.startswith("fake_"):

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 from ranks_sample import healthy
 
+from kit.extras.scale.ranks import FAILED, Rank, global_losses, hang
 from kit.records import Outcome
-from kit.scale.ranks import FAILED, Rank, global_losses, hang
-from kit.train.metrics import PlacementAudit
+from kit.train.steps import PlacementAudit
 
 UUID = "5aa95342"
 

@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 
 from kit.errors import TrainingFailed, UsageError
+from kit.extras.scale.group import Group, place
+from kit.extras.scale.ranks import ScalePlan, from_csv
+from kit.extras.scale.scale import scale, train_ranks
 from kit.records import Outcome
-from kit.scale.group import Group
-from kit.scale.place import place
-from kit.scale.run import scale, train_ranks
-from kit.scale.table import ScalePlan, from_csv
 from kit.train.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from kit.extras.scale.scale import train_ranks
 from kit.records import Outcome
-from kit.scale.run import train_ranks
 from kit.train.config import TrainConfig
 
 SEAMS = Path(__file__).resolve().parents[1] / "sabotage" / "seams"

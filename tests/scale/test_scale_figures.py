@@ -5,9 +5,8 @@ import io
 
 import pytest
 
-from kit.scale import figures
-from kit.scale.links import AllReduce, Link, Pair, Topology
-from kit.scale.table import ScaleRow, Scaling
+from kit.extras.scale import figures
+from kit.extras.scale.ranks import AllReduce, Link, Pair, ScaleRow, Scaling, Topology
 
 ONE = ScaleRow("weak", 1, 32, 1024, "bfloat16", "gpt2", "none", "ok", (0.060, 0.061, 0.059))
 WEAK = dataclasses.replace(ONE, world_size=2, parallel="ddp", block_step_s=(0.062, 0.061, 0.063),

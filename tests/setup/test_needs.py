@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.setup.needs import COMMANDS, Need, missing, read_request
+from kit.setup.plan import COMMANDS, Need, missing, read_request
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -97,7 +97,7 @@ def test_a_build_without_metadata_is_taken_as_it_is(tmp_path):
 
 def test_looking_for_all_packages_imports_none_of_them():
     program = (
-        "import sys; from kit.setup.needs import missing, read_request\n"
+        "import sys; from kit.setup.plan import missing, read_request\n"
         "missing(read_request(['test']).needs)\n"
         "print(sorted({'torch', 'numpy', 'transformers', 'papermill', 'pandas'} & set(sys.modules)))"
     )

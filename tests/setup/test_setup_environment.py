@@ -11,8 +11,7 @@ import pytest
 
 from kit.errors import SetupFailed, UsageError
 from kit.setup import environment as env
-from kit.setup.needs import Need
-from kit.setup.plan import TorchPick
+from kit.setup.plan import Need, TorchPick
 
 NEEDS = (Need("torch", "torch"), Need("papermill", "papermill"))
 CPU = TorchPick("cpu", "torch==2.13.0", "https://index.test/cpu", "the CPU was asked for.")
@@ -223,7 +222,7 @@ def test_without_requirement_files_the_error_says_what_to_do(tmp_path):
 
 def test_a_python_without_ensurepip_gets_pip_from_a_checked_wheel(root, monkeypatch):
     monkeypatch.setattr(env.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(env.index, "fetch_pip", lambda: b"a wheel")
+    monkeypatch.setattr(env, "fetch_pip", lambda: b"a wheel")
     _, pip = build(root)
     assert "--without-pip" in pip.commands[0]
     assert pip.commands[1].endswith(".whl") and "--no-index" in pip.commands[1]

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from kit.errors import SetupFailed
-from kit.setup import index
+from kit.setup import environment
 
 
 @pytest.fixture
@@ -35,21 +35,21 @@ def server(monkeypatch):
 
 
 def test_an_index_with_a_page_for_torch_is_reachable(server):
-    assert index.can_reach(f"{server}/good") and index.can_reach(f"{server}/good/")
+    assert environment.can_reach(f"{server}/good") and environment.can_reach(f"{server}/good/")
 
 
 def test_an_error_page_is_not_an_index(server):
-    assert not index.can_reach(f"{server}/blocked")
+    assert not environment.can_reach(f"{server}/blocked")
 
 
 def test_a_refused_connection_is_unreachable():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        assert not index.can_reach(f"http://127.0.0.1:{taken.getsockname()[1]}")
+        assert not environment.can_reach(f"http://127.0.0.1:{taken.getsockname()[1]}")
 
 
 def test_text_that_is_no_address_is_unreachable():
-    assert not index.can_reach("nonsense")
+    assert not environment.can_reach("nonsense")
 
 
 def test_an_index_that_stays_silent_costs_its_limit_and_no_more(monkeypatch):
@@ -59,10 +59,10 @@ def test_an_index_that_stays_silent_costs_its_limit_and_no_more(monkeypatch):
         released.wait(30)
         raise OSError("timed out")
 
-    monkeypatch.setattr(index, "_open", silent)
+    monkeypatch.setattr(environment, "_open", silent)
     began = time.monotonic()
     try:
-        assert not index.can_reach("https://index.test", limit_s=0.1)
+        assert not environment.can_reach("https://index.test", limit_s=0.1)
     finally:
         released.set()
     assert time.monotonic() - began < 2
@@ -70,9 +70,9 @@ def test_an_index_that_stays_silent_costs_its_limit_and_no_more(monkeypatch):
 
 def test_pip_that_is_another_file_is_refused(server):
     with pytest.raises(SetupFailed, match="another file"):
-        index.fetch_pip(f"{server}/good/torch/")
+        environment.fetch_pip(f"{server}/good/torch/")
 
 
 def test_pip_that_cannot_be_fetched_says_what_to_install(server):
     with pytest.raises(SetupFailed, match="python3-venv"):
-        index.fetch_pip(f"{server}/absent")
+        environment.fetch_pip(f"{server}/absent")

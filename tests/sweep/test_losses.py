@@ -6,14 +6,22 @@ import pytest
 
 from kit.errors import BundleInvalid, UsageError
 from kit.evidence.conclude import conclude
-from kit.evidence.raw import RunRecord
-from kit.gpu.verdict import Expectation
+from kit.evidence.contents import RunRecord
+from kit.gpu.judge_machine import Expectation
 from kit.records import Outcome, dumps, from_json, loads
-from kit.sweep.compare import first_steps
-from kit.sweep.losses import LOSS_STEPS, EngineLosses, SameLosses, losses_check
-from kit.sweep.plan import SweepPlan
-from kit.sweep.short import BenchResult, ShortRun
-from kit.sweep.table import Ceilings, Row, to_csv
+from kit.sweep.table import (
+    LOSS_STEPS,
+    BenchResult,
+    Ceilings,
+    EngineLosses,
+    Row,
+    SameLosses,
+    ShortRun,
+    SweepPlan,
+    losses_check,
+    to_csv,
+)
+from kit.sweep.trial import first_steps
 
 REFERENCE = tuple(4.0 - step / 10 for step in range(LOSS_STEPS))
 

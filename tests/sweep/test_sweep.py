@@ -8,12 +8,23 @@ import torch
 from kit.errors import UsageError
 from kit.records import from_json
 from kit.sweep.ceilings import measure_ceilings
-from kit.sweep.measure import Bench
-from kit.sweep.plan import SweepPlan, shuffled
-from kit.sweep.run import SweepResult, rows_of, sweep
-from kit.sweep.table import Ceilings, Row, floor_s, from_csv, higher, mfu, progress_text, row_of, to_csv, words
-from kit.train.config import MODELS
-from kit.train.flops import adamw_step_bytes, least_step_flop, step_flop
+from kit.sweep.sweep import SweepResult, rows_of, sweep
+from kit.sweep.table import (
+    Ceilings,
+    Row,
+    SweepPlan,
+    floor_s,
+    from_csv,
+    higher,
+    mfu,
+    progress_text,
+    row_of,
+    shuffled,
+    to_csv,
+    words,
+)
+from kit.sweep.trial import Bench
+from kit.train.config import MODELS, adamw_step_bytes, least_step_flop, step_flop
 
 GOOD = Row(4, 64, "float32", "gpt2", "ok", block_step_s=(0.05, 0.04, 0.06), steps=30, peak_memory_bytes=2 * 1024**3)
 OOM = Row(4096, 1024, "float32", "gpt2", "oom", reason="tried to allocate, 1,000 GiB")

@@ -6,7 +6,7 @@ import pytest
 
 from kit import plots
 from kit.sweep.table import Ceilings, Row
-from kit.train.metrics import KernelProfile
+from kit.train.steps import KernelProfile
 
 ROW = Row(4, 64, "bfloat16", "gpt2", "ok", block_step_s=(0.0034, 0.0033, 0.0035), steps=30, engine="graphed")
 PEER = dataclasses.replace(ROW, engine="trainer", block_step_s=(0.045, 0.046))

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from kit.errors import UsageError
-from kit.train import data, texts, traces
+from kit.train import data
+from tools.dataset import traces
 
 torch = pytest.importorskip("torch")
 
@@ -55,8 +56,8 @@ def test_written_dataset_reads_back_the_same(tmp_path):
 
 def test_trace_becomes_question_steps_answer():
     trace = {"prompt": "1 + 1?", "steps": [{"content": "Add."}, {"content": "It is 2."}], "final_answer": "2"}
-    assert texts.trace_text(trace) == "Question: 1 + 1?\nSteps:\n1. Add.\n2. It is 2.\nAnswer: 2"
-    assert texts.trace_text({**trace, "steps": []}) == "Question: 1 + 1?\nAnswer: 2"
+    assert data.trace_text(trace) == "Question: 1 + 1?\nSteps:\n1. Add.\n2. It is 2.\nAnswer: 2"
+    assert data.trace_text({**trace, "steps": []}) == "Question: 1 + 1?\nAnswer: 2"
 
 
 def test_every_row_form_is_read(tmp_path):
@@ -106,7 +107,7 @@ def test_bom_crlf_and_line_separator_survive(tmp_path, name, content):
         (b'{"prompts": ["a", 5]}', "has a prompt of type int"),
         (b'{"text": "\\ud800"}', "has text with half a surrogate pair"),
         (b'{"text": "\xff"}', "is not UTF-8: byte 0xff at position 10"),
-        (b'{"text": "' + b"a" * texts.MAX_LINE_BYTES + b'"}', "bytes, more than 1048576"),
+        (b'{"text": "' + b"a" * data.MAX_LINE_BYTES + b'"}', "bytes, more than 1048576"),
     ],
 )
 def test_malformed_line_is_named_with_number_and_reason(tmp_path, line, reason):
@@ -158,7 +159,7 @@ def test_missing_file_and_folder_are_refused(tmp_path):
 
 
 def test_too_large_a_file_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(texts, "MAX_FILE_BYTES", 10)
+    monkeypatch.setattr(data, "MAX_FILE_BYTES", 10)
     assert "is too large" in error_of(write(tmp_path, "a.txt", "a" * 11))
     assert data.load_texts(write(tmp_path, "b.txt", "a" * 10)).rows == 1
 

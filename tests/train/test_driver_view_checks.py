@@ -6,8 +6,8 @@ import pytest
 from verdict_sample import healthy, recorded
 
 from kit.records import Outcome
-from kit.train.checks import in_window
-from kit.train.metrics import Telemetry, TelemetrySample
+from kit.train.judge_training import in_window
+from kit.train.steps import Telemetry, TelemetrySample
 
 PASS, FAIL, INCONCLUSIVE = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE
 GIB = 1024**3

@@ -11,15 +11,22 @@ import pytest
 import torch
 
 from kit.errors import UsageError
-from kit.train import step as step_module
-from kit.train.attention import NAME, causal_attention, use_causal_attention
+from kit.extras.graphed import step as step_module
+from kit.extras.graphed.captured import CapturedEngine, own_loss
+from kit.extras.graphed.step import (
+    CHUNK,
+    FlatAdamW,
+    FlatStep,
+    FlatWeights,
+    Unsuitable,
+    compute_dtype,
+    linear_cross_entropy,
+    shifted,
+    torch_row_loss_,
+)
 from kit.train.config import TrainConfig
-from kit.train.engines import CapturedEngine, build_engine, own_loss, random_batch
-from kit.train.flat import CHUNK, FlatAdamW, FlatWeights
-from kit.train.loss import linear_cross_entropy, shifted, torch_row_loss_
-from kit.train.model import build_model, precision
-from kit.train.step import FlatStep, Unsuitable, compute_dtype
-from kit.train.trainer import run_trainer
+from kit.train.engines import build_engine, random_batch, run_trainer
+from kit.train.model import NAME, build_model, causal_attention, precision, use_causal_attention
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = TrainConfig(model="tiny", device="cpu", batch_size=2, seq_len=16, lr=1e-3)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from verdict_sample import DATA, healthy, recorded, rehearsed
 
-from kit.evidence.control import ControlRecord, control_check
+from kit.evidence.conclude import ControlRecord, control_check
 from kit.records import from_json, loads
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "judges.txt"

@@ -8,9 +8,9 @@ import dataclasses
 from verdict_sample import healthy
 
 from kit.records import Outcome
-from kit.train import arithmetic, checks, driver_view, native, speed, verdict
-from kit.train.flops import step_flop, weight_flop
-from kit.train.metrics import throughput
+from kit.train import judge_training
+from kit.train.config import step_flop, weight_flop
+from kit.train.steps import throughput
 
 PASS, FAIL, INCONCLUSIVE = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE
 GIB = 1024**3
@@ -62,7 +62,7 @@ def test_a_canary_that_fell_by_rounding_alone_has_not_fallen(monkeypatch):
         assert (
             healthy().with_part("learning", canary_before=1.0, canary_after=after).outcome("learning.canary") is outcome
         )
-    monkeypatch.setattr(verdict, "CANARY_MIN_FALL", 0.25)
+    monkeypatch.setattr(judge_training, "CANARY_MIN_FALL", 0.25)
     assert healthy().with_part("learning", canary_before=8.0, canary_after=6.0).outcome("learning.canary") is FAIL
     assert healthy().with_part("learning", canary_before=8.0, canary_after=5.99).outcome("learning.canary") is PASS
 
@@ -82,14 +82,14 @@ def test_an_audit_of_the_first_step_is_enough_where_no_step_was_finished():
 
 
 def test_kernels_for_exactly_the_least_share_are_enough(monkeypatch):
-    monkeypatch.setattr(native, "MIN_KERNEL_SHARE", 0.25)
+    monkeypatch.setattr(judge_training, "MIN_KERNEL_SHARE", 0.25)
     for step_time_s, outcome in ((4.0, PASS), (4.01, INCONCLUSIVE)):
         sample = healthy().with_part("profile", device_time_s=1.0, step_time_s=step_time_s)
         assert sample.outcome("native.kernels") is outcome
 
 
 def test_products_may_miss_the_tolerance_and_no_more(monkeypatch):
-    monkeypatch.setattr(native, "FLOP_TOLERANCE", 0.25)
+    monkeypatch.setattr(judge_training, "FLOP_TOLERANCE", 0.25)
     least = 0.75 * weight_flop(healthy().run.config.shape, 4 * 64)
     assert healthy().with_part("profile", product_flop={"cuda": least}).outcome("native.kernels") is PASS
     assert healthy().with_part("profile", product_flop={"cuda": least - 1}).outcome("native.kernels") is FAIL
@@ -136,7 +136,7 @@ def test_torch_that_tells_no_peak_is_told_as_nothing():
 
 
 def test_power_has_to_be_above_the_margin_and_not_at_it(monkeypatch):
-    monkeypatch.setattr(driver_view, "ABOVE_IDLE", 1.25)
+    monkeypatch.setattr(judge_training, "ABOVE_IDLE", 1.25)
     idle = dataclasses.replace(healthy().run.telemetry.idle, power_w=100.0, clock_mhz=None, utilization=0.0)
     sample = healthy().with_part("telemetry", idle=idle)
     assert sample.with_samples(power_w=125.0).outcome("native.driver_view") is INCONCLUSIVE
@@ -144,7 +144,7 @@ def test_power_has_to_be_above_the_margin_and_not_at_it(monkeypatch):
 
 
 def test_a_loss_may_be_off_by_the_limit_and_no_more(monkeypatch):
-    monkeypatch.setitem(arithmetic.LOSS_LIMITS, "float32", 0.25)
+    monkeypatch.setitem(judge_training.LOSS_LIMITS, "float32", 0.25)
     sample = healthy().with_steps(loss=5.0)
     assert sample.with_part("cpu_reference", losses=(4.0, 4.0, 4.0)).outcome("native.cpu_agreement") is PASS
     assert sample.with_part("cpu_reference", losses=(4.0, 4.0, 3.99)).outcome("native.cpu_agreement") is FAIL
@@ -158,13 +158,13 @@ def test_the_longest_hole_in_the_readings_may_be_as_long_as_its_limit():
     samples = tuple(dataclasses.replace(s, at_s=1.0) for s in sample.samples[:5])
     for step_time_s, said in ((0.5, ""), (0.51, "no reading for 0.5 s of 0.5 s")):
         step = dataclasses.replace(sample.steps[0], started_s=1.0, step_time_s=step_time_s)
-        assert checks.uncovered((step,), samples) == said
-    assert checks.uncovered((), samples) == "no steps"
+        assert judge_training.uncovered((step,), samples) == said
+    assert judge_training.uncovered((), samples) == "no steps"
 
 
 def test_a_check_without_advice_gives_none():
-    assert checks.check("a.b", False, "found", "expected").todo == ""
-    assert checks.check("a.b", None, "found", "expected").todo == "python -m kit train"
+    assert judge_training.check("a.b", False, "found", "expected").todo == ""
+    assert judge_training.check("a.b", None, "found", "expected").todo == "python -m kit train"
 
 
 def test_memory_of_others_may_reach_its_limit_and_no_more():
@@ -182,7 +182,7 @@ def test_memory_of_others_may_reach_its_limit_and_no_more():
 
 
 def test_host_and_device_may_differ_by_the_tolerance_and_no_more(monkeypatch):
-    monkeypatch.setattr(speed, "CLOCK_TOLERANCE", 0.25)
+    monkeypatch.setattr(judge_training, "CLOCK_TOLERANCE", 0.25)
     for factor, outcome in ((1.25, PASS), (1.26, FAIL), (0.75, PASS), (0.74, INCONCLUSIVE)):
         sample = in_even_steps().with_steps(device_time_s=0.5 * factor)
         assert sample.outcome("throughput.clocks") is outcome, factor
@@ -195,7 +195,7 @@ def test_a_wall_clock_may_move_by_a_second_and_no_more():
 
 
 def test_the_peak_itself_is_suspicious_and_not_yet_impossible(monkeypatch):
-    monkeypatch.setattr(speed, "PLAUSIBLE_SHARE", 0.5)
+    monkeypatch.setattr(judge_training, "PLAUSIBLE_SHARE", 0.5)
     sample = in_even_steps()
     rate = step_flop(sample.run.config.shape, batch_size=4, seq_len=64) / 0.5
     for share, outcome in ((0.5, PASS), (0.51, INCONCLUSIVE), (1.0, INCONCLUSIVE), (1.01, FAIL)):
@@ -203,7 +203,7 @@ def test_the_peak_itself_is_suspicious_and_not_yet_impossible(monkeypatch):
 
 
 def test_waiting_for_batches_may_take_the_limit_and_no_more(monkeypatch):
-    monkeypatch.setattr(speed, "MAX_WAIT_SHARE", 0.5)
+    monkeypatch.setattr(judge_training, "MAX_WAIT_SHARE", 0.5)
     for wait_s, outcome in ((0.5, PASS), (0.51, INCONCLUSIVE)):
         check = in_even_steps().with_steps(wait_s=wait_s).checks()["throughput.input"]
         assert check.outcome is outcome and ("input bound" in check.found) == (outcome is INCONCLUSIVE)

@@ -6,7 +6,7 @@ import pytest
 from verdict_sample import healthy, recorded, rehearsed
 
 from kit.records import Outcome
-from kit.train.flops import weight_flop
+from kit.train.config import weight_flop
 
 PASS, FAIL, INCONCLUSIVE = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE
 REHEARSAL = Outcome.REHEARSAL

@@ -11,10 +11,11 @@ import pytest
 from verdict_sample import DATA, healthy
 
 from kit.errors import KitError
-from kit.evidence import control_run
-from kit.evidence.control import ControlRecord, control_check, judge_control, judge_environment
+from kit.evidence.conclude import control_check, judge_control, judge_environment
 from kit.gpu.facts import MachineFacts
 from kit.records import Outcome, from_json, loads
+from kit.train import control
+from kit.train.steps import ControlRecord
 
 
 def recorded():
@@ -70,7 +71,7 @@ def test_a_control_that_was_not_run_is_inconclusive():
 
 def test_the_child_is_judged_by_the_same_code_and_flips():
     """The real one, in a process of its own."""
-    record = control_run.run_control()
+    record = control.run_control()
     assert control_check(record).outcome is Outcome.PASS
     checks = {check.id: check for check in judge_control(record).checks}
     assert {id for id in checks if id.startswith("learning")} and all(
@@ -88,11 +89,11 @@ def test_the_child_is_judged_by_the_same_code_and_flips():
 def test_a_child_without_a_record_is_an_error_with_its_reason(monkeypatch, program, words):
     real = subprocess.run
     monkeypatch.setattr(
-        control_run.subprocess, "run", lambda command, **more: real([sys.executable, "-c", program], **more)
+        control.subprocess, "run", lambda command, **more: real([sys.executable, "-c", program], **more)
     )
-    monkeypatch.setattr(control_run, "_TIMEOUT_S", 1)
+    monkeypatch.setattr(control, "_TIMEOUT_S", 1)
     with pytest.raises(KitError, match="gave no record") as caught:
-        control_run.run_control()
+        control.run_control()
     assert words in caught.value.found
 
 
@@ -105,8 +106,8 @@ def test_the_child_hides_every_gpu_and_finds_the_kit_from_any_folder(monkeypatch
         return subprocess.CompletedProcess(command, 0, (json.dumps(json.loads(record)) + "\n").encode(), b"")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(control_run.subprocess, "run", run)
-    assert control_run.run_control().seconds < 5
+    monkeypatch.setattr(control.subprocess, "run", run)
+    assert control.run_control().seconds < 5
     assert seen["CUDA_VISIBLE_DEVICES"] == "" and (DATA.parents[1] / "kit").samefile(
         Path(seen["PYTHONPATH"].split(os.pathsep)[0], "kit")
     )

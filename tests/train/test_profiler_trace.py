@@ -5,9 +5,8 @@ import json
 import pytest
 from verdict_sample import DATA
 
-from kit.train.config import MODELS
-from kit.train.flops import weight_products
-from kit.train.trace import kind_of, matmul_flop, read_trace
+from kit.train.config import MODELS, weight_products
+from kit.train.profile import kind_of, matmul_flop, read_trace
 
 
 def real(dtype):

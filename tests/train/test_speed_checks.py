@@ -6,8 +6,8 @@ import pytest
 from verdict_sample import healthy, recorded
 
 from kit.records import Outcome, Verdict
-from kit.train.flops import step_flop
-from kit.train.metrics import throughput
+from kit.train.config import step_flop
+from kit.train.steps import throughput
 
 PASS, FAIL, INCONCLUSIVE = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from kit.errors import UsageError
-from kit.train import traces
+from tools.dataset import traces
 
 ROOT = Path(__file__).parents[2]
 SHA256 = "0b8a33ebab8e0c4caadfb802f8fac092c7cd81a3934e1e739c448bd406110e16"
@@ -108,7 +108,7 @@ def test_unwritable_folder_is_a_usage_error(tmp_path):
 
 
 PRINT_SHA256 = (
-    "import hashlib, sys; from kit.train import traces; "
+    "import hashlib, sys; from tools.dataset import traces; "
     "print(hashlib.sha256(traces.to_jsonl(traces.traces())).hexdigest()); "
     "print(sorted({'torch', 'numpy', 'tokenizers'} & set(sys.modules)))"
 )

@@ -6,7 +6,7 @@ import pytest
 from verdict_sample import healthy, recorded, rehearsed
 
 from kit.records import Check, Outcome, Verdict
-from kit.train.verdict import judge_training
+from kit.train.judge_training import judge_training
 
 PASS, FAIL, INCONCLUSIVE = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE
 REHEARSAL = Outcome.REHEARSAL

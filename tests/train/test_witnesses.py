@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from kit.train import witness
-from kit.train.config import MODELS, TrainConfig
-from kit.train.flops import parameters, step_flop, weight_flop, weight_products
+from kit.train.config import MODELS, TrainConfig, parameters, step_flop, weight_flop, weight_products
 from kit.train.loop import applied_steps, eager_step, training_steps
 from kit.train.model import autocast, build_model, build_optimizer, precision
 

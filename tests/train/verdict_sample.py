@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 
 from kit.records import Outcome, from_json, loads
-from kit.train.flops import weight_flop, weight_products
-from kit.train.metrics import StepRecord, TelemetrySample, TrainingRun
-from kit.train.verdict import judge_training
+from kit.train.config import weight_flop, weight_products
+from kit.train.judge_training import judge_training
+from kit.train.steps import StepRecord, TelemetrySample, TrainingRun
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 # NVIDIA H100 SXM, float32 without matrix units: 66.9 TFLOP/s (datasheet).

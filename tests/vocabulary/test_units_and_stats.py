@@ -2,8 +2,7 @@
 
 import pytest
 
-from kit.stats import spread
-from kit.units import memory, number, percent, quantity, seconds
+from kit.units import memory, number, percent, quantity, seconds, spread
 
 
 @pytest.mark.parametrize(

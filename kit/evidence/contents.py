@@ -1,0 +1,216 @@
+"""The raw files of a bundle, parsed: what was recorded, before anything is concluded from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kit import units
+from kit.errors import BundleInvalid, KitError
+from kit.gpu.facts import MachineFacts
+from kit.gpu.judge_machine import Expectation
+from kit.records import Outcome, Verdict, from_json, loads
+from kit.sweep.table import BenchResult, Ceilings, Row, SameLosses, from_csv
+from kit.train.steps import ControlRecord, StepRecord, TelemetrySample, TrainingRun
+
+# What a report says, as one frozen value: evidence.json is this and nothing else.
+#
+# `kit.evidence.conclude` derives it from facts/ and raw/ of a bundle alone, so that a
+# verifier can derive it again. This module holds shapes and no rule; a number that is
+# not known is None with a reason, never 0.
+
+SCHEMA_VERSION = "1.0"
+
+COMPLETE = "COMPLETE"
+FAILED = "FAILED"
+INTERRUPTED = "INTERRUPTED"
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """One row of the table: value in `unit` (SI or bytes), how it is defined, from how many samples.
+
+    low, high: the ends of the spread that `definition` names. reason: why value is None.
+    """
+
+    name: str
+    value: int | float | None
+    unit: str
+    definition: str
+    n: int | None = None
+    low: float | None = None
+    high: float | None = None
+    reason: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Promise:
+    """One of the six promises; checks: ids of the checks that decide it; sentence: what was seen."""
+
+    number: int
+    text: str
+    outcome: Outcome
+    checks: tuple[str, ...]
+    sentence: str
+
+
+@dataclasses.dataclass(frozen=True)
+class NotebookRun:
+    """How one notebook ran. state: 'ok', 'failed', 'interrupted' or 'not_run'.
+
+    failing_cell: index of the cell in the executed notebook. template_sha256: of the
+    template's bytes.
+    """
+
+    name: str
+    state: str
+    seconds: float | None
+    cells: int
+    cells_run: int
+    failing_cell: int | None
+    error: str | None
+    template_sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """A whole report. state: 'COMPLETE', 'FAILED' or 'INTERRUPTED'.
+
+    code: commit, is_dirty, diff_sha256 of the kit that ran. device: 'cuda' or 'cpu', as
+    asked for. headline: one sentence that a manager understands. limits: what the report
+    does not show. Times are ISO 8601 in UTC.
+    """
+
+    schema_version: str
+    run_id: str
+    nonce: str
+    reviewer_nonce: str | None
+    kit_version: str
+    code: Mapping[str, Any]
+    device: str
+    state: str
+    started_utc: str
+    ended_utc: str
+    verdict: Verdict
+    claims: Mapping[str, str]
+    promises: tuple[Promise, ...]
+    numbers: tuple[Number, ...]
+    notebooks: tuple[NotebookRun, ...]
+    headline: str
+    limits: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """raw/run.json: what was asked for, how each notebook went, and when.
+
+    parameters: per notebook, as given. reason: why the run ended early, None where it did not.
+    """
+
+    run_id: str
+    nonce: str
+    reviewer_nonce: str | None
+    kit_version: str
+    code: Mapping[str, Any]
+    device: str
+    expectation: Expectation
+    parameters: Mapping[str, Any]
+    notebooks: tuple[NotebookRun, ...]
+    state: str
+    started_utc: str
+    ended_utc: str
+    reason: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Raw:
+    """The parsed files; None or empty for those that are not there."""
+
+    run: RunRecord
+    begin: MachineFacts | None
+    end: MachineFacts | None
+    training: TrainingRun | None
+    steps: tuple[StepRecord, ...]
+    telemetry: tuple[TelemetrySample, ...]
+    control: ControlRecord | None
+    ceilings: Ceilings | None
+    rows: tuple[Row, ...]
+    losses: SameLosses | None
+    bench: BenchResult | None
+    records: Mapping[str, Mapping[str, Any]]
+
+
+def one(files: Mapping[str, bytes], name: str, kind: Any) -> Any:
+    """A JSON file as a value of `kind`; None where it is not there."""
+    return parsed(name, lambda: from_json(kind, loads(files[name]))) if name in files else None
+
+
+def lines(files: Mapping[str, bytes], name: str, kind: Any) -> tuple[Any, ...]:
+    """A JSON-lines file as values of `kind`, one a line; empty where it is not there."""
+    text = files.get(name, b"").decode("utf-8", errors="strict").splitlines()
+    return tuple(
+        parsed(f"{name} line {n}", lambda line=line: from_json(kind, loads(line))) for n, line in enumerate(text, 1)
+    )
+
+
+def read(files: Mapping[str, bytes]) -> Raw:
+    """Raises BundleInvalid where a file cannot be read, or the record of the run is missing."""
+    run = one(files, "raw/run.json", RunRecord)
+    if run is None:
+        raise BundleInvalid("raw/run.json is missing", expected="the record of the run")
+    sweep = parsed("raw/sweep.json", lambda: loads(files["raw/sweep.json"])) if "raw/sweep.json" in files else None
+    records = {
+        name.split("/")[-1].removesuffix(".json"): parsed(name, lambda data=data: dict(loads(data)))
+        for name, data in files.items()
+        if name.startswith("raw/records/")
+    }
+    return Raw(
+        run=run,
+        begin=one(files, "facts/begin.json", MachineFacts),
+        end=one(files, "facts/end.json", MachineFacts),
+        training=one(files, "raw/training.json", TrainingRun),
+        steps=lines(files, "raw/steps.jsonl", StepRecord),
+        telemetry=lines(files, "raw/telemetry.jsonl", TelemetrySample),
+        control=one(files, "raw/negative_control.json", ControlRecord),
+        ceilings=parsed("raw/sweep.json", lambda: from_json(Ceilings, sweep["ceilings"])) if sweep else None,
+        rows=parsed("raw/sweep.csv", lambda: from_csv(files["raw/sweep.csv"].decode())) if sweep else (),
+        losses=one(files, "raw/losses.json", SameLosses),
+        bench=one(files, "raw/bench.json", BenchResult),
+        records=records,
+    )
+
+
+def parsed(name: str, make: Callable[[], Any]) -> Any:
+    """What `make` gives. Raises BundleInvalid with the file's name where it cannot be made."""
+    try:
+        return make()
+    except (ValueError, KeyError, TypeError, KitError) as error:
+        raise BundleInvalid(f"{name}: {error}", expected="a file as the kit writes it") from error
+
+
+def value(number: Number) -> str:
+    """The number with its unit, or 'unknown' with the reason."""
+    return (
+        _quantity(number.value, number.unit)
+        if number.value is not None
+        else f"unknown: {number.reason or 'no reason given'}"
+    )
+
+
+def value_range(number: Number) -> str:
+    """'1.7 to 1.9 s', or nothing where no spread is known."""
+    if number.low is None or number.high is None:
+        return ""
+    return f"{_quantity(number.low, number.unit)} to {_quantity(number.high, number.unit)}"
+
+
+def _quantity(amount: float | int, unit: str) -> str:
+    if unit in ("B", "bytes"):
+        return units.memory(int(amount))
+    if unit == "s":
+        return units.seconds(amount)
+    if unit in ("FLOP/s", "B/s", "FLOP"):
+        return units.quantity(amount, unit)
+    digits = units.number(amount, 3) if not isinstance(amount, int) else f"{amount:,}"
+    return digits if unit == "1" else f"{digits} {unit}".strip()

@@ -1,0 +1,389 @@
+"""Facts out of a pasted text: collect_env in any layout, warnings, nvidia-smi, pip, logs, prose.
+
+Only what stands in the text becomes a fact; what two places say differently becomes a
+note and no fact. Every search is bounded, so a log of any size takes the same time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable
+
+from kit.extras.explain.gpu_names import find_gpus
+from kit.gpu.compat import parse_cuda, parse_driver
+from kit.gpu.diagnose import excerpts, found_cuda_version
+from kit.gpu.facts import Driver, Gpu, MachineFacts, Platform, Torch
+
+# A pasted text made readable: decoded, without terminal escapes, quote marks, code fences and log prefixes.
+#
+# A long text is read from both ends only, so that any size takes the same time.
+
+HEAD_BYTES, TAIL_BYTES = 96 * 1024, 48 * 1024
+
+_ESCAPES = re.compile(r"\x1b\[[0-?]{0,16}[ -/]{0,4}[@-~]|\x1b\][^\x07\x1b]{0,500}(?:\x07|\x1b\\)|\x1b[@-_]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_PREFIX = re.compile(
+    r"^\s*(?:>\s?){1,4}"
+    r"|^\((?=[^)]{0,60}[A-Za-z])[^)]{1,60}\)\s"
+    r"|^\[(?=[^\]]{0,60}[:=\s])[^\]]{1,60}\]\s?"
+    r"|^\d{4}-\d\d-\d\d[T ]\d\d:\d\d\S{0,16}\s"
+    r"|^(?:INFO|WARNING|WARN|ERROR|DEBUG)[: ]\s{0,8}"
+    r"|^[\w.\-]{1,40}\s+\|\s"
+)
+
+
+def clean(text: str | bytes, notes: list[str]) -> list[str]:
+    """Lines without terminal escapes, quote marks, code fences and log prefixes; a long text only from both
+    ends."""
+    if len(text) > HEAD_BYTES + TAIL_BYTES:
+        notes.append(f"the text has {len(text):,} characters; only the first and the last part were read")
+        middle = b"\n" if isinstance(text, bytes) else "\n"
+        text = text[:HEAD_BYTES] + middle + text[-TAIL_BYTES:]  # type: ignore[operator]
+    if isinstance(text, bytes):
+        text = _decode(text)
+    text = _CONTROL.sub(" ", _ESCAPES.sub("", text).replace("\r\n", "\n").replace("\r", "\n"))
+    if text.count("\n") <= 1 and text.count("\\n") > 2:
+        # one JSON string: the line ends are written out
+        text = text.replace("\\n", "\n")
+    return [_line(line) for line in text.split("\n") if not line.strip().startswith("```")]
+
+
+def _decode(data: bytes) -> str:
+    """UTF-8, or UTF-16 as PowerShell's '>' writes it; other bytes are replaced."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16", errors="replace")
+    if data[:400].count(0) > len(data[:400]) // 3:
+        return data.decode("utf-16-le", errors="replace")
+    return data.decode("utf-8-sig", errors="replace")
+
+
+def _line(line: str) -> str:
+    for _ in range(3):
+        shorter = _PREFIX.sub("", line, count=1)
+        if shorter == line:
+            break
+        line = shorter
+    return line
+
+
+# What a pasted text tells of the machine around torch: platform, environment variables, packages,
+# toolkit.
+
+# '=1', ': 1', "'] = '1'", '", "1"'
+_SET_TO = (
+    r"(?:['\"]?\s?\])?(?:\s?[=:]\s?|['\"],\s?)"
+    r"(?:\"([^\"]{0,80})\"|'([^']{0,80})'|([^\s'\";,)]{0,80}))"
+)
+_ENV_NAMES = (
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_FORCE_PTX_JIT",
+    "CUDA_DISABLE_PTX_JIT",
+    "CUDA_MPS_PIPE_DIRECTORY",
+    "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE",
+    "NVIDIA_VISIBLE_DEVICES",
+    "NVIDIA_DRIVER_CAPABILITIES",
+)
+
+
+def first(text: str, *patterns: str) -> str | None:
+    for pattern in patterns:
+        match = re.search(pattern, text)
+        if match:
+            return match[1].strip()
+    return None
+
+
+def read_platform(flat: str, low: str) -> Platform:
+    is_wsl = "microsoft-standard" in low or bool(re.search(r"\bwsl\s?2?\b", low))
+    is_windows = bool(
+        re.search(
+            r"\b[a-z]:\\\\?(?!n\b)[\w>]|site-packages\\|microsoft windows|python "
+            r"platform\W{1,3}windows|\bwin32\b|win_amd64",
+            low,
+        )
+        or re.search(r"\bos\W{1,3}windows|windows (?:10|11)\b|\.venv\\|\bwddm\b|msc v\.\d{4}", low)
+    )
+    is_linux = bool(
+        re.search(
+            r"python "
+            r"platform\W{1,3}linux|/(?:home|usr|opt|root|workspace|mnt)/|\blinux\b|ubuntu|debian|fedora|centos",
+            low,
+        )
+    )
+    is_tegra = bool(re.search(r"\btegra\b|\bjetson\b|\bjetpack\b|\bl4t\b|\bnvgpu\b", low)) or None
+    system = "Linux" if is_wsl or (is_linux and not is_windows) else "Windows" if is_windows else None
+    if is_tegra and system is None:
+        system = "Linux"
+    python = (
+        re.search(r"python version\W{1,3}(\d)\.(\d{1,2})", low)
+        or re.search(r"\bpython[\s:\-/]{0,3}v?(3)\.(\d{1,2})(?!\d)", low)
+        or re.search(r"\bpython(3)(\d{1,2})\b|\bcp(3)(\d{1,2})-cp", low)
+    )
+    groups = [group for group in python.groups() if group] if python else []
+    return Platform(
+        system=system,
+        machine="aarch64"
+        if re.search(r"aarch64|\barm64\b|\bsbsa\b", low)
+        else "x86_64"
+        if re.search(r"x86_64|amd64", low)
+        else None,
+        os=first(flat, r"\bOS\s{0,3}:\s{0,3}([^\n|]{3,40}?)(?= GCC| Clang| Python| GPU | Is CUDA|\s{2}|$)"),
+        python=(int(groups[0]), int(groups[1])) if len(groups) == 2 else None,
+        is_wsl=is_wsl or None,
+        is_container=bool(re.search(r"\bdocker\b|\bcontainer\b|/\.dockerenv|\bkubernetes\b|\bpodman\b", low)) or None,
+        is_tegra=is_tegra,
+        jetpack=first(
+            low,
+            r"jetpack\W{0,3}(\d(?:\.\d){0,2})",
+            r"\bl4t\W{0,3}(r?\d{2}(?:\.\d){0,2})",
+            r"# (r\d{2}) \(release\)",
+        ),
+    )
+
+
+def read_environment(flat: str) -> dict[str, str]:
+    """Values that the text sets: 'CUDA_VISIBLE_DEVICES=1', os.environ['…'] = '3'. Not a mere mention."""
+    found = {}
+    for name in _ENV_NAMES:
+        match = re.search(name + _SET_TO, flat)
+        if match:
+            value = next((group for group in match.groups() if group is not None), "")
+            if value.strip("<>()[]").lower() not in ("none", "null", "not set", "unset", "not", "n/a"):
+                found[name] = value
+    return found
+
+
+def read_packages(low: str) -> dict[str, str]:
+    """Packages whose build matters beside torch: 'name==1.2' or the two columns of pip list."""
+    names = r"torchvision|torchaudio|triton|flash[_-]attn|xformers|bitsandbytes|vllm"
+    names += r"|nvidia-cuda-runtime(?:-cu1\d)?"
+    found = {}
+    for name, version in re.findall(rf"\b({names})(?:==|\s{{1,40}})(\d[\w.+]{{1,30}})", low):
+        found.setdefault(name.replace("_", "-"), version)
+    return found
+
+
+def read_nvcc(low: str) -> tuple[int, int] | None:
+    text = first(low, r"compilation tools, release (\d{1,2}\.\d)", r"cuda runtime version\W{1,3}(\d{1,2}\.\d{1,2})")
+    return parse_cuda(text) if text else None
+
+
+_VER = r"(\d{1,2}\.\d{1,2}(?:\.\d{1,3})?(?:(?:a|b|rc|\.?dev|\.?post)\d{0,10})*(?:\+[a-z0-9._]{1,30})?)"
+_TORCH = (
+    re.compile(r"pytorch version(?: \(gpu\?\))?['\"]?\s*[:=|]?\s*['\"`]?v?" + _VER),
+    re.compile(r"torch\.__version__\W{1,12}" + _VER),
+    re.compile(r"(?<![\w.\-/])(?:py)?torch(?:\s+version)?['\"`]?[\s:=|.\-]{1,40}['\"`]?v?" + _VER),
+)
+_WANTED = re.compile(
+    r"(?:requirement|for|install|installing|requires?|needs?|collecting|downloading|upgrade "
+    r"to|try)\s+\W{0,3}$"
+)
+
+# conda's build strings: 'py3.11_cpu_0', 'cpu_mkl', the package 'cpuonly'
+_CONDA_CPU = r"\bpy\d[\w.]{0,20}_cpu_\d|pytorch-cpu\b|pytorch\W{1,3}[\w. ]{1,30}cpu_mkl|\bcpuonly\b"
+
+
+def parse(text: str | bytes) -> MachineFacts:
+    """The facts that a text tells; `source` is 'text'."""
+    notes: list[str] = []
+    lines = clean(text, notes)
+    flat = " ".join(" ".join(lines).split())
+    low = flat.lower()
+    messages = excerpts(flat)
+    torch = _torch(flat, low, lines, notes)
+    platform = read_platform(flat, low)
+    gpus, torch_gpus = find_gpus(lines, flat)
+    if torch_gpus:
+        torch = dataclasses.replace(torch or Torch(), gpus=torch_gpus)
+    driver = _driver(flat, low, messages, gpus, notes)
+    return MachineFacts(
+        source="text",
+        platform=platform,
+        driver=driver,
+        torch=torch,
+        environment=read_environment(flat),
+        nvidia_smi_exit_code=_smi_exit_code(low),
+        nvcc_version=read_nvcc(low),
+        packages=read_packages(low),
+        messages=messages,
+        xids=tuple(int(x) for x in re.findall(r"xid\W{1,4}[^:]{0,24}:\s{0,3}(\d{1,3})\b", low)[:8]) or None,
+        notes=tuple(notes),
+    )
+
+
+# --- torch ---------------------------------------------------------------------------
+
+
+def _torch(flat: str, low: str, lines: list[str], notes: list[str]) -> Torch | None:
+    version = _torch_version(low, notes)
+    cuda_text = first(
+        low,
+        r"cuda used to build pytorch\s{0,3}[:=|]?\s{0,3}(\d[\d.]{1,9}|none|could not collect|n/a)",
+        r"torch\.version\.cuda\W{1,12}(\d[\d.]{1,9}|none)",
+        r"torch[_ ]cuda(?: version)?\W{1,6}(\d{1,2}\.\d{1,2}|none)",
+        r"pytorch cuda(?: version)?\W{1,6}(\d{1,2}\.\d{1,2}|none)",
+    )
+    tag = re.search(r"\+cu(\d{2})(\d)\b", version or "")
+    cuda = parse_cuda(cuda_text or "") or ((int(tag[1]), int(tag[2])) if tag else None)
+    hip = first(low, r"(?:hip|rocm) used to build pytorch\s{0,3}[:=]\s{0,3}(\d[\w.\-]{1,20})")
+    hip = hip or first(version or "", r"\+rocm([\d.]+)")
+    is_cpu = "+cpu" in (version or "") or (cuda is None and cuda_text is not None and not hip)
+    if "cpu" in low and re.search(_CONDA_CPU, low):
+        is_cpu = True
+    found = Torch(
+        version=version,
+        cuda=cuda,
+        is_cpu_build=(is_cpu or None) if cuda is None else ("+cpu" in (version or "")),
+        hip=hip,
+        arch_list=_arch_list(low),
+        is_available=_is_available(low),
+        device_count=_int(first(low, r"device[_ ]count(?:\(\))?\W{1,10}(\d{1,3})\b")),
+        min_capability=_capability(low, r"minimum cuda capability supported by this library is\s{0,3}(\d{1,2})\.(\d)")
+        or _capability(low, r"minimum and maximum cuda capability supported[^(]{0,60}\((\d{1,2})\.(\d)\)"),
+        max_capability=_capability(
+            low, r"minimum and maximum cuda capability[^(]{0,90}\(\d{1,2}\.\d\)\s?-\s?\((\d{1,2})\.(\d)\)"
+        ),
+    )
+    return None if found == Torch() else found
+
+
+def _torch_version(low: str, notes: list[str]) -> str | None:
+    """From the most telling place: pip's last installation, collect_env, torch.__version__, then lists and
+    logs."""
+    installed = re.findall(r"successfully installed [^:]{0,4000}?\btorch-" + _VER, low[:HEAD_BYTES])
+    if installed:
+        return installed[-1]
+    for pattern in _TORCH:
+        found = []
+        for match in pattern.finditer(low[:HEAD_BYTES]):
+            if not _WANTED.search(low[max(0, match.start() - 24) : match.start()]):
+                found.append(match[1].rstrip("."))
+            if len(found) > 20:
+                break
+        exact = list(dict.fromkeys(v for v in found if "+" in v)) or list(dict.fromkeys(found))
+        if len(_distinct(version.split("+")[0] for version in exact)) == 1:
+            return max(exact, key=len)
+        if exact:
+            notes.append(f"the text names several torch versions ({', '.join(exact[:4])}); the first one is taken")
+            return exact[0]
+    return None
+
+
+def _arch_list(low: str) -> tuple[str, ...]:
+    listed = re.findall(r"(?<![\d.])(\d{1,2}\.\d[af]?) which supports hardware cc", low)
+    if listed:
+        return tuple(dict.fromkeys(f"sm_{entry.replace('.', '')}" for entry in listed))
+    best: list[str] = []
+    for match in re.finditer(r"(?:\b(?:sm|compute)_\d{2,3}[af]?\b['\"]?[\s,;/]{0,6}['\"]?){1,40}", low):
+        found = re.findall(r"(?:sm|compute)_\d{2,3}[af]?", match[0])
+        is_stated = "supports cuda capabilities" in low[max(0, match.start() - 40) : match.start()]
+        if is_stated:
+            return tuple(dict.fromkeys(found))
+        # two in a row may be prose; three, or two in quotes as Python prints them, are a list
+        if len(found) >= (2 if "'" in match[0] else 3) and len(found) > len(best):
+            best = found
+    if not best and "pytorch built with" in low:
+        best = re.findall(r"code=\[?((?:sm|compute)_\d{2,3}[af]?)", low)
+    return tuple(dict.fromkeys(best))
+
+
+def _is_available(low: str) -> bool | None:
+    text = first(
+        low,
+        r"is cuda available\W{0,6}(true|false|yes|no)\b",
+        r"\bis_available(?:\(\))?\W{1,12}(?:(?:is|returns?|returned|gives|shows)\W{1,3})?(true|false)\b",
+        r"cuda[_ ]available\W{1,12}(true|false|yes|no)\b",
+        r"cuda is available\W{0,4}(true|false|yes|no)\b",
+        r"cuda(?: availability)?['\"]?\s?[:=]\s?['\"]?(true|false|available|not available)\b",
+        r"pytorch version \(gpu\?\)\W{1,6}\S{3,40} \((true|false)\)",
+        r"gpu available\W{1,6}(true|false|yes|no)\b",
+        r"- available:\s{1,12}(true|false)\b",
+    )
+    if text is None and re.search(
+        r"\b(?:cuda|gpu) is not available\b|\bcuda not available\b|torch is not able to use gpu", low
+    ):
+        return False
+    return None if text is None else text in ("true", "yes", "available")
+
+
+# --- driver --------------------------------------------------------------------------
+
+
+def _driver(flat: str, low: str, messages: tuple[str, ...], gpus: tuple[Gpu, ...], notes: list[str]) -> Driver | None:
+    versions = _driver_versions(low)
+    if len(versions) > 1:
+        notes.append(f"the text names several driver versions ({', '.join(versions[:4])}); none is taken")
+    library = first(low, r"nvml library version:?\s{0,3}(\d{3}(?:\.\d{1,3}){0,2})")
+    kernel = first(low, r"kernel module\s{1,4}(?:for \S{1,12}\s{1,4})?(\d{3}\.\d{1,3}(?:\.\d{1,3})?)")
+    found = Driver(
+        version=versions[0] if len(versions) == 1 else None,
+        cuda_version=_driver_cuda(low) or found_cuda_version([low]),
+        gpus=gpus,
+        nvml_error=next((text for text in messages if "nvml" in text.lower()), None),
+        cuda_init_error=_int(first(low, r"cuinit\W{0,4}(?:0\W{0,3})?(?:rc|returned|result|code)?\W{0,4}(\d{1,3})\b"))
+        or None,
+        library_version=library,
+        kernel_version=kernel,
+        uvm_error=first(flat, r"/dev/nvidia-uvm[^-\w][^.;]{0,40}?((?:FAILED|failed|cannot|\[Errno)[^/]{0,80})"),
+    )
+    return None if found == Driver() else found
+
+
+def _driver_versions(low: str) -> list[str]:
+    """Distinct driver versions, the most telling places first; prose only where nothing else is there."""
+    version = r"(\d{3}(?:\.\d{1,3}){1,2})\b"
+    places = (
+        r"(?:nvidia )?driver version['\"]?\s{0,3}[:=|]?\s{0,6}['\"]?" + version,
+        r"kmd version\s{0,3}:\s{0,6}" + version,
+        r"mib, \d{1,2}\.\d, " + version,
+        r"(?:nvidia|gpu|cuda|host|gpu host|windows)?\s?drivers?\s{0,3}[:=v(]?\s{0,3}v?" + version,
+        r"nvidia-smi\s{1,4}" + version,
+    )
+    for place in places:
+        found = [text for text in re.findall(place, low) if 300 <= (parse_driver(text) or (0,))[0] < 1000]
+        if found:
+            return _distinct(found)
+    return []
+
+
+def _distinct(versions: Iterable[str]) -> list[str]:
+    """A shorter spelling of the same version (570.124 for 570.124.06) does not count as another."""
+    found: list[str] = []
+    for version in sorted(dict.fromkeys(versions), key=len, reverse=True):
+        if not any(longer.startswith(version + ".") for longer in found):
+            found.append(version)
+    return found
+
+
+def _driver_cuda(low: str) -> tuple[int, int] | None:
+    """nvidia-smi's 'CUDA Version', in the banner or in -q; also 'CUDA UMD Version' from R610 on."""
+    text = first(
+        low,
+        r"driver version\s{0,3}:\s{0,3}[\d.]{3,12}\s{1,40}cuda version\s{0,3}:\s{0,3}(\d{1,2}\.\d{1,2})",
+        r"cuda umd version\s{0,3}:\s{0,3}(\d{1,2}\.\d{1,2})",
+        r"driver supports? (?:up to )?cuda (?:version )?(\d{1,2}\.\d{1,2})",
+    )
+    return parse_cuda(text) if text else None
+
+
+def _smi_exit_code(low: str) -> int | None:
+    """127: not found, as the shell says it; 9: it ran and could not reach the driver."""
+    if re.search(
+        r"gpu models and configuration\W{0,3}no cuda\b|nvidia driver version\W{0,3}no cuda\b|cuda runtime "
+        r"version\W{0,3}no cuda\b",
+        low,
+    ):
+        return 127
+    if re.search(r"nvidia-smi: (?:command )?not found|nvidia-smi' is not recognized", low):
+        return 127
+    return 9 if "couldn't communicate with the nvidia driver" in low else None
+
+
+def _capability(text: str, pattern: str) -> tuple[int, int] | None:
+    match = re.search(pattern, text)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def _int(text: str | None) -> int | None:
+    return int(text) if text and text.isdigit() else None

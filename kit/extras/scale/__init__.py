@@ -1,0 +1,1 @@
+"""Several GPUs: each rank proved, the speed of all of them measured."""

@@ -1,0 +1,292 @@
+"""What one rank does: it trains with the others, proves its own device, and writes down what it saw.
+
+Started by torchrun, either through `kit train` or as `-m kit.extras.scale.worker REQUEST`, where REQUEST is
+the JSON file that `kit.extras.scale.launch` wrote.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import faulthandler
+import gc
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from kit.errors import KitError
+from kit.extras.scale.collectives import measure_all_reduce
+from kit.extras.scale.group import Group
+from kit.extras.scale.ranks import Rank, RankRecord, ScalePlan, ScaleRow, folder_name
+from kit.extras.scale.topology import read_topology
+from kit.records import dumps, from_json, loads
+from kit.train.config import TrainConfig
+from kit.train.measure import measure
+from kit.train.steps import StepRecord
+
+# What one rank measures for a scaling sweep: blocks of the plain step, with and without exchanging gradients.
+#
+# The clock is the host's, read after the device and all other ranks have finished; a block counts
+# as long as the slowest rank needed.
+
+# Steps before anything counts: kernels are chosen, memory is taken, NCCL connects.
+_WARM_UP_STEPS = 5
+_LEAST_STEPS = 2
+
+
+def measure_rank(request: Request) -> Group:
+    """Measures every point of the plan on this number of ranks; rank 0 writes `scale.json` after each."""
+    from kit.process import keep_bytecode
+    from kit.train.measure import require_device
+
+    keep_bytecode()
+    group = Group(request.config.device, request.parallel, launcher=request.launcher)
+    out = Path(request.out)
+    with _Watched(out / folder_name(group.record.rank), request.hang_s) as watched:
+        require_device(request.config.device)
+        group.start()
+        plan = ScalePlan(
+            gpus=(1,),
+            config=request.config,
+            modes=request.modes,
+            parallel=request.parallel,
+            blocks=request.blocks,
+            block_s=request.block_s,
+        )
+        rows: list[ScaleRow] = []
+        for mode, config in plan.points(group.record.world_size):
+            watched.again()
+            rows.append(_point(group, plan, mode, config))
+        watched.again()
+        sums = measure_all_reduce(request.config.device) if group.record.world_size > 1 else ()
+        uuids = group.all_of(group.record.device_uuid)
+        if group.is_first:
+            topology = read_topology(uuids) if request.config.device == "cuda" else None
+            found = {
+                "device_name": _device_name(request.config),
+                "rows": rows,
+                "all_reduce": sums,
+                "topology": topology,
+            }
+            (out / "scale.json").write_text(dumps(found), encoding="utf-8", newline="\n")
+    return group
+
+
+def _device_name(config: TrainConfig) -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if config.device == "cuda" else "CPU"
+
+
+def _point(group: Group, plan: ScalePlan, mode: str, config: TrainConfig) -> ScaleRow:
+    import torch
+
+    from kit.train.engines import random_batch
+    from kit.train.loop import eager_step
+    from kit.train.model import build_model, build_optimizer, precision
+
+    world_size, is_cuda = group.record.world_size, config.device == "cuda"
+    gc.collect()
+    if is_cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    model = build_model(config)[0].to(config.device)
+    # Each rank its own batch, as in training.
+    batch = random_batch(model, dataclasses.replace(config, seed=config.seed + group.record.rank))
+    network = group.wrap(model) if world_size > 1 else model
+    optimizer = build_optimizer(model, config)
+    # FSDP cannot step without gathering the weights, so there is nothing to compare with.
+    alone = getattr(network, "no_sync", None) if world_size > 1 else None
+
+    def block(steps: int, context=contextlib.nullcontext) -> float:
+        _all_ready(config.device)
+        start = time.perf_counter()
+        with context():
+            for _ in range(steps):
+                eager_step(network, optimizer, *batch, config)
+            _synchronize(config.device)
+        return (time.perf_counter() - start) / steps
+
+    with precision(config):
+        block(_WARM_UP_STEPS)
+        steps = _agreed(max(_LEAST_STEPS, round(plan.block_s / block(_LEAST_STEPS))))
+        block_step_s, block_compute_s = [], []
+        for _ in range(plan.blocks):
+            block_step_s.append(block(steps))
+            if alone:
+                block_compute_s.append(block(steps, alone))
+    peak = torch.cuda.max_memory_allocated() if is_cuda else None
+    return ScaleRow(
+        mode,
+        world_size,
+        config.batch_size,
+        config.seq_len,
+        config.dtype,
+        config.model,
+        plan.parallel if world_size > 1 else "none",
+        "ok",
+        _slowest(block_step_s),
+        _slowest(block_compute_s),
+        peak,
+    )
+
+
+def _synchronize(device: str) -> None:
+    from kit.train.loop import synchronize
+
+    synchronize(device)
+
+
+def _all_ready(device: str) -> None:
+    """Waits until every rank and every device has come here. Over Gloo, which leaves the devices alone."""
+    import torch
+    import torch.distributed as dist
+
+    _synchronize(device)
+    dist.all_reduce(torch.zeros(1))
+
+
+def _agreed(steps: int) -> int:
+    """The largest of what the ranks would choose: all have to do the same number."""
+    import torch
+    import torch.distributed as dist
+
+    chosen = torch.tensor([steps])
+    dist.all_reduce(chosen, dist.ReduceOp.MAX)
+    return int(chosen)
+
+
+def _slowest(seconds: list[float]) -> tuple[float, ...]:
+    """Of each block, the time of the rank that needed longest."""
+    import torch
+    import torch.distributed as dist
+
+    times = torch.tensor(seconds, dtype=torch.float64)
+    if seconds:
+        dist.all_reduce(times, dist.ReduceOp.MAX)
+    return tuple(times.tolist())
+
+
+# Steps whose losses are compared with those of one device.
+REFERENCE_STEPS = 10
+STACK = "stack.txt"
+
+
+def train_rank(
+    config: TrainConfig,
+    *,
+    parallel: str = "ddp",
+    out: Path | None = None,
+    hang_s: float = 180.0,
+    on_step: Callable[[StepRecord], None] | None = None,
+    launcher: int | None = None,
+) -> tuple[Group, Rank]:
+    """Trains as one rank of those in the environment. config: its batch is this rank's part of the global one.
+
+    out: a folder that gets `rank-<n>/` with the same files as a run of one process, and `rank.json`.
+    hang_s: a step that takes longer leaves the stack of this rank in `stack.txt` there, or on stderr
+    where no folder is named. launcher: see `Group`. Raises what `kit.train.measure.measure` raises, with `rank.json` written.
+    """
+    group = Group(config.device, parallel, launcher=launcher)
+    folder = out / folder_name(group.record.rank) if out else None
+    with _Watched(folder, hang_s) as watched:
+
+        def step(record: StepRecord) -> None:
+            watched.again()
+            if record.step == 1:
+                # A rank that is ended from outside has said where it was.
+                _keep(folder, group.record)
+            if on_step and group.is_first:
+                on_step(record)
+
+        try:
+            found = measure(config, out=folder, on_step=step, group=group)
+            watched.again()
+            if group.is_first:
+                group.reference(config, min(REFERENCE_STEPS, config.steps))
+        except (KitError, RuntimeError) as error:
+            told = error.found if isinstance(error, KitError) else (str(error).splitlines() or [""])[0]
+            group.record = dataclasses.replace(group.record, error=told)
+            raise
+        finally:
+            _keep(folder, group.record)
+    return group, Rank(group.record, found.run, found.steps, found.samples)
+
+
+def _keep(folder: Path | None, record: RankRecord) -> None:
+    if folder:
+        (folder / "rank.json").write_text(dumps(record), encoding="utf-8", newline="\n")
+
+
+class _Watched:
+    """Leaves the stacks of this process behind when nothing has been said for a while; from a thread of C, so
+    that code which holds Python's lock is shown as well."""
+
+    def __init__(self, folder: Path | None, hang_s: float) -> None:
+        self._folder, self._hang_s = folder, hang_s
+
+    def __enter__(self) -> _Watched:
+        if self._folder:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        self._file = (self._folder / STACK).open("w", encoding="utf-8") if self._folder else sys.stderr
+        self.again()
+        return self
+
+    def again(self) -> None:
+        faulthandler.dump_traceback_later(self._hang_s, file=self._file)
+
+    def __exit__(self, *_: object) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        if self._folder:
+            self._file.close()
+            (self._folder / STACK).unlink(missing_ok=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What `kit.extras.scale.launch` asks of each rank. task: 'train' or 'measure' (see `kit.extras.scale.worker`). launcher: the
+    number of the process that asks."""
+
+    launcher: int
+    task: str
+    out: str
+    parallel: str
+    hang_s: float
+    config: TrainConfig
+    modes: tuple[str, ...] = ()
+    blocks: int = 0
+    block_s: float = 0.0
+
+
+def main(path: str) -> int:
+    """A rank that was launched. Its records are the answer; a message goes to stderr with its number."""
+    request = from_json(Request, loads(Path(path).read_bytes()))
+    try:
+        if request.task == "train":
+            group, _ = train_rank(
+                request.config,
+                parallel=request.parallel,
+                out=Path(request.out),
+                hang_s=request.hang_s,
+                launcher=request.launcher,
+            )
+        else:
+            group = measure_rank(request)
+        group.leave()
+    except KitError as error:
+        print(f"kit: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+__all__ = ["RankRecord", "Request", "main", "train_rank"]
+
+if __name__ == "__main__":
+    code = main(sys.argv[1])
+    # All is written. An interpreter that ends beside the threads of torch's Gloo aborts now and then ("terminate called
+    # without an active exception", 2 of 14 pairs of ranks, torch 2.13), which would look like a rank that failed.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,1 @@
+"""What GPU code a wheel really holds."""

@@ -1,0 +1,202 @@
+"""Measures a grid of shapes with the real training step; a point that does not fit becomes a row."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+from kit.errors import UsageError
+from kit.records import dumps, loads, to_json
+from kit.show import Table, card, escape
+from kit.sweep.table import (
+    Ceilings,
+    Row,
+    SweepPlan,
+    as_record,
+    floor_s,
+    from_csv,
+    higher,
+    in_grid_order,
+    mfu,
+    row_of,
+    to_csv,
+    words,
+)
+from kit.train.config import ENGINES, TrainConfig
+from kit.units import memory, number, percent, seconds, spread
+
+Measure = Callable[[TrainConfig], Row]
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepResult:
+    """All rows of a plan, in the order of the grid, beside the card's ceilings."""
+
+    plan: SweepPlan
+    ceilings: Ceilings
+    rows: tuple[Row, ...]
+
+    @property
+    def frame(self):
+        """All rows with their derived figures as a pandas DataFrame, to explore; SI units in the names."""
+        import pandas
+
+        return pandas.DataFrame([as_record(row, self.ceilings) for row in self.rows])
+
+    @property
+    def table(self) -> Table:
+        columns = (
+            "engine",
+            "batch",
+            "tokens a sample",
+            "precision",
+            "step",
+            "IQR",
+            "n",
+            "tokens/s",
+            "memory",
+            "floor",
+            "floor / step",
+            "MFU, measured",
+            "MFU, published",
+        )
+        return Table(columns, tuple(self._cells(row) for row in self.rows))
+
+    def _cells(self, row: Row) -> tuple[str, ...]:
+        shape = (row.engine, str(row.batch_size), str(row.seq_len), row.dtype)
+        if row.outcome != "ok":
+            short = {"oom": "out of memory", "missing": "not here"}
+            return (*shape, short.get(row.outcome, row.outcome), *["–"] * 8)
+        figures, limit = spread(row.block_step_s), floor_s(row, self.ceilings)
+        return (
+            *shape,
+            seconds(figures.median),
+            seconds(figures.iqr, 2),
+            str(figures.n),
+            number(row.tokens_per_s),
+            memory(row.peak_memory_bytes) if row.peak_memory_bytes else "–",
+            seconds(limit),
+            percent(limit / figures.median if limit else None),
+            percent(mfu(row, self.ceilings)),
+            percent(mfu(row, self.ceilings, of="datasheet")),
+        )
+
+    @property
+    def not_here(self) -> str:
+        """In words: which engines cannot run on this device and why, and which were not asked for."""
+        missing = {row.engine: row.reason for row in self.rows if row.outcome == "missing"}
+        others = [engine for engine in ENGINES if engine not in self.plan.engines]
+        lines = [f"{engine} cannot run here: {reason}." for engine, reason in missing.items()]
+        lines += [f"Not asked for: {', '.join(others)}."] if others else []
+        return "\n".join(lines) or f"All {len(ENGINES)} engines ran here."
+
+    def __str__(self) -> str:
+        return f"{self.table}\n\n{self.sentence}"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return card(escape(self.sentence), self.table._repr_html_())
+
+    @property
+    def sentence(self) -> str:
+        """The finding in words."""
+        good = [row for row in self.rows if row.tokens_per_s]
+        if not good:
+            return f"None of {len(self.rows)} points could be measured on {self.ceilings.device_name}."
+        best = max(good, key=lambda row: row.tokens_per_s)
+        return (
+            f"{self.ceilings.device_name} trains {best.model} at {number(best.tokens_per_s)} tokens/s at best "
+            f"({words(best, self.ceilings)}); {len(good)} of {len(self.rows)} points measured."
+        )
+
+
+def sweep(
+    plan: SweepPlan,
+    *,
+    out: str | Path | None = None,
+    on_row: Callable[[Row], None] | None = None,
+    on_progress: Callable[[int, int, float], None] | None = None,
+) -> SweepResult:
+    """Measures every point. out: a folder that gets `sweep.csv`, rewritten after each point, and `sweep.json`.
+
+    A sweep that was killed goes on where it stopped, if `out` holds one of the same plan and
+    card. on_progress: points done, points in all, seconds left as the mean of those measured
+    says. Random token ids without padding stand for text: the time of a step does not depend on
+    them.
+    Raises GpuNotUsable where the device is cuda and cannot be used.
+    """
+    from kit.sweep.ceilings import measure_ceilings
+    from kit.sweep.trial import Bench
+    from kit.train.measure import require_device
+
+    require_device(plan.device)
+    dtypes = tuple(dict.fromkeys(config.dtype for config in plan.configs()))
+    ceilings = measure_ceilings(plan.device, dtypes)
+    rows = list(_kept(out, plan, ceilings))
+    total, start = len(plan.configs()), time.perf_counter()
+    done = {row.point for row in rows}
+    for count, row in enumerate(rows_of(plan, Bench(plan), done), start=1):
+        rows.append(row)
+        _keep(out, plan, ceilings, rows)
+        if on_row:
+            on_row(row)
+        if on_progress:
+            on_progress(len(rows), total, (time.perf_counter() - start) / count * (total - len(rows)))
+    with contextlib.suppress(RuntimeError):  # a point that broke the device left its row
+        ceilings = higher(ceilings, measure_ceilings(plan.device, dtypes, is_whole=False))
+    _keep(out, plan, ceilings, rows)
+    return SweepResult(plan, ceilings, in_grid_order(rows))
+
+
+def rows_of(plan: SweepPlan, measure: Measure, done: Collection[tuple] = ()) -> Iterator[Row]:
+    """One row a point that is not `done`. Out of memory and whatever else an engine raises are rows with their reason."""
+    for config in plan.configs():
+        if row_of(config, "ok").point in done:
+            continue
+        try:
+            row = measure(config)
+        except Exception as error:  # compilers, drivers and libraries raise of their own; Ctrl-C passes
+            row = _failed(config, error)
+        # Here the exception is gone, and with it the frames that held the failed point's tensors. A compiler's
+        # message names files; whose home they are in is nobody's business.
+        yield dataclasses.replace(row, reason=row.reason.replace(str(Path.home()), "~")) if row.reason else row
+
+
+def _failed(config: TrainConfig, error: Exception) -> Row:
+    from kit.train.engines import out_of_memory
+
+    cause = out_of_memory(error)
+    line = (str(cause or error).splitlines() or [""])[0][:300]
+    return row_of(config, "oom" if cause else "error", reason=line if cause else f"{type(error).__name__}: {line}")
+
+
+def _kept(out: str | Path | None, plan: SweepPlan, ceilings: Ceilings) -> tuple[Row, ...]:
+    """Rows that an earlier sweep of the same plan on the same card left in `out`, without those that failed."""
+    if not out or not (Path(out) / "sweep.json").is_file() or not (Path(out) / "sweep.csv").is_file():
+        return ()
+    record = loads((Path(out) / "sweep.json").read_text(encoding="utf-8"))
+    is_same = record.get("plan") == to_json(plan)
+    if not is_same or record.get("ceilings", {}).get("device_name") != ceilings.device_name:
+        return ()
+    rows = from_csv((Path(out) / "sweep.csv").read_text(encoding="utf-8"))
+    return tuple(row for row in rows if row.outcome != "error")
+
+
+def _keep(out: str | Path | None, plan: SweepPlan, ceilings: Ceilings, rows: list[Row]) -> None:
+    if not out:
+        return
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "sweep.csv").write_text(to_csv(in_grid_order(rows), ceilings), encoding="utf-8", newline="\n")
+        (folder / "sweep.json").write_text(dumps({"plan": plan, "ceilings": ceilings}), encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise UsageError(
+            f"{folder} cannot be written: {error.strerror}",
+            expected="a folder you may write to",
+            todo="name another folder with --out",
+        ) from error

@@ -1,0 +1,144 @@
+"""Runs the negative control: a child process with the GPU hidden that claims to train on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import kit
+from kit.errors import KitError
+from kit.records import from_json, loads, to_json
+from kit.train.config import TrainConfig
+from kit.train.steps import ControlRecord, StepRecord, TrainingRun
+
+_TIMEOUT_S = 120
+
+
+def run_control() -> ControlRecord:
+    """Starts the child and reads its record. Raises KitError where it gave none."""
+    root = str(Path(kit.__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    # Kineto's level silences the lines that the profiler prints for each start and stop.
+    hidden = {"CUDA_VISIBLE_DEVICES": "", "KINETO_LOG_LEVEL": "6"}
+    environment = {**os.environ, **hidden, "PYTHONPATH": path}
+    start = time.perf_counter()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "kit.train.control"], env=environment, capture_output=True,
+            timeout=_TIMEOUT_S, check=False,
+        )  # fmt: skip
+        record = from_json(ControlRecord, loads(done.stdout.decode("utf-8").splitlines()[-1]))
+    except subprocess.TimeoutExpired as error:
+        raise _no_record(f"no answer within {_TIMEOUT_S} s") from error
+    except (ValueError, IndexError, KitError) as error:
+        last = done.stderr.decode("utf-8", errors="replace").strip().splitlines()[-1:] or ["no output"]
+        raise _no_record(f"exit code {done.returncode}: {last[0]}") from error
+    return dataclasses.replace(record, seconds=time.perf_counter() - start)
+
+
+def _no_record(why: str) -> KitError:
+    return KitError(
+        f"the negative control gave no record ({why})", expected="one JSON record",
+        todo="run python -m kit.train.control by hand and read its error",
+    )  # fmt: skip
+
+
+# --- the child ----------------------------------------------------------------------
+
+
+def _child() -> ControlRecord:
+    from kit.gpu.probe import probe
+
+    facts = probe(proof_device="cuda")
+    run, steps = train_toy(TrainConfig(model="tiny", device="cpu", batch_size=2, seq_len=32, steps=6, lr=0.1))
+    lie = dataclasses.replace(run.config, device="cuda")
+    return ControlRecord(facts, dataclasses.replace(run, config=lie), steps, 0.0)
+
+
+def train_toy(config: TrainConfig) -> tuple[TrainingRun, tuple[StepRecord, ...]]:
+    """The kit's own loop and witnesses over a toy model, which needs torch alone and starts in seconds."""
+    import torch
+
+    from kit.train import witness
+    from kit.train.loop import training_steps
+    from kit.train.steps import Timings
+
+    torch.manual_seed(config.seed)
+    model = _toy_model(torch)
+    optimizer = _Sgd(torch, model, config.lr)
+    batches = [_ToyBatch(torch, step, config) for step in range(config.steps + 2)]
+    initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    audit = witness.Auditor(model, optimizer, "cuda", {1, (config.steps + 1) // 2, config.steps})
+    before = witness.canary_loss(model, batches[0], config)
+    began = time.perf_counter()
+    steps = tuple(training_steps(model, optimizer, batches[: config.steps], config, began_s=began, audit=audit))
+    after = witness.canary_loss(model, batches[0], config)
+    learning = witness.measure_learning(model, initial, before, after)
+    run = TrainingRun(
+        config=config, device_name="CPU", weights_note="toy model", dataset_sha256="", dataset_rows=10**6,
+        parameters=learning.total_parameters, gradient_dtype="float32", timings=Timings(),
+        audits=tuple(audit.audits), learning=learning,
+        profile=witness.profile_step(model, optimizer, batches[-2:], config),
+    )  # fmt: skip
+    return run, steps
+
+
+def _toy_model(torch):
+    class Toy(torch.nn.Module):
+        """An embedding and a head: two matrix products a step are enough to be seen."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = torch.nn.Embedding(1024, 64)
+            self.head = torch.nn.Linear(64, 1024)
+
+        def forward(self, input_ids, labels):
+            logits = self.head(self.embedding(input_ids))[:, :-1]
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+            return types.SimpleNamespace(loss=loss)
+
+    return Toy()
+
+
+class _Sgd:
+    """Gradient descent with torch's optimizer interface. Making one of torch's own imports its compiler,
+    which takes as long as torch itself."""
+
+    def __init__(self, torch, model, lr: float) -> None:
+        self._torch = torch
+        self.param_groups = [{"params": list(model.parameters()), "lr": lr}]
+        self.state: dict = {}
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            parameter.grad = None
+
+    def step(self) -> None:
+        with self._torch.no_grad():
+            for parameter in self.param_groups[0]["params"]:
+                parameter -= self.param_groups[0]["lr"] * parameter.grad
+                state = self.state.setdefault(parameter, {"step": 0})
+                state["step"] += 1
+
+
+class _ToyBatch:
+    """Random ids in the shape of `kit.train.data.Batch`."""
+
+    def __init__(self, torch, number: int, config: TrainConfig) -> None:
+        generator = torch.Generator().manual_seed(number)
+        shape = (config.batch_size, config.seq_len)
+        self.input_ids = torch.randint(1024, shape, generator=generator)
+        self.labels = self.input_ids
+        self.samples, self.tokens = config.batch_size, config.batch_size * config.seq_len
+        self.supervised_tokens = self.tokens - config.batch_size
+        self.sha256 = f"toy{number:013d}"
+
+
+if __name__ == "__main__":
+    print(json.dumps(to_json(_child())))

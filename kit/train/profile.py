@@ -1,0 +1,200 @@
+"""Which kernels one warm step runs, whichever engine runs it. What is timed is never the profiled step."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import functools
+import json
+import math
+import re
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kit.train.steps import KernelProfile
+
+# Reads a profiler trace: which kernels ran on the device, and which matrix products did not.
+#
+# Input is the Chrome trace that torch.profiler exports, so a recorded trace can be judged on
+# a machine without a GPU.
+
+# Kinds of kernels by the names that cuBLAS, CUTLASS, cuDNN, Triton and ATen give them.
+KINDS = (
+    # A collective's kernel spins while it waits for other ranks: it is no work, and its time is not counted as such.
+    ("communication", re.compile(r"nccl", re.I)),
+    ("attention", re.compile(r"fmha|flash|attention|sdpa|softmax_warp", re.I)),
+    ("matmul", re.compile(r"gemm|gemv|cutlass|cublas|xmma|splitk|nvjet|matmul|_mm_", re.I)),
+    ("optimizer", re.compile(r"multi_tensor|adam|lpnorm|foreach|square_sum", re.I)),
+    ("loss", re.compile(r"softmax|nll_loss|cross_entropy", re.I)),
+    ("norm", re.compile(r"layer_?norm|rms_?norm|gammabeta", re.I)),
+)
+MATMULS = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"})
+_CPU_ATTENTION = "aten::_scaled_dot_product_flash_attention_for_cpu"
+# A matrix product under this is a scalar's worth of work and not a witness.
+LARGE_FLOP = 1e6
+
+
+def read_trace(trace: dict[str, Any], *, step_time_s: float) -> KernelProfile:
+    """`step_time_s`: wall time of the profiled step, which the shares refer to."""
+    events = [event for event in trace.get("traceEvents", ()) if event.get("ph") == "X"]
+    kernels = [event for event in events if event.get("cat") == "kernel"]
+    copies = [event for event in events if event.get("cat") == "gpu_memcpy" and _is_over_the_bus(event["name"])]
+    by_name: Counter[str] = Counter()
+    groups: Counter[str] = Counter()
+    for kernel in kernels:
+        by_name[kernel["name"][:120]] += kernel.get("dur", 0) / 1e6
+        groups[kind_of(kernel["name"])] += kernel.get("dur", 0) / 1e6
+    return KernelProfile(
+        step_time_s=step_time_s,
+        device_time_s=sum(spent for kind, spent in groups.items() if kind != "communication"),
+        kernels=len(kernels),
+        matmul_kernels=sum(kind_of(kernel["name"]) == "matmul" for kernel in kernels),
+        copies=len(copies),
+        copied_bytes=sum(int(copy.get("args", {}).get("bytes", 0)) for copy in copies),
+        cpu_operators=_on_cpu(events, kernels),
+        groups=dict(groups.most_common()),
+        top_kernels=dict(by_name.most_common(12)),
+    )
+
+
+def kind_of(kernel_name: str) -> str:
+    return next((kind for kind, pattern in KINDS if pattern.search(kernel_name)), "other")
+
+
+def _is_over_the_bus(name: str) -> bool:
+    return "Device -> Device" not in name and "DtoD" not in name
+
+
+def _on_cpu(events: Sequence[dict[str, Any]], kernels: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Large matrix products that no kernel belongs to, by operator.
+
+    A kernel belongs to an operator by the profiler's external id, or where its launch stands
+    inside the operator on the same thread: launches through the driver API carry no external id.
+    Matrix kernels whose launch is not in the trace at all can belong to any operator; where there
+    are enough of them for all that is left, nothing is known to have run on the CPU.
+    """
+    ids = {_arg(kernel, "External id") for kernel in kernels} - {None}
+    launches = _launches(events, kernels)
+    found: Counter[str] = Counter()
+    for event in events:
+        if event.get("name") not in MATMULS and event.get("name") != _CPU_ATTENTION:
+            continue
+        if _arg(event, "External id") in ids or _has_launch(event, launches.get(event.get("tid"), ())):
+            continue
+        if matmul_flop(_arg(event, "Input Dims") or ()) >= LARGE_FLOP:
+            found[event["name"]] += 1
+    return {} if sum(found.values()) <= _without_launch(events, kernels) else dict(found)
+
+
+def _arg(event: dict[str, Any], name: str) -> Any:
+    return event.get("args", {}).get(name)
+
+
+def _launches(events: Sequence[dict[str, Any]], kernels: Sequence[dict[str, Any]]) -> dict[Any, list[float]]:
+    """Times of kernel launches, in order, by the thread that launched."""
+    correlations = {_arg(kernel, "correlation") for kernel in kernels} - {None}
+    times: dict[Any, list[float]] = defaultdict(list)
+    for event in events:
+        if event.get("cat") in ("cuda_runtime", "cuda_driver") and _arg(event, "correlation") in correlations:
+            times[event.get("tid")].append(event["ts"])
+    return {thread: sorted(found) for thread, found in times.items()}
+
+
+def _has_launch(event: dict[str, Any], times: Sequence[float]) -> bool:
+    first = bisect.bisect_left(times, event["ts"])
+    return first < len(times) and times[first] <= event["ts"] + event.get("dur", 0)
+
+
+def _without_launch(events: Sequence[dict[str, Any]], kernels: Sequence[dict[str, Any]]) -> int:
+    """Matrix kernels that the trace ties to nothing: no launch, and no operator with their external id."""
+    calls = ("cuda_runtime", "cuda_driver")
+    launched = {_arg(event, "correlation") for event in events if event.get("cat") in calls}
+    operators = {_arg(event, "External id") for event in events if event.get("cat") == "cpu_op"}
+    return sum(
+        _arg(kernel, "correlation") not in launched and _arg(kernel, "External id") not in operators
+        for kernel in kernels
+        if kind_of(kernel["name"]) == "matmul"
+    )
+
+
+def matmul_flop(dims: Sequence[Any]) -> float:
+    """2 · (b ·) m · k · n for the last two operands (…, m, k) and (…, k, n); 0 where shapes are not known."""
+    shapes = [shape for shape in dims if isinstance(shape, (list, tuple)) and len(shape) >= 2]
+    if len(shapes) < 2:
+        return 0.0
+    left, right = shapes[-2:]
+    return 2.0 * math.prod(left) * right[-1]
+
+
+def _profiler():
+    # The profiler below torch.profiler, which imports torch's compiler when it starts: seconds.
+    from torch.autograd.profiler import profile
+
+    return profile(use_kineto=True, use_device="cuda")
+
+
+def _read(recorded, step_time_s: float) -> KernelProfile:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        recorded.export_chrome_trace(str(path))
+        trace = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    return read_trace(trace, step_time_s=step_time_s)
+
+
+@contextlib.contextmanager
+def profiled(step_time_s: float) -> Iterator[Callable[[], KernelProfile]]:
+    """Profiles the CUDA work of the code inside. Gives a function that reads it afterwards. step_time_s: of the same
+    step without a profiler, which slows every launch."""
+    recorded = _profiler()
+    with recorded:
+        yield lambda: _read(recorded, step_time_s)
+        torch.cuda.synchronize()
+
+
+@functools.cache
+def profiler_problem() -> str | None:
+    """Why no kernels can be profiled here; None where they can. It also starts CUPTI, which takes its time once."""
+    if not torch.cuda.is_available():
+        return "kernels run on a GPU, and this ran on the CPU"
+    if torch.profiler.ProfilerActivity.CUDA not in torch.profiler.supported_activities():
+        return "this torch cannot trace CUDA"
+    try:
+        with _profiler():
+            torch.ones(1, device="cuda").add_(1)
+            torch.cuda.synchronize()
+    except RuntimeError as error:
+        return f"the profiler did not run: {(str(error).splitlines() or [''])[0]}"
+    return None
+
+
+class Between:
+    """Profiles from the forward pass `number` (from 1) of a model to the one after it, whoever drives the loop."""
+
+    def __init__(self, model: torch.nn.Module, number: int) -> None:
+        self._model, self._number, self._calls = model, number, 0
+        self._recorded = None
+
+    def __enter__(self) -> Between:
+        self._hook = self._model.register_forward_pre_hook(self._forward)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+    def _forward(self, module, args) -> None:
+        self._calls += 1
+        if self._calls == self._number:
+            torch.cuda.synchronize()
+            self._recorded = _profiler()
+            self._recorded.__enter__()
+        elif self._calls == self._number + 1:
+            torch.cuda.synchronize()
+            self._recorded.__exit__(None, None, None)
+
+    def profile(self, step_time_s: float) -> KernelProfile:
+        return _read(self._recorded, step_time_s)

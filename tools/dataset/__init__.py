@@ -1,0 +1,1 @@
+"""Generates the dataset dev-reasoning-v2."""
