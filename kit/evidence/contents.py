@@ -20,7 +20,7 @@ from kit.train.steps import ControlRecord, StepRecord, TelemetrySample, Training
 # verifier can derive it again. This module holds shapes and no rule; a number that is
 # not known is None with a reason, never 0.
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "2.0"
 
 COMPLETE = "COMPLETE"
 FAILED = "FAILED"

@@ -23,21 +23,20 @@ EVIDENCE = "evidence.json"
 STATE = "state.json"
 
 CAPTURES = ("env_info.txt", "torch_version.txt", "cuda_check.txt", "nvidia_smi.txt", "training_log.txt")
-TEXT_SUFFIXES = (".txt", ".md", ".json", ".jsonl", ".csv", ".html", ".xml", ".svg", ".ipynb", SUMS)
+TEXT_SUFFIXES = (".txt", ".md", ".json", ".jsonl", ".csv", ".html", ".svg", ".ipynb", SUMS)
 
 _DERIVED = (
     "README.md",
     "index.html",
     EVIDENCE,
     "ro-crate-metadata.json",
-    "junit.xml",
     SUMS,
     MANIFEST,
     SIGNATURE,
 )
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _ALLOWED = re.compile(
-    rf"README\.md|index\.html|evidence\.json|ro-crate-metadata\.json|junit\.xml"
+    rf"README\.md|index\.html|evidence\.json|ro-crate-metadata\.json"
     rf"|{'|'.join(map(re.escape, CAPTURES))}|{SUMS}|manifest\.json(\.sig)?|facts/(begin|end)\.json"
     rf"|raw/({_NAME}/)?{_NAME}\.(json|jsonl|csv)|figures/{_NAME}\.(png|svg)|notebooks/{_NAME}\.(ipynb|html)"
 )
@@ -76,7 +75,7 @@ def missing(names: Iterable[str], evidence: Evidence) -> tuple[str, ...]:
 
 
 def _required(evidence: Evidence) -> Iterator[str]:
-    yield from ("README.md", "index.html", EVIDENCE, "ro-crate-metadata.json", "junit.xml", "raw/run.json")
+    yield from ("README.md", "index.html", EVIDENCE, "ro-crate-metadata.json", "raw/run.json")
     if evidence.state != COMPLETE:
         return
     yield from (*CAPTURES, "facts/begin.json", "facts/end.json", "raw/training.json", "raw/steps.jsonl")

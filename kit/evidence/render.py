@@ -18,7 +18,7 @@ from kit.evidence import manifest as bundle_manifest
 from kit.evidence.contents import COMPLETE, Evidence, NotebookRun, value, value_range
 from kit.evidence.manifest import CAPTURES, EVIDENCE, MANIFEST, SUMS, Entry, check_json_size, is_derived
 from kit.evidence.notebook import notebook_html
-from kit.records import Check, Outcome, dumps, loads
+from kit.records import Outcome, dumps, loads
 from kit.show import cell, document, in_html, in_markdown, table, visible
 from kit.units import MiB, number, percent
 
@@ -112,10 +112,7 @@ def _line(rates: Sequence[float], told: str) -> str:
     )
 
 
-# The same evidence for other people's tools: RO-Crate 1.1 (Process Run Crate 0.5) and JUnit XML.
-#
-# Both are derived and decide nothing. JUnit has no word for INCONCLUSIVE: it becomes an
-# error, since a skipped test looks green.
+# The same evidence for other people's tools: RO-Crate 1.1 (Process Run Crate 0.5). Derived, it decides nothing.
 
 _CONTEXT = [
     "https://w3id.org/ro/crate/1.1/context",
@@ -130,7 +127,6 @@ _TYPES = {
     "txt": "text/plain",
     "md": "text/markdown",
     "html": "text/html",
-    "xml": "application/xml",
     "svg": "image/svg+xml",
     "png": "image/png",
 }
@@ -208,28 +204,6 @@ def _file(entry: Entry) -> dict[str, Any]:
     }
 
 
-def junit(evidence: Evidence) -> bytes:
-    """junit.xml: a test case for each check, and one for the verdict: a report without checks is red."""
-    verdict = Check("kit.verdict", evidence.verdict.outcome, evidence.headline, "PASS, or REHEARSAL on a CPU")
-    checks = [verdict, *evidence.verdict.checks]
-    failures = sum(check.outcome in (Outcome.FAIL, Outcome.INVALID) for check in checks)
-    errors = sum(check.outcome is Outcome.INCONCLUSIVE for check in checks)
-    counts = f'tests="{len(checks)}" failures="{failures}" errors="{errors}" skipped="0"'
-    cases = "".join(_case(check) for check in checks)
-    suite = f"<testsuite name='{in_html(evidence.run_id)}' {counts}>\n{cases}</testsuite>"
-    return f'<?xml version="1.0" encoding="utf-8"?>\n<testsuites>\n{suite}\n</testsuites>\n'.encode()
-
-
-def _case(check: Check) -> str:
-    names = f"classname='{in_html(check.claim)}' name='{in_html(check.id)}'"
-    if check.outcome in (Outcome.PASS, Outcome.REHEARSAL):
-        return f"<testcase {names}/>\n"
-    tag = "error" if check.outcome is Outcome.INCONCLUSIVE else "failure"
-    text = in_html(f"{check.found}\nExpected: {check.expected}\nTo do: {check.todo or 'nothing'}")
-    about = f"type='{check.outcome}' message='{in_html(check.found)}'"
-    return f"<testcase {names}><{tag} {about}>{text}</{tag}></testcase>\n"
-
-
 # Figures beyond this are named, not shown: the page must open on a phone.
 MAX_EMBEDDED_BYTES = 12 * MiB
 WORTH = (
@@ -255,7 +229,6 @@ def derived(
             made[page_name] = notebook_page(files[name], PurePosixPath(name).stem).encode()
     made["README.md"] = readme(evidence).encode()
     made["index.html"] = page(evidence, files).encode()
-    made["junit.xml"] = junit(evidence)
     known = dict(entries or {})
     hashed = [known[name] if name in known else Entry.of(name, files[name]) for name in base]
     hashed += [Entry.of(name, data) for name, data in made.items()]

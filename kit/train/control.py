@@ -82,7 +82,7 @@ def train_toy(config: TrainConfig) -> tuple[TrainingRun, tuple[StepRecord, ...]]
     learning = witness.measure_learning(model, initial, before, after)
     run = TrainingRun(
         config=config, device_name="CPU", weights_note="toy model", dataset_sha256="", dataset_rows=10**6,
-        parameters=learning.total_parameters, gradient_dtype="float32", timings=Timings(),
+        parameters=learning.total_parameters, timings=Timings(),
         audits=tuple(audit.audits), learning=learning,
         profile=witness.profile_step(model, optimizer, batches[-2:], config),
     )  # fmt: skip

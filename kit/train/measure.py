@@ -270,7 +270,6 @@ def _recorded(torch, config: TrainConfig, state: _State, timed: _Timed) -> Train
         dataset_sha256="",
         dataset_rows=0,
         parameters=sum(p.numel() for p in state.model.parameters()),
-        gradient_dtype="float32",
         timings=Timings(),
         audits=tuple(timed.audits),
         versions=_versions(torch),

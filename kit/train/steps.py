@@ -204,7 +204,7 @@ class Timings:
 class TrainingRun:
     """Everything a run recorded except its steps and samples of telemetry, which are lines of their own.
 
-    gradient_dtype, weights_note: what the parameters were and where they came from.
+    weights_note: where the parameters came from.
     device_window_s: first step's start to last step's end by the device's own clock (CUDA events).
     wall_window_s: the same by the wall clock, which can jump. compute_capability: of the device.
     scheme_copy_bytes: what sharing the model among ranks may copy between host and device in a step.
@@ -216,7 +216,6 @@ class TrainingRun:
     dataset_sha256: str
     dataset_rows: int
     parameters: int
-    gradient_dtype: str
     timings: Timings
     audits: tuple[PlacementAudit, ...] = ()
     profile: KernelProfile | None = None

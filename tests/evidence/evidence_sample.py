@@ -113,7 +113,7 @@ def conclude(files):
         Number("max_power_w", None, "W", "highest reading", reason="not available here"),
     ]
     return Evidence(
-        schema_version="1.0",
+        schema_version="2.0",
         run_id=run["run_id"],
         nonce=run["nonce"],
         reviewer_nonce=run.get("reviewer_nonce"),

@@ -5,15 +5,14 @@ import json
 import subprocess
 import sys
 import typing
-import xml.etree.ElementTree as ElementTree
 from importlib import resources
 from pathlib import Path
 
 import evidence_sample as sample
 import pytest
 
-from kit.evidence import contents, render
-from kit.records import Check, Outcome, Verdict, dumps, loads
+from kit.evidence import contents
+from kit.records import Check, Outcome, Verdict, loads
 
 SCHEMA = loads(resources.files("kit.evidence").joinpath("evidence.schema.json").read_bytes())
 
@@ -63,38 +62,6 @@ def test_evidence_that_is_wrong_does_not_fit(bundle, validator, change):
     evidence = json.loads((bundle / "evidence.json").read_bytes())
     change(evidence)
     assert not validator.is_valid(evidence)
-
-
-def test_junit_counts_inconclusive_as_an_error_and_fail_as_a_failure():
-    checks = [Check(f"native.{outcome}", outcome, f"<{outcome}> \x1b[31m \u202e", "x") for outcome in Outcome]
-    evidence = dataclasses.replace(
-        sample.conclude({"raw/run.json": dumps(sample.run_record()).encode()}), verdict=Verdict.of(checks)
-    )
-    root = ElementTree.fromstring(render.junit(evidence))
-    suite = root[0]
-    assert suite.attrib | {"name": ""} == {
-        "name": "",
-        "tests": "6",
-        "failures": "3",
-        "errors": "1",
-        "skipped": "0",
-    }
-    found = {case.get("name"): [child.tag for child in case] for case in suite}
-    assert found == {
-        "kit.verdict": ["failure"],
-        "native.PASS": [],
-        "native.REHEARSAL": [],
-        "native.INCONCLUSIVE": ["error"],
-        "native.FAIL": ["failure"],
-        "native.INVALID": ["failure"],
-    }
-
-
-def test_junit_of_a_report_without_checks_is_red():
-    evidence = dataclasses.replace(
-        sample.conclude({"raw/run.json": dumps(sample.run_record()).encode()}), verdict=Verdict.of(())
-    )
-    assert ElementTree.fromstring(render.junit(evidence))[0].get("errors") == "1"
 
 
 def test_sums_hold_for_everyones_tool(bundle):

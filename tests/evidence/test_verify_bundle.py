@@ -143,7 +143,7 @@ def test_edited_evidence_is_found_after_rehashing(bundle, name, old, new):
     assert step(check(bundle), "recomputed").check.outcome is Outcome.INVALID
 
 
-@pytest.mark.parametrize("name", ["README.md", "index.html", "junit.xml", "notebooks/01_smoke.html"])
+@pytest.mark.parametrize("name", ["README.md", "index.html", "notebooks/01_smoke.html"])
 def test_edited_report_is_found_after_rehashing(bundle, name):
     (bundle / name).write_bytes((bundle / name).read_bytes() + b" ")
     sample.rehash(bundle)
@@ -307,9 +307,9 @@ def test_line_ends_that_git_changed_are_recognised(bundle):
 
 
 def test_newer_schema_is_inconclusive_and_older_is_invalid(bundle):
-    edit(bundle, MANIFEST, b'"schema_version": "1.0"', b'"schema_version": "1.7"', rehash=False)
+    edit(bundle, MANIFEST, b'"schema_version": "2.0"', b'"schema_version": "2.7"', rehash=False)
     assert check(bundle).exit_code == 3 and "newer than this verifier" in step(check(bundle), "manifest").check.found
-    edit(bundle, MANIFEST, b'"schema_version": "1.7"', b'"schema_version": "x"', rehash=False)
+    edit(bundle, MANIFEST, b'"schema_version": "2.7"', b'"schema_version": "x"', rehash=False)
     assert check(bundle).exit_code == 4
 
 

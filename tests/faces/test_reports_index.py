@@ -15,7 +15,7 @@ from kit.records import Check, Outcome, Verdict, dumps
 from kit.report import write_overview
 
 EVIDENCE = Evidence(
-    schema_version="1.0", run_id="r", nonce="n", reviewer_nonce=None, kit_version="0", code={}, device="cuda",
+    schema_version="2.0", run_id="r", nonce="n", reviewer_nonce=None, kit_version="0", code={}, device="cuda",
     state="COMPLETE", started_utc="2026-11-01T11:00:00.000+00:00", ended_utc="2026-11-01T12:00:00.000+00:00",
     verdict=Verdict.of([Check("native.x", Outcome.PASS, "fine", "fine")]), claims={}, promises=(), notebooks=(),
     numbers=(Number("steady_samples_per_s", 75.456, "samples/s", ""), Number("best_tokens_per_s", 80000.0, "tokens/s", ""),
