@@ -68,16 +68,18 @@ class Rule:
 
 
 class Rules:
-    """The rules of one flow, in the order in which they are asked. rehearses: whether a case is a CPU rehearsal."""
+    """The rules of one flow, in the order in which they are asked. rehearses: whether a case is a CPU rehearsal.
+    settle: what settles a rule that names no command of its own."""
 
-    def __init__(self, name: str, *, rehearses: Callable[[Any], bool] = lambda case: False) -> None:
-        self.name, self._rehearses, self._rules = name, rehearses, []
+    def __init__(self, name: str, *, rehearses: Callable[[Any], bool] = lambda case: False, settle: str = "") -> None:
+        self.name, self._rehearses, self._settle = name, rehearses, settle
+        self._rules: list[Rule] = []
 
     def rule(self, id: str, expected: str, **words: Any) -> Callable:
         """Adds the decorated question. words: the other fields of `Rule`."""
 
         def add(ask: Callable[[Any], Answer | None]) -> Callable[[Any], Answer | None]:
-            self._rules.append(Rule(id, ask, expected, **words))
+            self._rules.append(Rule(id, ask, expected, **{"settle": self._settle, **words}))
             return ask
 
         return add

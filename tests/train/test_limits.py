@@ -158,13 +158,8 @@ def test_the_longest_hole_in_the_readings_may_be_as_long_as_its_limit():
     samples = tuple(dataclasses.replace(s, at_s=1.0) for s in sample.samples[:5])
     for step_time_s, said in ((0.5, ""), (0.51, "no reading for 0.5 s of 0.5 s")):
         step = dataclasses.replace(sample.steps[0], started_s=1.0, step_time_s=step_time_s)
-        assert judge_training.uncovered((step,), samples) == said
-    assert judge_training.uncovered((), samples) == "no steps"
-
-
-def test_a_check_without_advice_gives_none():
-    assert judge_training.check("a.b", False, "found", "expected").todo == ""
-    assert judge_training.check("a.b", None, "found", "expected").todo == "python -m kit train"
+        assert judge_training.Run(sample.run, (step,), samples).uncovered == said
+    assert judge_training.Run(sample.run, (), samples).uncovered == "no steps"
 
 
 def test_memory_of_others_may_reach_its_limit_and_no_more():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from kit.evidence.contents import Number, lines, one, parsed
 from kit.extras.scale.ranks import (
@@ -22,8 +23,8 @@ from kit.extras.scale.ranks import (
 )
 from kit.gpu.specs import peak_flop_per_s
 from kit.records import Check, Outcome, from_json, loads, worst
-from kit.train.config import DATASHEET_DTYPES
-from kit.train.judge_training import check, gpu_check, judge_training
+from kit.train.config import DATASHEET_DTYPES, TrainConfig
+from kit.train.judge_training import judge_training
 from kit.train.steps import StepRecord, TelemetrySample, TrainingRun
 
 # Did every rank train natively, on a GPU of its own, and did they train one model together?
@@ -37,6 +38,28 @@ LOSS_LIMITS = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 1e-2}
 # Asked of one process only: a repetition, and the CPU's losses, which here are one device's.
 _NOT_ASKED = ("native.replay", "native.cpu_agreement")
 AGAIN = "python -m kit train --gpus {count}"
+
+
+def check(
+    id: str,
+    is_good: bool | None,
+    found: str,
+    expected: str,
+    *,
+    todo: str = "",
+    values: Mapping[str, Any] | None = None,
+) -> Check:
+    """is_good: None where the evidence is missing or too weak."""
+    outcome = {True: Outcome.PASS, False: Outcome.FAIL, None: Outcome.INCONCLUSIVE}[is_good]
+    return Check(id, outcome, found, expected, todo if is_good is False else "", values or {})
+
+
+def gpu_check(config: TrainConfig, *args: Any, **more: Any) -> Check:
+    """A rehearsal claims nothing about a GPU, so nothing is missing there; what contradicts the run is FAIL."""
+    made = check(*args, **more)
+    if config.device == "cuda" or made.outcome is Outcome.FAIL:
+        return made
+    return dataclasses.replace(made, outcome=Outcome.REHEARSAL, todo="")
 
 
 def judge_ranks(run: RanksRun, ranks: Mapping[int, Rank], *, peak_flop_per_s: float | None = None) -> tuple[Check, ...]:
