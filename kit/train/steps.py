@@ -7,6 +7,8 @@ the files of a bundle, without torch.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import itertools
 from collections.abc import Sequence
 
 from kit.gpu.facts import MachineFacts
@@ -15,6 +17,27 @@ from kit.units import Spread, spread
 
 # Steps before this one (counted from 1) are warm-up and stay out of the steady figures.
 STEADY_FROM = 5
+# One step in so many runs under the dispatcher's eyes, at least 2 and at most 16 of a run.
+WATCHED_SHARE, LEAST_WATCHED, MOST_WATCHED = 10, 2, 16
+# A repetition of more steps shows no more.
+REPLAY_STEPS = 20
+
+
+def watched_steps(nonce: str, steps: int) -> frozenset[int]:
+    """The steps whose every operator is looked at, drawn from the run's nonce: no program knows them beforehand,
+    and whoever has the nonce can draw them again."""
+    count = min(steps, MOST_WATCHED, max(LEAST_WATCHED, steps // WATCHED_SHARE))
+    drawn: set[int] = set()
+    numbers = itertools.count()
+    while len(drawn) < count:
+        digest = hashlib.sha256(f"{nonce}:{next(numbers)}".encode()).digest()
+        drawn.add(int.from_bytes(digest[:8], "big") % steps + 1)
+    return frozenset(drawn)
+
+
+def audited_steps(nonce: str, steps: int) -> frozenset[int]:
+    """Where every tensor is looked at: at the first, a middle and the last step, and at the drawn ones."""
+    return watched_steps(nonce, steps) | {1, (steps + 1) // 2, steps}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +50,11 @@ class StepRecord:
     batch_sha256: first 16 hex digits, so that a repeated batch shows. device_time_s: the same step
     by the device's own clock (CUDA events). wait_s: how long the loop waited for the batch, before
     the step's own time began.
+
+    products: weight products of this step's forward pass that ran on the device; elsewhere: operators of it that
+    ran somewhere else, by name. Both are read from the autograd graph of the loss, which no program can leave out
+    without losing its gradients. update: median absolute change of the weights of one small tensor. is_watched:
+    the step was drawn (see `watched_steps`) and ran slower, so that it is none of the steady ones.
     """
 
     step: int
@@ -45,6 +73,16 @@ class StepRecord:
     problem: str | None = None
     device_time_s: float | None = None
     wait_s: float | None = None
+    products: int = 0
+    elsewhere: tuple[str, ...] = ()
+    update: float | None = None
+    is_watched: bool = False
+
+
+def steady_steps(steps: Sequence[StepRecord]) -> list[StepRecord]:
+    """Those whose times are the run's speed: warm, and not looked into."""
+    warm = [step for step in steps if step.step >= STEADY_FROM]
+    return [step for step in warm if not step.is_watched] or warm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +90,9 @@ class PlacementAudit:
     """Where every tensor of the run was at one step: how many on each device, and the strays by name.
 
     kinds: how many parameters, gradients, optimizer states, buffers and batch tensors were seen.
-    product_dtypes: what the model's matrix layers put out during this step, by dtype. is_training,
+    product_dtypes: what the products with weights put out in this step, by dtype. is_training,
     is_profiled: whether the model was in training mode, and whether a profiler ran beside it.
+    At a step that was drawn, large operators that ran elsewhere are among the strays.
     """
 
     step: int
@@ -116,7 +155,6 @@ class Precision:
     observed: 'float32', 'tf32', 'bfloat16' or 'other', decided from the error.
     """
 
-    declared: str
     observed: str
     relative_error: float
     size: int
@@ -135,7 +173,7 @@ class CpuReference:
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """The same first steps once more from the same start; equal bits show that the run repeats.
+    """The same first steps once more from the same start, `REPLAY_STEPS` at most; equal bits show that the run repeats.
 
     It is no proof against silent data corruption: an error that repeats looks the same.
     deterministic_is_equal: where the losses differed, whether they repeat once torch is asked for
@@ -172,7 +210,8 @@ class Telemetry:
     """What the driver said over the run. idle: a reading before training. counters: before and after.
 
     device_name: as the driver calls the device. reserved_before_bytes: what torch already held on it
-    at the idle reading, in a process that had used it before.
+    at the idle reading, in a process that had used it before. interval_s: between the readings that are kept; where a
+    long run thinned them out, those that hold an extreme of any reading stayed.
     """
 
     device_uuid: str | None = None
@@ -187,6 +226,7 @@ class Telemetry:
     device_name: str | None = None
     memory_total_bytes: int | None = None
     reserved_before_bytes: int | None = None
+    interval_s: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +248,7 @@ class TrainingRun:
     device_window_s: first step's start to last step's end by the device's own clock (CUDA events).
     wall_window_s: the same by the wall clock, which can jump. compute_capability: of the device.
     scheme_copy_bytes: what sharing the model among ranks may copy between host and device in a step.
+    nonce: what the watched steps were drawn from.
     """
 
     config: TrainConfig
@@ -230,11 +271,12 @@ class TrainingRun:
     wall_window_s: float | None = None
     compute_capability: tuple[int, int] | None = None
     scheme_copy_bytes: int = 0
+    nonce: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Throughput:
-    """The figures of a run. steady_*: steps from `STEADY_FROM` on; None where there were none.
+    """The figures of a run. steady_*: of the `steady_steps`; None where there were none.
 
     window_s: first step's start to last step's end, with what stood between the steps. total_s: the
     sum of the step times, the first included. Rates divide what was counted by measured time.
@@ -259,7 +301,7 @@ def throughput(steps: Sequence[StepRecord]) -> Throughput | None:
     if not steps:
         return None
     total_s = sum(step.step_time_s for step in steps)
-    window = [step for step in steps if step.step >= STEADY_FROM]
+    window = steady_steps(steps)
     window_s = sum(step.step_time_s for step in window)
     peaks = [step.memory_peak_bytes for step in steps if step.memory_peak_bytes is not None]
     samples = sum(step.samples for step in steps)
@@ -281,9 +323,13 @@ def throughput(steps: Sequence[StepRecord]) -> Throughput | None:
 
 @dataclasses.dataclass(frozen=True)
 class ControlRecord:
-    """What the child saw of its machine and recorded of its training."""
+    """What the child saw of its machine and recorded of its training.
+
+    visible_devices: how many GPUs torch counted in the child, after it trained; the mask has to leave none.
+    """
 
     facts: MachineFacts
     run: TrainingRun
     steps: tuple[StepRecord, ...]
     seconds: float
+    visible_devices: int | None = None

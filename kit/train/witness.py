@@ -144,7 +144,7 @@ def measure_precision(config: TrainConfig) -> Precision:
         product = left.to(config.device) @ right.to(config.device)
     error = float((product.double().cpu() - exact).abs().max() / exact.abs().max())
     observed = next((name for name, limit in PRECISION_LIMITS if error <= limit), "other")
-    return Precision(config.dtype, observed, error, _PRODUCT_SIZE, _word(product.dtype))
+    return Precision(observed, error, _PRODUCT_SIZE, _word(product.dtype))
 
 
 def matmul_repeats(config: TrainConfig) -> bool:
