@@ -132,6 +132,9 @@ def parser() -> argparse.ArgumentParser:
     _add_expectation(check)
     check.add_argument("--facts", type=Path, metavar="FILE", help="judge recorded facts instead of this machine")
     check.add_argument("--save", type=Path, metavar="FILE", help="save the facts of this machine")
+    check.add_argument(
+        "--kernel", type=Path, metavar="LIB", help="a compiled library whose `int kernel(void)` has to run natively too"
+    )
 
     check.add_argument("--wheel", type=Path, metavar="FILE", help="list the GPU code that a .whl really holds")
     check.add_argument("--installed", metavar="PACKAGE", help="list the GPU code of an installed package")
@@ -267,7 +270,17 @@ def run_check(args: argparse.Namespace) -> Answer:
     from kit.gpu.facts import MachineFacts
 
     facts = from_json(MachineFacts, _read_json(args.facts)) if args.facts else None
-    result = check(device=args.device, expect_gpu=args.expect_gpu, min_cuda=args.min_cuda, facts=facts)
+    if args.kernel and not args.kernel.is_file():
+        raise UsageError(
+            f"--kernel {args.kernel}", expected="a shared library", todo="compile one, see docs/witnesses.md"
+        )
+    result = check(
+        device=args.device,
+        expect_gpu=args.expect_gpu,
+        min_cuda=args.min_cuda,
+        facts=facts,
+        kernel=args.kernel and args.kernel.resolve(),
+    )
     if args.save:
         _write(args.save, dumps(result.facts) + "\n")
     record = {

@@ -1,4 +1,9 @@
-"""How a process of the kit begins: what has to be settled before the large imports."""
+"""Where the kit lives, what every process of it finds in its environment, and how it begins.
+
+Two switches stand in the environment of each process that proves something. CUDA reads both once, in
+`cuInit`, so they count only where they are set before anything touches CUDA; that they did what they
+should is shown by `kit.gpu.proof.jit_control`, never by their being set.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,24 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# The driver compiles no PTX, and takes none that it compiled before from its cache (~/.nv/ComputeCache):
+# what runs is native code. NVIDIA, CUDA C++ Programming Guide, environment variables.
+NATIVE_ONLY = {"CUDA_DISABLE_PTX_JIT": "1", "CUDA_CACHE_DISABLE": "1"}
+
+
+def begin_proof() -> None:
+    """Has this process, and all that it starts, run native code alone. Call it before anything touches CUDA."""
+    os.environ.update(NATIVE_ONLY)
+
+
+def child_environment(**changes: str | None) -> dict[str, str]:
+    """The environment of every Python that the kit starts: it imports this kit, speaks UTF-8, runs native code
+    alone. changes: further variables; None takes one out."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    own = {"PYTHONPATH": path, "PYTHONUTF8": "1", "JUPYTER_PREFER_ENV_PATH": "1", **NATIVE_ONLY}
+    return {name: value for name, value in {**os.environ, **own, **changes}.items() if value is not None}
 
 
 def cache_folder(name: str) -> Path:

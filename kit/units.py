@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import statistics
 from collections.abc import Sequence
 
@@ -58,6 +59,25 @@ def memory(value_bytes: int | None, digits: int = 3) -> str:
 
 def percent(share: float | None, digits: int = 2) -> str:
     return UNKNOWN if share is None else f"{number(100 * share, digits)} %"
+
+
+# Versions and compute capabilities: the first two numbers decide.
+
+
+def pair(text: str | None) -> tuple[int, int] | None:
+    """'12.8', '2.13.0+cu130' -> (12, 8), (2, 13): the first two numbers of a version; None where it has none."""
+    match = re.match(r"(\d+)\.(\d+)", text or "")
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def dotted(version: tuple[int, int] | None) -> str:
+    """(12, 8) -> '12.8'."""
+    return f"{version[0]}.{version[1]}" if version else UNKNOWN
+
+
+def cuda_pair(number: int) -> tuple[int, int]:
+    """CUDA's own spelling of a version, 1000 * major + 10 * minor (cuda.h): 12080 -> (12, 8)."""
+    return number // 1000, number % 1000 // 10
 
 
 # The few statistics the kit reports: medians with their spread, never a mean alone.

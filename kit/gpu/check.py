@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from kit.errors import UsageError
 from kit.gpu.facts import MachineFacts
@@ -84,18 +85,20 @@ def check(
     expect_gpu: str | None = None,
     min_cuda: str | None = None,
     facts: MachineFacts | None = None,
+    kernel: Path | None = None,
 ) -> CheckResult:
     """Judges this machine, or `facts` that were recorded on another.
 
     device: 'cuda' is strict, 'cpu' a rehearsal, 'auto' the GPU wherever the machine has an NVIDIA
     device. expect_gpu: words of the name it must have. min_cuda: '12.8'. Raises UsageError for an
-    expectation that cannot be read.
+    expectation that cannot be read. kernel: a shared library whose `int kernel(void)` has to run
+    natively too.
     """
     if facts is None:
         from kit.gpu.probe import probe
 
         device = resolve_device(device)
-        facts = probe(proof_device=device)
+        facts = probe(proof_device=device, library=kernel)
     expectation = expect(device="cuda" if device == "auto" else device, expect_gpu=expect_gpu, min_cuda=min_cuda)
     verdict = judge(facts, expectation)
     return CheckResult(facts, expectation, verdict, remedy(verdict, facts))

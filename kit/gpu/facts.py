@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from kit.show import Table
+from kit.units import dotted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,14 +88,32 @@ class Torch:
 
 
 @dataclasses.dataclass(frozen=True)
+class JitControl:
+    """What the driver answered when this process gave it a module that holds PTX alone.
+
+    code: 223 (CUDA_ERROR_JIT_COMPILATION_DISABLED) where it refused to compile, so all that this process ran was
+    native code; 0 where it compiled; None where it could not be asked. reason: why it is not 223, in words.
+    """
+
+    code: int | None = None
+    reason: str | None = None
+
+    @property
+    def is_refused(self) -> bool:
+        return self.code == 223
+
+
+@dataclasses.dataclass(frozen=True)
 class KernelProof:
     """What happened when a real kernel ran on the device: a matrix product checked against float64.
 
     ran: whether it finished. error: the exception's text where it did not.
     max_relative_error: largest |gpu - float64| over the largest |float64|.
     limit: what was allowed. size: n of the n × n product. seconds: wall time of the
-    second product, synchronised. ran_without_ptx_jit: the same in a child process with
-    CUDA_DISABLE_PTX_JIT=1; None where it was not tried.
+    second product, synchronised. jit: the control of the process in which it ran. jit_allowed: the same module in
+    a child process that may compile, which shows that nothing but the switch refuses it. jit_error: what the
+    product said without the driver's compiler, where it ran only with it. library: a compiled kernel of somebody's
+    that ran too.
     """
 
     device: str
@@ -105,8 +124,21 @@ class KernelProof:
     max_relative_error: float | None = None
     limit: float | None = None
     seconds: float | None = None
-    ran_without_ptx_jit: bool | None = None
+    jit: JitControl | None = None
+    jit_allowed: JitControl | None = None
     jit_error: str | None = None
+    library: str | None = None
+
+    @property
+    def ran_without_ptx_jit(self) -> bool | None:
+        """None where nothing shows whether the driver compiled what ran."""
+        if not self.ran or self.device == "cpu":
+            return None
+        if self.jit_error is not None:
+            return False
+        is_refused = self.jit is not None and self.jit.is_refused
+        is_loadable = self.jit_allowed is None or self.jit_allowed.code == 0
+        return True if is_refused and is_loadable else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,10 +187,10 @@ class MachineFacts:
         driver, torch, here = self.driver or Driver(), self.torch or Torch(), self.platform
         rows = [
             ("system", " ".join(filter(None, (here.os or here.system, here.machine, "in WSL" if here.is_wsl else "")))),
-            ("Python", _dotted(here.python)),
+            ("Python", dotted(here.python)),
             (
                 "driver",
-                f"{driver.version} for CUDA up to {_dotted(driver.cuda_version)}" if driver.version else "none seen",
+                f"{driver.version} for CUDA up to {dotted(driver.cuda_version)}" if driver.version else "none seen",
             ),
             (
                 "torch",
@@ -166,7 +198,7 @@ class MachineFacts:
             ),
         ]
         rows += [
-            (f"GPU {gpu.index}", f"{gpu.name}, compute capability {_dotted(gpu.compute_capability)}")
+            (f"GPU {gpu.index}", f"{gpu.name}, compute capability {dotted(gpu.compute_capability)}")
             for gpu in driver.gpus or torch.gpus
         ] or [("GPU", "none seen")]
         return Table(("fact", "value"), (*rows, *(("unknown", note) for note in self.notes)))
@@ -176,7 +208,3 @@ class MachineFacts:
 
     def _repr_html_(self) -> str:
         return self.table._repr_html_()
-
-
-def _dotted(version: tuple[int, int] | None) -> str:
-    return ".".join(map(str, version)) if version else "unknown"

@@ -423,18 +423,23 @@ def numbers(question: Question) -> Answer | None:
 
 
 def without_jit(question: Question) -> Answer | None:
-    proof, torch = question.facts.proof, question.facts.torch
+    """Native where the process that ran it was refused a module of PTX, which a process that may compile loads."""
+    proof = question.facts.proof
     if not question.ran or proof is None:
         return None
+    values = {"jit": proof.jit and proof.jit.code, "jit_allowed": proof.jit_allowed and proof.jit_allowed.code}
     if proof.ran_without_ptx_jit:
-        return Answer(PASS, "it ran without PTX JIT: native code")
+        return Answer(PASS, "it ran where the driver refuses to compile PTX (223): native code", values=values)
     if proof.ran_without_ptx_jit is False:
-        why = (proof.jit_error or "it fails with JIT switched off")[:300]
-        return Answer(FAIL, f"runs by PTX JIT, not native: {why}", "Install a build with native code (see the remedy).")
-    listed = torch.arch_list if torch else ()
-    if question.held.how == "native" and listed and not any(entry.startswith("compute_") for entry in listed):
-        return Answer(PASS, "not tried; the build lists no PTX, so there is nothing to compile at run time")
-    return Answer(INCONCLUSIVE, "not tried")
+        why = f"runs by PTX JIT, not native: {(proof.jit_error or '')[:300]}"
+        return Answer(FAIL, why, "Install a build with native code (see the remedy).", values)
+    if proof.jit is None:
+        why = "not tried"
+    elif proof.jit.is_refused:
+        why = f"PTX is refused with the driver's compiler allowed too ({proof.jit_allowed and proof.jit_allowed.code})"
+    else:
+        why = proof.jit.reason or f"the driver answered {proof.jit.code} to a module of PTX"
+    return Answer(INCONCLUSIVE, f"nothing shows that no PTX was compiled: {why}", "python -m kit check", values)
 
 
 def agreement(question: Question) -> Answer | None:

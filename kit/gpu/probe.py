@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from kit.gpu import nvml
-from kit.gpu.facts import Gpu, KernelProof, MachineFacts, Platform, Torch
+from kit.gpu.facts import Gpu, MachineFacts, Platform, Torch
+from kit.gpu.proof import jit_allowed, prove
+from kit.units import pair
 
 # Variables that change what CUDA, torch or the loader do. Others never leave the machine.
 ENVIRONMENT = (
@@ -77,19 +79,25 @@ def capture(*argv: str, timeout_s: float = 20) -> Capture:
     return Capture(argv, done.returncode, (done.stdout + done.stderr).decode("utf-8", errors="replace"))
 
 
-def probe(*, proof_device: str | None = None, with_torch: bool = True) -> MachineFacts:
+def probe(*, proof_device: str | None = None, with_torch: bool = True, library: Path | None = None) -> MachineFacts:
     """Everything about this machine that the judge may look at.
 
     proof_device: 'cuda' or 'cpu' runs a real kernel there (it imports torch, seconds); None
-    only reads. torch is imported where it is installed, unless with_torch is False.
+    only reads. torch is imported where it is installed, unless with_torch is False. library: see `prove`.
     """
     notes: list[str] = []
     messages: list[str] = []
-    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as beside:
-        # nvidia-smi takes about as long as CUDA's start, so it runs while torch is imported.
+    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as beside:
+        # Each takes about as long as CUDA's start, so they run while torch is imported.
         asked = beside.submit(capture, "nvidia-smi", *SMI_QUERY)
         driver = nvml.read_nvml(notes)
-        found, proof = _torch(proof_device, messages, notes) if with_torch else (None, None)
+        allowed = beside.submit(jit_allowed) if proof_device == "cuda" and driver and driver.gpus else None
+        found = _torch(messages, notes) if with_torch else None
+        control = allowed.result() if allowed else None
+        proof = None
+        if proof_device and found and (found.is_available or (proof_device == "cpu" and found.version)):
+            proof = prove(proof_device, size=1024 if proof_device == "cpu" else 4096, library=library)
+            proof = dataclasses.replace(proof, jit_allowed=control)
         smi = asked.result()
     return MachineFacts(
         source="live",
@@ -141,49 +149,52 @@ def _os_name() -> str | None:
 # --- torch --------------------------------------------------------------------------
 
 
-def _torch(proof_device, messages: list[str], notes: list[str]) -> tuple[Torch | None, KernelProof | None]:
+def _torch(messages: list[str], notes: list[str]) -> Torch | None:
     if importlib.util.find_spec("torch") is None:
         notes.append("torch is not installed in this interpreter")
-        return None, None
+        return None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             import torch
-        except (ImportError, OSError) as error:
-            return Torch(error=f"import torch failed: {error}"), None
-        proof = None
-        if proof_device == "cpu" or (proof_device == "cuda" and torch.cuda.is_available()):
-            from kit.gpu.proof import prove
-
-            proof = prove(proof_device, size=1024 if proof_device == "cpu" else 4096)
+        except (Exception, SystemExit) as error:  # a broken package raises anything; the judge hears of it
+            return Torch(error=f"import torch failed: {type(error).__name__}: {error}", **_installed_from())
         found = _read_torch(torch)
     messages.extend(str(warning.message) for warning in caught if "CUDA" in str(warning.message))
-    return found, proof
+    return found
 
 
 def _read_torch(torch: Any) -> Torch:
+    """What the build is, and what it says of CUDA: `is_available` is True only where CUDA then starts too."""
     cuda = torch.version.cuda
-    is_available, count, error, gpus = torch.cuda.is_available(), 0, None, ()
-    try:
-        count = torch.cuda.device_count()
-        if not is_available and cuda:
-            torch.cuda.init()
-        gpus = tuple(_torch_gpu(torch, index) for index in range(count)) if is_available else ()
-    except (RuntimeError, AssertionError) as caught:
-        error = str(caught).strip()
-    return Torch(
+    found = Torch(
         version=torch.__version__,
-        cuda=tuple(int(part) for part in cuda.split(".")[:2]) if cuda else None,
+        cuda=pair(cuda),
         is_cpu_build=cuda is None and torch.version.hip is None,
         hip=torch.version.hip,
-        arch_list=tuple(torch.cuda.get_arch_list()),
-        is_available=is_available,
-        device_count=count,
-        gpus=gpus,
-        error=error,
-        cudnn=str(torch.backends.cudnn.version() or "") or None if is_available else None,
+        is_available=False,
+        device_count=0,
         **_installed_from(),
     )
+    try:
+        is_available, count = torch.cuda.is_available(), torch.cuda.device_count()
+        found = dataclasses.replace(found, device_count=count)
+        if cuda:
+            torch.cuda.init()
+        return dataclasses.replace(
+            found,
+            is_available=is_available,
+            arch_list=tuple(torch.cuda.get_arch_list()),
+            gpus=tuple(_torch_gpu(torch, index) for index in range(count)) if is_available else (),
+            cudnn=str(torch.backends.cudnn.version() or "") or None if is_available else None,
+        )
+    except (RuntimeError, AssertionError) as caught:
+        return dataclasses.replace(found, arch_list=_flags(torch), error=str(caught).strip())
+
+
+def _flags(torch: Any) -> tuple[str, ...]:
+    """The architectures that were compiled in; torch's own question answers nothing where CUDA does not start."""
+    return tuple((getattr(torch._C, "_cuda_getArchFlags", lambda: None)() or "").split())
 
 
 def _installed_from() -> dict[str, str | None]:

@@ -2,17 +2,28 @@
 
 The product is checked against float64 on the CPU in two ways: some whole rows element by
 element, and every element at once by multiplying with a random vector (Freivalds 1977).
+
+Whether that was native code is shown in the very process in which it ran: `kit.process.NATIVE_ONLY` has the driver
+compile nothing, and a module that holds PTX alone has to be refused there. The same module in a process that may
+compile has to load; that also leaves it in the driver's cache, so that a cache that answers would be seen.
 """
 
 from __future__ import annotations
 
+import ctypes
+import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
-from kit.gpu.facts import KernelProof
+from kit.errors import UsageError
+from kit.gpu.facts import JitControl, KernelProof
+from kit.process import NATIVE_ONLY, child_environment
 from kit.records import from_json, to_json
 
 SIZE = 4096
@@ -21,43 +32,84 @@ _CHECKED_ROWS = 64
 # that TF32 rounded about 3e-4; a wrong or stale kernel is off by the values themselves.
 LIMIT = 2e-5
 _CHILD_TIMEOUT_S = 120
+# The PTX of CUDA 11.0 for Maxwell: every driver that torch 2 runs on compiles it for every GPU from there on.
+_PTX = b".version 7.0\n.target sm_50\n.address_size 64\n.visible .entry control() { ret; }\n\0"
+# What CUDA and its libraries say where there is no code that may run; then a process that may compile tries again.
+_NO_CODE = re.compile(r"JIT compilation|no kernel image|kernel image is invalid|ARCH_MISMATCH|symbol not found"
+                      r"|STATUS_NOT_INITIALIZED|STATUS_NOT_SUPPORTED", re.IGNORECASE)  # fmt: skip
 
 
-def prove(device: str = "cuda", *, size: int = SIZE) -> KernelProof:
-    """A float32 size × size product on `device`, run twice and checked.
+def prove(device: str = "cuda", *, size: int = SIZE, library: Path | None = None) -> KernelProof:
+    """A float32 size × size product on `device`, run twice and checked, by native code alone.
 
-    Where CUDA has not started in this process, PTX JIT is switched off before it does, so that
-    success is native code at work; if that fails, a child process tries again with JIT allowed.
-    Where CUDA runs already, a child process does the part without JIT.
+    Where this process lets the driver compile, a child process that does not does it all. Where the product finds
+    no code, a child that may compile tries again, which tells PTX from no code at all. library: a shared library
+    whose `int kernel(void)` has to run too and answer 0, else CUDA's error number.
     """
-    import torch
-
     if device == "cpu":
         return _product(device, size)
-    if torch.cuda.is_initialized():
-        proof = _product(device, size)
-        child = _child(size, is_jit_allowed=False) if proof.ran else None
-        return _with_child(proof, child)
-    with _environment({"CUDA_DISABLE_PTX_JIT": "1"}):
-        proof = _product(device, size)
-    if proof.ran:
-        return _replace(proof, ran_without_ptx_jit=True)
-    with_jit = _child(size, is_jit_allowed=True)
-    if with_jit is not None and with_jit.ran:
-        return _replace(with_jit, ran_without_ptx_jit=False, jit_error=proof.error)
+    here = jit_control().is_refused
+    proof = None if here else _child(KernelProof, size, library, child_environment())
+    proof = proof or _on_gpu(size, library)
+    if not proof.ran and _NO_CODE.search(proof.error or ""):
+        compiled = _child(KernelProof, size, library, _may_compile())
+        if compiled is not None and compiled.ran:
+            return dataclasses.replace(compiled, jit=proof.jit, jit_error=proof.error)
     return proof
 
 
-def _with_child(proof: KernelProof, child: KernelProof | None) -> KernelProof:
-    if child is None:
-        return proof
-    return _replace(proof, ran_without_ptx_jit=child.ran, jit_error=child.error)
+def jit_control(device: int = 0) -> JitControl:
+    """Asks the driver to load a module of PTX alone into this process's context on GPU `device`."""
+    try:
+        cuda = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        gpu, context, module, popped = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
+        for name, *arguments in (
+            ("cuInit", 0),
+            ("cuDeviceGet", ctypes.byref(gpu), device),
+            ("cuDevicePrimaryCtxRetain", ctypes.byref(context), gpu),
+            ("cuCtxPushCurrent_v2", context),
+        ):
+            if code := getattr(cuda, name)(*arguments):
+                return JitControl(None, f"{name} answered {code}")
+        code = cuda.cuModuleLoadData(ctypes.byref(module), _PTX)
+        if code == 0:
+            cuda.cuModuleUnload(module)
+        cuda.cuCtxPopCurrent_v2(ctypes.byref(popped))
+        cuda.cuDevicePrimaryCtxRelease_v2(gpu)
+    except (OSError, AttributeError) as error:
+        return JitControl(None, f"the driver's library could not be asked: {error}")
+    if code == 0:
+        return JitControl(0, "the driver compiled PTX here: CUDA was up before it was told not to")
+    return JitControl(code, None if code == 223 else f"cuModuleLoadData answered {code}")
 
 
-def _replace(proof: KernelProof, **changes) -> KernelProof:
-    import dataclasses
+def jit_allowed() -> JitControl | None:
+    """The control in a process that may compile and keep what it compiled."""
+    return _child(JitControl, 0, None, _may_compile())
 
-    return dataclasses.replace(proof, **changes)
+
+def _may_compile() -> dict[str, str]:
+    return child_environment(**dict.fromkeys(NATIVE_ONLY))
+
+
+def _on_gpu(size: int, library: Path | None) -> KernelProof:
+    """The product, then the library's kernel, then the control of the process in which both ran."""
+    proof = _product("cuda", size)
+    if library and proof.ran:
+        error = _kernel_error(library)
+        proof = dataclasses.replace(proof, library=library.name, ran=error is None, error=error)
+    return dataclasses.replace(proof, jit=jit_control())
+
+
+def _kernel_error(library: Path) -> str | None:
+    try:
+        code = ctypes.CDLL(str(library)).kernel()
+        text = ctypes.c_char_p()
+        if code:
+            ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1").cuGetErrorString(code, ctypes.byref(text))
+    except (OSError, AttributeError) as error:
+        return f"{library.name} could not be run: {error}"
+    return f"kernel() of {library.name}: CUDA error {code}: {(text.value or b'?').decode()}" if code else None
 
 
 def _product(device: str, size: int) -> KernelProof:
@@ -113,46 +165,23 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-class _environment:
-    """Sets variables for a block; CUDA reads them once, when it starts."""
-
-    def __init__(self, values: dict[str, str]) -> None:
-        self._values = values
-
-    def __enter__(self) -> None:
-        self._before = {name: os.environ.get(name) for name in self._values}
-        os.environ.update(self._values)
-
-    def __exit__(self, *_) -> None:
-        for name, value in self._before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _child(size: int, *, is_jit_allowed: bool) -> KernelProof | None:
-    """The same product in a fresh process; None where the process gave no answer."""
-    environment = {**os.environ, "CUDA_CACHE_DISABLE": "1"}
-    if is_jit_allowed:
-        environment.pop("CUDA_DISABLE_PTX_JIT", None)
-    else:
-        environment["CUDA_DISABLE_PTX_JIT"] = "1"
+def _child(kind: Any, size: int, library: Path | None, environment: dict[str, str]) -> Any:
+    """A proof of a fresh process, or its control where size is 0; None where the process gave no answer."""
+    command = [sys.executable, "-m", "kit.gpu.proof", str(size), *([str(library)] if library else [])]
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "kit.gpu.proof", str(size)],
-            env=environment,
-            capture_output=True,
-            timeout=_CHILD_TIMEOUT_S,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            check=False,
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=_CHILD_TIMEOUT_S
         )
-        return from_json(KernelProof, json.loads(done.stdout.strip().splitlines()[-1]))
-    except (subprocess.TimeoutExpired, OSError, ValueError, IndexError):
+        lines = [line for line in done.stdout.decode("utf-8").splitlines() if line.startswith("{")]
+        return from_json(kind, json.loads(lines[-1]))
+    except (subprocess.TimeoutExpired, OSError, ValueError, IndexError, UsageError):
         return None
 
 
+def _main(size: str, library: str = "") -> None:
+    found = _on_gpu(int(size), Path(library) if library else None) if int(size) else jit_control()
+    print(json.dumps(to_json(found)))
+
+
 if __name__ == "__main__":
-    print(json.dumps(to_json(_product("cuda", int(sys.argv[1])))))
+    _main(*sys.argv[1:])

@@ -5,13 +5,13 @@ import functools
 import json
 from pathlib import Path
 
-from kit.gpu.facts import Driver, Gpu, KernelProof, MachineFacts, Platform, Torch
+from kit.gpu.facts import Driver, Gpu, JitControl, KernelProof, MachineFacts, Platform, Torch
 from kit.gpu.judge_machine import Expectation, judge
 from kit.records import Outcome, from_json
 
 MACHINES = Path(__file__).parents[1] / "machines"
 GPU_A, GPU_B = "GPU-00000000-0000-4000-8000-00000000000a", "GPU-00000000-0000-4000-8000-00000000000b"
-GOOD = KernelProof("cuda", True, 4096, "float32", max_relative_error=1e-6, limit=2e-5, ran_without_ptx_jit=True)
+GOOD = KernelProof("cuda", True, 4096, "float32", max_relative_error=1e-6, limit=2e-5, jit=JitControl(223))
 NO_KERNEL = "CUDA error: no kernel image is available for execution on the device"
 
 

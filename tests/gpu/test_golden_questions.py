@@ -46,9 +46,9 @@ def cases():
         "no proof": None, "cpu proof": KernelProof("cpu", True, 64, "float32", max_relative_error=1e-7, limit=1e-5, seconds=0.5),
         "no comparison": dataclasses.replace(GOOD, max_relative_error=None), "no limit": dataclasses.replace(GOOD, limit=None),
         "at the limit": dataclasses.replace(GOOD, max_relative_error=2e-5), "wrong": dataclasses.replace(GOOD, max_relative_error=3e-5),
-        "jit not tried": dataclasses.replace(GOOD, ran_without_ptx_jit=None, seconds=0.25),
-        "jit only": dataclasses.replace(GOOD, ran_without_ptx_jit=False), "no text": dataclasses.replace(BROKEN, error=None),
-        "jit only, and why": dataclasses.replace(GOOD, ran_without_ptx_jit=False, jit_error="x" * 400),
+        "jit not tried": dataclasses.replace(GOOD, jit=None, seconds=0.25),
+        "jit only": dataclasses.replace(GOOD, jit_error=NO_KERNEL), "no text": dataclasses.replace(BROKEN, error=None),
+        "jit only, and why": dataclasses.replace(GOOD, jit_error="x" * 400),
         "a long error": dataclasses.replace(BROKEN, error="y" * 400), "no kernel": BROKEN,
     }  # fmt: skip
     for name, proof in proofs.items():

@@ -140,21 +140,6 @@ def test_code_of_a_lower_minor_version_passes_with_a_note():
     assert found.outcome is Outcome.PASS and "runs sm_86 code" in row.found and row.values["is_exact"] is False
 
 
-def test_ptx_jit_is_not_called_native():
-    gpu = card("NVIDIA GeForce RTX 5090", (12, 0))
-    proof = dataclasses.replace(GOOD, ran_without_ptx_jit=False, jit_error=NO_KERNEL)
-    found = verdict(machine([gpu], "2.6.0+cu126", "sm_90 compute_90", proof=proof))
-    assert found.outcome is Outcome.FAIL and found.diagnosis == "ptx_jit_only"
-    assert "PTX JIT, not native" in check(found, "native.without_ptx_jit").found
-
-
-def test_jit_not_tried_is_inconclusive_where_the_build_has_ptx():
-    proof = dataclasses.replace(GOOD, ran_without_ptx_jit=None)
-    assert verdict(machine([card("NVIDIA H100 PCIe", (9, 0))], proof=proof)).outcome is Outcome.PASS
-    with_ptx = machine([card("NVIDIA H100 PCIe", (9, 0))], arch="sm_90 compute_90", proof=proof)
-    assert verdict(with_ptx).outcome is Outcome.INCONCLUSIVE
-
-
 def test_a_forced_jit_blames_the_variable_and_not_the_gpu():
     proof = KernelProof("cuda", False, 4096, "float32", error="CUBLAS_STATUS_NOT_INITIALIZED when calling cublasCreate")
     found = verdict(h100(environment={"CUDA_FORCE_PTX_JIT": "1"}, proof=proof))

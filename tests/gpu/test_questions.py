@@ -173,8 +173,8 @@ def test_gpus_that_the_build_cannot_serve_are_told_and_decide_nothing():
         ("sm_90", None, (FAIL, True)),
         ("sm_90", FAILED, (FAIL, True)),
         ("sm_90", GOOD, (INCONCLUSIVE, False)),
-        ("sm_90", dataclasses.replace(GOOD, ran_without_ptx_jit=None), (INCONCLUSIVE, False)),
-        ("sm_90", dataclasses.replace(GOOD, ran_without_ptx_jit=False), (FAIL, True)),
+        ("sm_90", dataclasses.replace(GOOD, jit=None), (INCONCLUSIVE, False)),
+        ("sm_90", dataclasses.replace(GOOD, jit_error=NO_KERNEL), (FAIL, True)),
         ("sm_90 compute_90", None, (FAIL, True)),
         ("sm_90 compute_90", GOOD, (INCONCLUSIVE, False)),
     ],
@@ -205,29 +205,10 @@ def test_numbers_may_be_off_by_the_limit_and_no_more(error, limit, outcome):
 
 
 @pytest.mark.parametrize(
-    ("arch", "tried", "outcome"),
-    [
-        ("sm_90", True, PASS), ("sm_90", False, FAIL), ("sm_90", None, PASS), ("sm_90 compute_90", None, INCONCLUSIVE),
-        ("", None, INCONCLUSIVE), ("sm_120", None, INCONCLUSIVE),
-    ],
-)  # fmt: skip
-def test_a_jit_that_was_not_tried_is_open_unless_there_is_nothing_to_compile(arch, tried, outcome):
-    facts = machine(
-        [card("NVIDIA H100 PCIe", (9, 0))], arch=arch, proof=dataclasses.replace(GOOD, ran_without_ptx_jit=tried)
-    )
-    assert said(facts, "native.without_ptx_jit")[0] is outcome
-
-
-def test_a_run_without_a_known_build_leaves_the_jit_open():
-    facts = h100(torch=None, proof=dataclasses.replace(GOOD, ran_without_ptx_jit=None))
-    assert said(facts, "native.without_ptx_jit") == (INCONCLUSIVE, True)
-
-
-@pytest.mark.parametrize(
     ("arch", "proof", "outcome"),
     [
         ("sm_120", GOOD, PASS), ("sm_90", FAILED, PASS), ("sm_90", GOOD, INCONCLUSIVE), ("sm_120", FAILED, INCONCLUSIVE),
-        ("sm_90 compute_90", dataclasses.replace(GOOD, ran_without_ptx_jit=False), PASS), ("sm_120", RAN_CPU, None), ("sm_120", None, None),
+        ("sm_90 compute_90", dataclasses.replace(GOOD, jit_error=NO_KERNEL), PASS), ("sm_120", RAN_CPU, None), ("sm_120", None, None),
     ],
 )  # fmt: skip
 def test_table_and_run_are_compared_where_both_speak(arch, proof, outcome):

@@ -96,7 +96,7 @@ def blackwell_served():
 
 @on_facts("A10", "sm_120 card, wheel up to sm_90", at="native.kernel_ran", twin=blackwell_served)
 def a10():
-    return on_blackwell(("sm_80", "sm_86", "sm_90"), ran=False, ran_without_ptx_jit=None, max_relative_error=None,
+    return on_blackwell(("sm_80", "sm_86", "sm_90"), ran=False, jit_error=None, max_relative_error=None,
                         error="CUDA error: no kernel image is available for execution on the device")  # fmt: skip
 
 
@@ -117,14 +117,14 @@ def a11():
 
 @on_facts("A12", "runs by PTX JIT only", at="native.without_ptx_jit", twin=blackwell_served, words="PTX")
 def a12():
-    return on_blackwell(("sm_90", "compute_90"), ran_without_ptx_jit=False,
+    return on_blackwell(("sm_90", "compute_90"),
                         jit_error="CUDA error: no kernel image is available for execution on the device")  # fmt: skip
 
 
 @on_facts("A13", "CUDA_FORCE_PTX_JIT=1 left in the environment", at="native.kernel_ran", words="CUDA_FORCE_PTX_JIT")
 def a13():
     proof = {"ran": False, "error": "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
-             "ran_without_ptx_jit": None, "max_relative_error": None}  # fmt: skip
+             "max_relative_error": None}  # fmt: skip
     return judged(facts(proof=proof, environment={"CUDA_FORCE_PTX_JIT": "1"}))
 
 
