@@ -17,8 +17,10 @@ def main(argv=None):
         )
         return 2
     argv = sys.argv[1:] if argv is None else argv
+    from kit.process import begin_proof
     from kit.setup.enter import start
 
+    begin_proof()
     code = start(argv)
     if code is not None:
         return code

@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import kit
 from kit import __version__, show
 from kit.errors import (
     EXIT_FAIL,
@@ -32,6 +31,7 @@ from kit.errors import (
     KitError,
     UsageError,
 )
+from kit.process import ROOT, child_environment
 from kit.records import Outcome, dumps, from_json, loads, to_json
 
 EXIT_CODES = """exit codes:
@@ -587,12 +587,8 @@ def _bundles(path: Path) -> list[Path]:
 def run_lab(args: argparse.Namespace) -> Answer:
     from jupyterlab.labapp import LabApp
 
-    from kit.report import PROJECT
-
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
-    # The kernel of this environment, not one of the same name that somebody installed for another.
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
-    ours = [f"--ServerApp.root_dir={PROJECT}", "--LabApp.default_url=/lab/tree/notebooks/01_env_check.ipynb"]
+    os.environ.update(child_environment())
+    ours = [f"--ServerApp.root_dir={ROOT}", "--LabApp.default_url=/lab/tree/notebooks/01_env_check.ipynb"]
     given = {word.partition("=")[0] for word in args.rest}
     LabApp.launch_instance(argv=[*(word for word in ours if word.partition("=")[0] not in given), *args.rest])
     return Answer("", None)
@@ -630,7 +626,6 @@ def _write(path: Path, text: str) -> None:
 #
 # It adds nothing to what pytest says, except that a run without any test is no success.
 
-ROOT = Path(kit.__file__).resolve().parents[1]
 CELL_TIMEOUT_S = 600
 # What may differ between two runs in a compared output, each rule with its reason.
 SANITIZE = ROOT / "tests" / "notebooks" / "sanitize.cfg"
@@ -671,7 +666,7 @@ def run_tests(arguments: Sequence[str] = (), *, as_json: bool = False, root: Pat
         if as_json:
             command.append(f"--junitxml={file}")
         out = sys.stderr if as_json else None
-        code = subprocess.run(command, cwd=root, env=_environment(root), stdout=out).returncode
+        code = subprocess.run(command, cwd=root, env=child_environment(HF_HUB_OFFLINE="1"), stdout=out).returncode
         # A negative code is a signal that ended pytest; the shell's convention is 128 + its number.
         code = _EXIT_CODES.get(code, EXIT_INTERNAL) if code >= 0 else 128 - code
         return TestRun(code, {"verdict": _verdict(code), **counts(file)})
@@ -694,13 +689,6 @@ def _options(arguments: Sequence[str]) -> list[str]:
         if any(word.startswith(("tests", "notebooks")) for word in arguments)
         else [*options, "tests", "notebooks"]
     )
-
-
-def _environment(root: Path) -> dict[str, str]:
-    """The kit can be imported from any folder, the kernel is this Python's, and nothing asks a model hub."""
-    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
-    fixed = {"PYTHONPATH": path, "JUPYTER_PREFER_ENV_PATH": "1", "HF_HUB_OFFLINE": "1"}
-    return {**os.environ, **fixed}
 
 
 def _verdict(code: int) -> str:

@@ -32,10 +32,9 @@ from kit.gpu.facts import MachineFacts
 from kit.gpu.judge_machine import judge
 from kit.gpu.probe import SMI_QUERY, Capture, capture, probe
 from kit.gpu.remedy import remedy
-from kit.process import keep_bytecode
+from kit.process import ROOT, child_environment, keep_bytecode
 from kit.records import Outcome, Verdict, from_json, loads
 
-PROJECT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ("01_env_check", "02_smoke_training", "03_throughput", "04_scaling")
 DEFAULT_PARAMS = {"cuda": "gpu_smoke.yaml", "cpu": "cpu_rehearsal.yaml"}
 # What the report itself gives to each notebook.
@@ -74,7 +73,7 @@ def report(
     reviewer's challenge, kept in the bundle. progress: called with one line of text at a time.
     Raises UsageError before anything runs; later failures are what the bundle tells.
     """
-    given = load_params(params or PROJECT / "params" / DEFAULT_PARAMS[resolve_device(device or "cuda")])
+    given = load_params(params or ROOT / "params" / DEFAULT_PARAMS[resolve_device(device or "cuda")])
     in_file = given.pop("device", "cuda")
     device = resolve_device(device or in_file)
     for name, value in (("expect_gpu", expect_gpu), ("min_cuda", min_cuda)):
@@ -129,7 +128,7 @@ def load_params(path: Path) -> dict[str, Any]:
 
 def split_parameters(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Each notebook's part of `given`, checked. A name that no notebook knows is a UsageError."""
-    known = {name: read_parameters(PROJECT / "notebooks" / f"{name}.ipynb") for name in NOTEBOOKS}
+    known = {name: read_parameters(ROOT / "notebooks" / f"{name}.ipynb") for name in NOTEBOOKS}
     everything = {key: value for parameters in known.values() for key, value in parameters.items() if key not in _OWN}
     checked = check_parameters(given, everything, where="parameters")
     return {name: {key: value for key, value in checked.items() if key in known[name]} for name in NOTEBOOKS}
@@ -169,7 +168,7 @@ def _check_values(parameters: Mapping[str, Mapping[str, Any]], device: str) -> N
 
 def _run(bundle: Bundle, record: RunRecord, progress: Callable[[str], None]) -> RunRecord:
     """Runs the notebooks in order; the first that fails, or an unusable GPU, ends the row."""
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+    os.environ.update(child_environment())
     if keep_bytecode():
         # The kernels are processes of their own; what the first compiles, the others find.
         os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix or ""
@@ -204,7 +203,7 @@ def _run_one(bundle: Bundle, record: RunRecord, name: str, progress: Callable[[s
     folder.mkdir(exist_ok=True)
     given = {"out": str(bundle.path.resolve()), "nonce": record.nonce, "device": record.device}
     run = execute(
-        PROJECT / "notebooks" / f"{name}.ipynb",
+        ROOT / "notebooks" / f"{name}.ipynb",
         folder / f"{name}.ipynb",
         parameters={**record.parameters[name], **given},
         progress=lambda notebook, cell, cells, s: progress(f"{notebook}: cell {cell} of {cells}, {s:.0f} s"),
@@ -216,7 +215,7 @@ def _run_one(bundle: Bundle, record: RunRecord, name: str, progress: Callable[[s
 def _not_run(name: str, reason: str) -> NotebookRun:
     from kit.evidence.notebook import source_sha256
 
-    template = json.loads((PROJECT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
+    template = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
     return NotebookRun(name, "not_run", None, 0, 0, None, reason, source_sha256(template))
 
 
@@ -295,8 +294,8 @@ def training_log(steps: Path) -> str:
 def code_identity() -> dict[str, Any]:
     """Which code ran: a hash over the package's sources, and the commit where git tells it."""
     digest = hashlib.sha256()
-    for path in sorted((PROJECT / "kit").rglob("*.py")):
-        digest.update(f"{path.relative_to(PROJECT).as_posix()}\0".encode())
+    for path in sorted((ROOT / "kit").rglob("*.py")):
+        digest.update(f"{path.relative_to(ROOT).as_posix()}\0".encode())
         digest.update(path.read_bytes().replace(b"\r\n", b"\n"))
     commit = _git("rev-parse", "HEAD")
     status = _git("status", "--porcelain", "--untracked-files=no")
@@ -311,7 +310,7 @@ def code_identity() -> dict[str, Any]:
 
 def _git(*args: str) -> str | None:
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        done = subprocess.run(["git", "-C", str(PROJECT), *args], capture_output=True, timeout=10, check=False)
+        done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, timeout=10, check=False)
         if done.returncode == 0:
             return done.stdout.decode("utf-8", errors="replace").strip()
     return None

@@ -18,6 +18,7 @@ from typing import Any
 from kit.errors import UsageError
 from kit.gpu.check import CheckResult, check, resolve_device
 from kit.gpu.facts import MachineFacts
+from kit.process import ROOT, begin_proof
 from kit.records import Outcome, dumps, from_json, loads, to_json
 from kit.show import Table, card, escape
 
@@ -32,6 +33,7 @@ class Session:
     """
 
     def __init__(self, name: str, *, device: str = "auto", out: str = "", nonce: str = "") -> None:
+        begin_proof()
         self.name, self.nonce = name, nonce
         self.device = resolve_device(device)
         self.out = Path(out) if out else None
@@ -136,7 +138,7 @@ def recorded_machines(*names: str) -> Table:
     """What the judge says of recorded machines, one a row; `names` are files of tests/machines."""
     rows = []
     for name in names:
-        path = Path(__file__).resolve().parents[1] / "tests" / "machines" / f"{name}.json"
+        path = ROOT / "tests" / "machines" / f"{name}.json"
         if not path.is_file():
             raise UsageError(f"{path} is no file", expected="a recorded machine", todo="run in a checkout of the kit")
         facts = from_json(MachineFacts, loads(path.read_bytes())["facts"])

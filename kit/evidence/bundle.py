@@ -29,6 +29,7 @@ from kit.evidence.manifest import EVIDENCE, MANIFEST, STATE, is_allowed, is_text
 from kit.evidence.redact import SECRET_NAME, Secrets
 from kit.evidence.render import derived
 from kit.evidence.write import WriteFailed, append, failed, sync_folder, write_atomic
+from kit.process import ROOT
 from kit.records import dumps, loads, to_json
 from kit.units import MiB, memory
 
@@ -280,8 +281,6 @@ def _hits_text(hits: list[redact.Hit] | tuple[redact.Hit, ...]) -> str:
 
 # What of this machine must not leave it: names, folders and addresses, read once when a bundle is opened.
 
-PROJECT = Path(__file__).resolve().parents[2]
-
 
 def gather(
     *, uuids: Iterable[str] = (), serials: Iterable[str] = (), environ: Mapping[str, str] | None = None
@@ -289,7 +288,7 @@ def gather(
     """The known secrets of this process; `uuids` and `serials` of GPUs come from the probe."""
     environ = os.environ if environ is None else environ
     home = str(Path.home())
-    paths = [(sys.prefix, "<python>"), (str(PROJECT), "<kit>"), (home, "~")]
+    paths = [(sys.prefix, "<python>"), (str(ROOT), "<kit>"), (home, "~")]
     return Secrets(
         values=(*_secret_values(environ), *(("serial", serial) for serial in serials if len(serial) >= 6)),
         user=_user(),

@@ -429,7 +429,7 @@ def without_jit(question: Question) -> Answer | None:
         return None
     values = {"jit": proof.jit and proof.jit.code, "jit_allowed": proof.jit_allowed and proof.jit_allowed.code}
     if proof.ran_without_ptx_jit:
-        return Answer(PASS, "it ran where the driver refuses to compile PTX (223): native code", values=values)
+        return Answer(PASS, "native code: PTX is refused here", values=values)
     if proof.ran_without_ptx_jit is False:
         why = f"runs by PTX JIT, not native: {(proof.jit_error or '')[:300]}"
         return Answer(FAIL, why, "Install a build with native code (see the remedy).", values)

@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import kit
 from kit.errors import EXIT_FAIL, EXIT_SIGINT, EXIT_SIGTERM, KitError, SetupFailed, UsageError
 from kit.gpu import nvml
+from kit.process import ROOT, child_environment
 from kit.records import Outcome, dumps
 from kit.setup import environment as env
 from kit.setup.environment import PYPI, can_reach
@@ -174,8 +174,7 @@ def _announce(
 
 
 def _this_world() -> World:
-    root = Path(kit.__file__).resolve().parents[1]
-    return World(root, os.environ, _look, can_reach, env.run_program, go_on, _say)
+    return World(ROOT, os.environ, _look, can_reach, env.run_program, go_on, _say)
 
 
 @functools.cache
@@ -200,11 +199,7 @@ def go_on(python: Path, argv: Sequence[str]) -> NoReturn:
     PYTHONPATH is replaced by the kit's own place: what the caller's path holds could
     shadow what was just pinned.
     """
-    environ = {
-        **os.environ,
-        "PYTHONPATH": str(Path(kit.__file__).resolve().parents[1]),
-        "JUPYTER_PREFER_ENV_PATH": "1",
-    }
+    environ = child_environment(PYTHONPATH=str(ROOT))
     command = [str(python), "-m", "kit", *argv]
     sys.stdout.flush()
     sys.stderr.flush()

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kit.errors import KitError, TrainingFailed, UsageError
+from kit.process import child_environment
 from kit.records import dumps, from_json, to_json
 from kit.sweep.table import BenchResult, ShortRun
 from kit.sweep.trial import first_steps
@@ -85,7 +86,7 @@ def _in_a_process(config: TrainConfig, is_first: bool) -> ShortRun | str:
         encoding="utf-8",
         errors="replace",
         timeout=_TIMEOUT_S,
-        cwd=Path(__file__).resolve().parents[2],
+        env=child_environment(),
     )
     lines = done.stdout.splitlines()
     if done.returncode or not lines:

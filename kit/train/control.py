@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import time
 import types
-from pathlib import Path
 
-import kit
 from kit.errors import KitError
+from kit.process import child_environment
 from kit.records import from_json, loads, to_json
 from kit.train.config import TrainConfig
 from kit.train.steps import ControlRecord, StepRecord, TrainingRun
@@ -22,11 +20,9 @@ _TIMEOUT_S = 120
 
 def run_control() -> ControlRecord:
     """Starts the child and reads its record. Raises KitError where it gave none."""
-    root = str(Path(kit.__file__).resolve().parents[1])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    # Kineto's level silences the lines that the profiler prints for each start and stop.
-    hidden = {"CUDA_VISIBLE_DEVICES": "", "KINETO_LOG_LEVEL": "6"}
-    environment = {**os.environ, **hidden, "PYTHONPATH": path}
+    # Kineto's level silences the lines that the profiler prints for each start and stop. On Windows an empty
+    # mask is no mask: -1 hides every GPU everywhere.
+    environment = child_environment(CUDA_VISIBLE_DEVICES="-1", KINETO_LOG_LEVEL="6")
     start = time.perf_counter()
     try:
         done = subprocess.run(

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from kit.cli import main, parser
-from kit.report import PROJECT
+from kit.process import ROOT
 
 
 def run(capsys, *argv):
@@ -123,7 +123,7 @@ def test_an_output_folder_that_cannot_be_made_is_a_usage_error(capsys, tmp_path)
 @pytest.mark.parametrize("module", ["kit", "kit.cli", "kit.records", "kit.gpu.judge_machine", "kit.evidence.verify"])
 def test_importing_it_loads_nothing_heavy(module):
     code = f"import sys, {module}; print([m for m in ('torch', 'numpy', 'pynvml', 'yaml', 'papermill') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
 
 
@@ -136,7 +136,7 @@ def test_verify_and_explain_run_on_the_standard_library_alone(tmp_path):
                 "-I",
                 "-S",
                 "-c",
-                f"import sys; sys.path.insert(0, {str(PROJECT)!r}); "
+                f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
                 f"from kit.__main__ import main; sys.exit(main({argv!r}))",
             ],
             input="CUDA error: no kernel image is available",

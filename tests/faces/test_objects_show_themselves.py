@@ -10,7 +10,7 @@ from kit.gpu.check import check
 from kit.gpu.facts import Gpu, MachineFacts, Torch
 from kit.gpu.remedy import Remedy
 from kit.records import Check, Outcome, Verdict, from_json
-from kit.report import PROJECT
+from kit.process import ROOT
 from kit.show import COLOURS, Table, badge
 from kit.sweep.sweep import SweepResult
 from kit.train.train import TrainingResult
@@ -20,7 +20,7 @@ HOSTILE_FACTS = MachineFacts(torch=Torch(version=HOSTILE, gpus=(Gpu(0, HOSTILE, 
 
 
 def recorded(name):
-    data = json.loads((PROJECT / "tests" / "machines" / f"{name}.json").read_text(encoding="utf-8"))
+    data = json.loads((ROOT / "tests" / "machines" / f"{name}.json").read_text(encoding="utf-8"))
     return from_json(MachineFacts, data["facts"])
 
 

@@ -15,10 +15,10 @@ import pytest
 from kit import show
 from kit.cli import main, parser
 from kit.completion import script
-from kit.report import PROJECT
+from kit.process import ROOT
 
-GOLDEN = PROJECT / "tests" / "golden"
-MACHINES = PROJECT / "tests" / "machines"
+GOLDEN = ROOT / "tests" / "golden"
+MACHINES = ROOT / "tests" / "machines"
 SCREENS = ("h100", "rtx5090_windows_before", "rtx5090_windows_after", "old_driver_new_build", "pascal_r580_cu130",
            "cpu_build_with_gpu", "no_gpu_cpu_build", "container_without_driver", "driver_upgraded_not_restarted",
            "wrong_numbers", "h100_mask_99")  # fmt: skip

@@ -11,10 +11,11 @@ import sys
 import pytest
 
 from kit.cli import SANITIZE, _environment, _options
-from kit.report import NOTEBOOKS, PROJECT
+from kit.process import ROOT
+from kit.report import NOTEBOOKS
 
 TAG = "nbval-check-output"
-PATHS = {name: PROJECT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS}
+PATHS = {name: ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS}
 
 
 def read(name):
@@ -35,7 +36,7 @@ def stored_text(cell):
 
 def rules():
     config = configparser.RawConfigParser()
-    config.read(PROJECT / SANITIZE, encoding="utf-8")
+    config.read(ROOT / SANITIZE, encoding="utf-8")
     return {name: re.compile(config[name]["regex"]) for name in config.sections()}
 
 
@@ -62,7 +63,7 @@ def test_no_other_cell_stores_an_output(name):
 
 def test_each_sanitising_rule_is_used_and_has_its_reason():
     everything = "\n".join(stored_text(cell) for name in NOTEBOOKS for cell in compared_cells(read(name)))
-    lines = (PROJECT / SANITIZE).read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / SANITIZE).read_text(encoding="utf-8").splitlines()
     assert rules()
     for name, pattern in rules().items():
         assert pattern.search(everything), name
@@ -121,8 +122,8 @@ def test_a_planted_change_in_a_loss_turns_nbval_red(tmp_path):
     options = [*_options(["tests"]), "-p", "no:cacheprovider", "-q", f"--rootdir={tmp_path}", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options],
-        cwd=PROJECT,
-        env=_environment(PROJECT),
+        cwd=ROOT,
+        env=_environment(ROOT),
         capture_output=True,
         text=True,
         encoding="utf-8",

@@ -8,9 +8,10 @@ import papermill
 import pytest
 
 from kit.evidence.execute import read_parameters
-from kit.report import NOTEBOOKS, PROJECT, load_params, split_parameters
+from kit.process import ROOT
+from kit.report import NOTEBOOKS, load_params, split_parameters
 
-PATHS = [PROJECT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
+PATHS = [ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
 
 
 def cells(path, kind):
@@ -18,7 +19,7 @@ def cells(path, kind):
 
 
 def test_every_notebook_is_in_the_report():
-    assert sorted((PROJECT / "notebooks").glob("*.ipynb")) == PATHS
+    assert sorted((ROOT / "notebooks").glob("*.ipynb")) == PATHS
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -49,7 +50,7 @@ def test_never_more_than_two_code_cells_in_a_row(path):
     assert "ccc" not in "".join(kinds)
 
 
-@pytest.mark.parametrize("path", sorted((PROJECT / "params").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_parameter_file_fits_the_notebooks(path):
     given = load_params(path)
     device = given.pop("device")
@@ -59,7 +60,7 @@ def test_every_parameter_file_fits_the_notebooks(path):
 
 
 def test_the_smoke_is_the_milestone_run():
-    given = load_params(PROJECT / "params" / "gpu_smoke.yaml")
+    given = load_params(ROOT / "params" / "gpu_smoke.yaml")
     expected = {
         "device": "cuda",
         "model": "gpt2",

@@ -16,9 +16,9 @@ import urllib.request
 
 import pytest
 
-from kit.report import PROJECT
+from kit.process import ROOT
 
-OUTPUT = PROJECT / "tests" / "output"
+OUTPUT = ROOT / "tests" / "output"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TOKEN = "for-this-test"
 START_S, RUN_S = 90, 240
@@ -37,7 +37,7 @@ pytestmark = [
 def lab(tmp_path_factory):
     """The address of a JupyterLab that `kit lab` started over a copy of the notebooks."""
     root = tmp_path_factory.mktemp("lab")
-    shutil.copytree(PROJECT / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    shutil.copytree(ROOT / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns(".*"))
     # Without the question whether one wants news, which would lie over the screenshots.
     settings = root / "jupyterlab_settings_dir" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
@@ -67,9 +67,9 @@ def lab(tmp_path_factory):
         f"--ServerApp.root_dir={root}",
         "--allow-root",
     ]
-    environ = {**os.environ, **own, "PYTHONPATH": str(PROJECT)}
+    environ = {**os.environ, **own, "PYTHONPATH": str(ROOT)}
     with (root / "server.log").open("w", encoding="utf-8") as log:
-        server = subprocess.Popen(command, cwd=PROJECT, env=environ, stdout=log, stderr=log)
+        server = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
         wait_for_server(server, address, root / "server.log")

@@ -108,6 +108,6 @@ def test_the_child_hides_every_gpu_and_finds_the_kit_from_any_folder(monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(control.subprocess, "run", run)
     assert control.run_control().seconds < 5
-    assert seen["CUDA_VISIBLE_DEVICES"] == "" and (DATA.parents[1] / "kit").samefile(
+    assert seen["CUDA_VISIBLE_DEVICES"] == "-1" and (DATA.parents[1] / "kit").samefile(
         Path(seen["PYTHONPATH"].split(os.pathsep)[0], "kit")
     )

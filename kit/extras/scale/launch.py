@@ -17,9 +17,9 @@ from pathlib import Path
 
 from kit.extras.scale.ranks import folder_name, hang
 from kit.extras.scale.worker import STACK, Request
+from kit.process import child_environment
 from kit.records import dumps
 
-PROJECT = Path(__file__).resolve().parents[3]
 # How long torchrun gets to end its ranks before they are ended for it.
 _GRACE_S = 15.0
 _POLL_S = 0.2
@@ -39,12 +39,8 @@ def launch(
     out.mkdir(parents=True, exist_ok=True)
     asked = out / "request.json"
     asked.write_text(dumps(request), encoding="utf-8", newline="\n")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")])),
-        # What torchrun would choose with a warning: each rank of a rehearsal computes with one core, however many run.
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or "1",
-    }
+    # What torchrun would choose with a warning: each rank of a rehearsal computes with one core, however many run.
+    environment = child_environment(OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS") or "1")
     command = [
         sys.executable,
         "-m",
