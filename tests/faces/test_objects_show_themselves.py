@@ -9,8 +9,8 @@ import pytest
 from kit.gpu.check import check
 from kit.gpu.facts import Gpu, MachineFacts, Torch
 from kit.gpu.remedy import Remedy
-from kit.records import Check, Outcome, Verdict, from_json
 from kit.process import ROOT
+from kit.records import Check, Outcome, Verdict, from_json
 from kit.show import COLOURS, Table, badge
 from kit.sweep.sweep import SweepResult
 from kit.train.train import TrainingResult
