@@ -21,8 +21,8 @@ class Gpu:
     index: its number for that witness. compute_capability: (major, minor).
     uuid: as the driver tells it; a bundle holds a pseudonym in its place.
     mig_profile: '1g.10gb' where the device is a MIG slice, 'enabled' where the card is
-    in MIG mode and the slice is not known. used_memory_bytes, compute_processes: what
-    others use on the device, where the driver tells.
+    in MIG mode and the slice is not known. compute_processes: how many programs compute on
+    the device, where the driver tells. pci_bus: '0000:c1:00', as the kernel log names it.
     """
 
     index: int | None = None
@@ -32,8 +32,8 @@ class Gpu:
     uuid: str | None = None
     mig_profile: str | None = None
     is_integrated: bool | None = None
-    used_memory_bytes: int | None = None
     compute_processes: int | None = None
+    pci_bus: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,6 @@ class Driver:
     libcuda: str | None = None
     library_version: str | None = None
     kernel_version: str | None = None
-    fabric_manager: str | None = None
     uvm_error: str | None = None
 
 

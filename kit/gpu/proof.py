@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import json
-import os
 import re
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 
 from kit.errors import UsageError
 from kit.gpu.facts import JitControl, KernelProof
+from kit.gpu.nvml import LIBCUDA
 from kit.process import NATIVE_ONLY, child_environment
 from kit.records import from_json, to_json
 
@@ -61,7 +61,7 @@ def prove(device: str = "cuda", *, size: int = SIZE, library: Path | None = None
 def jit_control(device: int = 0) -> JitControl:
     """Asks the driver to load a module of PTX alone into this process's context on GPU `device`."""
     try:
-        cuda = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        cuda = ctypes.CDLL(LIBCUDA)
         gpu, context, module, popped = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
         for name, *arguments in (
             ("cuInit", 0),
@@ -106,7 +106,7 @@ def _kernel_error(library: Path) -> str | None:
         code = ctypes.CDLL(str(library)).kernel()
         text = ctypes.c_char_p()
         if code:
-            ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1").cuGetErrorString(code, ctypes.byref(text))
+            ctypes.CDLL(LIBCUDA).cuGetErrorString(code, ctypes.byref(text))
     except (OSError, AttributeError) as error:
         return f"{library.name} could not be run: {error}"
     return f"kernel() of {library.name}: CUDA error {code}: {(text.value or b'?').decode()}" if code else None

@@ -1,12 +1,11 @@
 """Reading the driver with the standard library alone, on fake machines."""
 
-import ctypes
 import subprocess
-import threading
 
 import pytest
+from sabotage.seams import card, fake_nvml, nvml_file
 
-from kit.gpu.nvml import has_nvidia_hardware, is_wsl, kernel_module_version, platform_name, read_driver
+from kit.gpu.nvml import Nvml, NvmlError, has_nvidia_hardware, is_wsl, kernel_module_version, platform_name, read_driver
 
 ROW = "0, NVIDIA GeForce RTX 5090, 32607, GPU-1234, 576.88, 12.0\n"
 
@@ -22,13 +21,8 @@ def smi(text, code=0, error=""):
     return run
 
 
-def no_library():
-    raise OSError("libnvidia-ml.so.1: cannot open shared object file")
-
-
-def read(tmp_path, *, run=None, load_nvml=no_library, **more):
-    program = "nvidia-smi" if run else None
-    return read_driver(which=lambda _: program, run=run, load_nvml=load_nvml, root=tmp_path, **more)
+def read(tmp_path, *, run=None):
+    return read_driver(find=lambda: "nvidia-smi" if run else None, run=run, root=tmp_path)
 
 
 def test_smi_row_gives_name_capability_and_driver(tmp_path):
@@ -66,7 +60,7 @@ def test_old_smi_without_compute_cap_still_names_driver_and_gpu(tmp_path):
 def test_no_witness_leaves_everything_unknown_and_says_why(tmp_path):
     driver = read(tmp_path)
     assert driver.version is None and driver.gpus == ()
-    assert "nvidia-smi is not in PATH" in driver.nvml_error and "libnvidia-ml" in driver.nvml_error
+    assert "nvidia-smi is not in PATH" in driver.nvml_error
 
 
 def test_a_hanging_smi_is_not_asked_again(tmp_path):
@@ -80,78 +74,19 @@ def test_a_hanging_smi_is_not_asked_again(tmp_path):
     assert len(calls) == 1
 
 
-def test_a_hanging_library_costs_its_time_limit_only(tmp_path):
-    never = threading.Event()
-    try:
-        driver = read(tmp_path, load_nvml=lambda: never.wait(30), timeout_s=0.05)
-    finally:
-        never.set()
-    assert "no answer within" in driver.nvml_error
-
-
-class FakeNvml:
-    """The functions of nvml.h that are called, for one card; `fail` names one that answers with an error."""
-
-    def __init__(self, fail=None):
-        self.fail = fail
-        self.nvmlErrorString = lambda code: b"Driver/library version mismatch"
-        self.is_shut_down = False
-
-    def __getattr__(self, name):
-        def function(*arguments):
-            if name == self.fail:
-                return 18
-            fill = {
-                "nvmlDeviceGetCount_v2": (1,), "nvmlSystemGetCudaDriverVersion": (13000,),
-                "nvmlDeviceGetCudaComputeCapability": (9, 0),
-            }.get(name, ())  # fmt: skip
-            for pointer, value in zip(arguments[-len(fill) :] if fill else (), fill):
-                pointer._obj.value = value
-            text = {"nvmlSystemGetDriverVersion": b"580.159.04", "nvmlDeviceGetName": b"NVIDIA H100 80GB HBM3",
-                    "nvmlDeviceGetUUID": b"GPU-1"}.get(name)  # fmt: skip
-            if text:
-                arguments[-2].value = text
-            if name == "nvmlDeviceGetMemoryInfo":
-                arguments[1]._obj.total = 85520809984
-            if name == "nvmlShutdown":
-                self.is_shut_down = True
-            return 0
-
-        return function
-
-
-class Settable:
-    """ctypes gives functions a `restype`; a lambda has none to set."""
-
-    def __init__(self, function):
-        self.function, self.restype = function, None
-
-    def __call__(self, *arguments):
-        return self.function(*arguments)
-
-
-def fake_nvml(fail=None):
-    library = FakeNvml(fail)
-    library.nvmlErrorString = Settable(library.nvmlErrorString)
-    return library
-
-
-def test_nvml_answers_where_there_is_no_smi(tmp_path):
-    library = fake_nvml()
-    driver = read(tmp_path, load_nvml=lambda: library)
-    assert (driver.version, driver.cuda_version) == ("580.159.04", (13, 0))
-    assert (driver.gpus[0].name, driver.gpus[0].compute_capability) == ("NVIDIA H100 80GB HBM3", (9, 0))
-    assert driver.gpus[0].memory_bytes == 85520809984 and library.is_shut_down
-
-
-def test_a_gpu_without_memory_of_its_own_is_still_a_gpu(tmp_path):
-    driver = read(tmp_path, load_nvml=lambda: fake_nvml("nvmlDeviceGetMemoryInfo"))
-    assert driver.gpus[0].memory_bytes is None and driver.gpus[0].compute_capability == (9, 0)
-
-
-def test_nvml_message_is_kept_where_it_cannot_start(tmp_path):
-    driver = read(tmp_path, load_nvml=lambda: fake_nvml("nvmlInit_v2"))
-    assert driver.version is None and "mismatch" in driver.nvml_error
+def test_nvml_keeps_what_a_card_does_not_tell_apart_from_a_card_that_is_gone(tmp_path):
+    silent = card(name="NVIDIA GB10", missing=["memory"])
+    with fake_nvml(nvml_file(tmp_path / "nvml.json", silent)), Nvml() as nvml:
+        (handle,) = nvml.handles()
+        assert nvml.ask("nvmlDeviceGetName", handle) == "NVIDIA GB10"
+        assert nvml.ask("nvmlDeviceGetMemoryInfo", handle, told="memory") is None
+        assert nvml.ask("nvmlOfALaterPackage") is None and nvml.missing == {"memory", "nvmlOfALaterPackage"}
+    with fake_nvml(nvml_file(tmp_path / "lost.json", card(), raise_after=0)), Nvml() as nvml:
+        with pytest.raises(NvmlError, match="lost"):
+            nvml.ask("nvmlDeviceGetMemoryInfo", nvml.handles()[0])
+    with fake_nvml(nvml_file(tmp_path / "off.json", card(), error="Driver Not Loaded")):
+        with pytest.raises(NvmlError, match="Driver Not Loaded"), Nvml():
+            pass
 
 
 @pytest.mark.parametrize(
@@ -197,9 +132,3 @@ def test_wsl_is_told_by_its_kernel(tmp_path):
     (tmp_path / "proc/sys/kernel").mkdir(parents=True)
     (tmp_path / "proc/sys/kernel/osrelease").write_text("5.15.90.1-microsoft-standard-WSL2\n")
     assert is_wsl(tmp_path) and not is_wsl(tmp_path / "elsewhere")
-
-
-def test_the_memory_struct_is_that_of_nvml_h():
-    from kit.gpu.nvml import _Memory
-
-    assert ctypes.sizeof(_Memory) == 24
