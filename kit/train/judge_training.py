@@ -1,7 +1,8 @@
 """Did this run train, natively on the device it names, and did the model learn? Decided from records alone.
 
-Every rule compares a measured value with a stated limit; the configuration is never evidence. The same
-rules judge the run, a rehearsal on the CPU, and the negative control, which must come out FAIL.
+Every rule compares a measured value with a stated limit. The configuration is never evidence, and the
+record that is judged never a limit: limits follow from the configuration and the shape of its model. The
+same rules judge the run, a rehearsal on the CPU, and the negative control, which must come out FAIL.
 """
 
 from __future__ import annotations
@@ -11,18 +12,28 @@ import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from kit.gpu.specs import peak_flop_per_s
 from kit.records import Check
 from kit.rules import Answer, Rules, say
-from kit.train.config import TrainConfig, step_flop, weight_flop, weight_products
+from kit.train.config import (
+    DATASHEET_DTYPES,
+    TrainConfig,
+    matrix_layers,
+    parameters,
+    step_flop,
+    weight_flop,
+    weight_products,
+)
 from kit.train.steps import (
-    STEADY_FROM,
+    REPLAY_STEPS,
     KernelProfile,
-    PlacementAudit,
     StepRecord,
     Telemetry,
     TelemetrySample,
     Throughput,
     TrainingRun,
+    audited_steps,
+    steady_steps,
     throughput,
 )
 from kit.units import GiB, memory, number, percent, quantity, seconds
@@ -53,6 +64,13 @@ ABOVE_IDLE = 1.05
 # steps: float32 1e-7, TF32 1e-5, bfloat16 8e-5; weights that were never updated are off by 8e-2.
 LOSS_LIMITS = {"float32": 1e-4, "tf32": 1e-3, "bfloat16": 2e-3}
 LEAST_REFERENCE_STEPS = 2
+# What a weight's size may add to AdamW's update: decay draws it in by lr · weight_decay · |w|, and a sum is
+# rounded to 2**-24 of it. GPT-2's weights are near 1 in its normalisations and smaller elsewhere.
+LARGEST_WEIGHT, ROUNDING = 32.0, 2.0**-24
+# Of Adam, as torch has them: the decay of both moving averages, and what keeps its quotient finite.
+ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8
+# Later updates are smaller where gradients change their sign; noise alone gives 0.15 lr in the median.
+LEAST_FIRST_UPDATE, LEAST_UPDATE = 0.5, 0.01
 # The canary has to fall once a run is long enough to expect it, and by more than rounding.
 CANARY_MIN_STEPS = 5
 CANARY_MIN_FALL = 1e-6
@@ -85,7 +103,7 @@ class Run:
     run: TrainingRun
     steps: Sequence[StepRecord]
     samples: Sequence[TelemetrySample]
-    peak_flop_per_s: float | None = None
+    scheme_copy_bytes: int = 0
 
     @property
     def config(self) -> TrainConfig:
@@ -113,28 +131,10 @@ class Run:
             return f"no reading for {gap:.1f} s of {end - begin:.1f} s"
         return ""
 
-    @functools.cached_property
-    def needed_products(self) -> int:
-        return weight_products(self.config.shape)
-
-    @functools.cached_property
-    def copy_budget(self) -> int:
-        positions = self.run.profile.positions if self.run.profile and self.run.profile.positions else None
-        positions = positions or self.config.batch_size * self.config.seq_len
-        return COPY_BUDGET_BYTES + 2 * 8 * positions + self.run.scheme_copy_bytes
-
     @property
-    def copy_budget_text(self) -> str:
-        return memory(self.copy_budget)
-
-    @property
-    def product_dtype(self) -> str:
-        """What matrix layers put out in this precision."""
-        return "bfloat16" if self.config.dtype == "bfloat16" else "float32"
-
-    @property
-    def loss_limit(self) -> float:
-        return LOSS_LIMITS[self.config.dtype]
+    def positions(self) -> int:
+        """B × T of a full batch."""
+        return self.config.batch_size * self.config.seq_len
 
 
 def in_window(steps: Sequence[StepRecord], samples: Sequence[TelemetrySample]) -> list[TelemetrySample]:
@@ -153,10 +153,22 @@ def judge_training(
     steps: Sequence[StepRecord],
     samples: Sequence[TelemetrySample],
     *,
-    peak_flop_per_s: float | None = None,
+    scheme_copy_bytes: int = 0,
 ) -> tuple[Check, ...]:
-    """All checks of a run. `peak_flop_per_s`: the card's dense peak for the run's dtype, None if unknown."""
-    return TRAINING.checks(Run(run, steps, samples, peak_flop_per_s))
+    """All checks of a run. scheme_copy_bytes: what sharing the model among ranks may copy in a step besides."""
+    return TRAINING.checks(Run(run, steps, samples, scheme_copy_bytes))
+
+
+def adam_quotient(step: int) -> float:
+    """The most that |m̂| / √v̂, Adam's update in units of lr, can be: 1 at the first step, 1.08 at the 14th, 7.3 at last.
+
+    m and v are moving averages of the gradients and of their squares (Kingma & Ba 2015, 1412.6980, algorithm 1);
+    by Cauchy and Schwarz m² is at most v (1 - β₁)² / (1 - β₂) · Σ (β₁² / β₂)^i.
+    """
+    first, second = ADAM_BETAS
+    ratio = first**2 / second
+    bound = (1 - first) ** 2 / (1 - second) * (1 - ratio**step) / (1 - ratio)
+    return math.sqrt(bound * (1 - second**step)) / (1 - first**step)
 
 
 # --- integrity ----------------------------------------------------------------------
@@ -181,10 +193,9 @@ def steps_complete(case: Run) -> Answer:
 )
 def counts(case: Run) -> Answer:
     wrong = [step.step for step in case.steps if not _is_countable(step, case.config)]
-    if wrong:
-        return say(False, f"impossible counts at steps {wrong[:5]}")
-    counted = f"{sum(step.samples for step in case.steps)} samples, {sum(step.tokens for step in case.steps)} tokens"
-    return say(bool(case.steps), counted)
+    samples, tokens = (sum(getattr(step, name) for step in case.steps) for name in ("samples", "tokens"))
+    found = f"impossible counts at steps {wrong[:5]}" if wrong else f"{samples} samples, {tokens} tokens"
+    return say(not wrong and bool(case.steps), found)
 
 
 def _is_countable(step: StepRecord, config: TrainConfig) -> bool:
@@ -194,11 +205,12 @@ def _is_countable(step: StepRecord, config: TrainConfig) -> bool:
 
 @TRAINING.rule("integrity.times_ordered", "positive step times in order", todo="the records are broken: run again")
 def times_ordered(case: Run) -> Answer:
-    ends = [step.started_s + step.step_time_s for step in case.steps]
-    is_ordered = all(step.step_time_s > 0 for step in case.steps)
-    is_ordered = is_ordered and all(end <= step.started_s + 1e-6 for end, step in zip(ends, case.steps[1:]))
-    found = "each step starts after the one before it ended" if is_ordered else "step times overlap or are not positive"
-    return say(is_ordered and bool(case.steps), found)
+    ends = [0.0, *(step.started_s + step.step_time_s for step in case.steps)]
+    wrong = [s.step for s, end in zip(case.steps, ends) if s.step_time_s <= 0 or s.started_s < end - 1e-6]
+    found = (
+        f"step {wrong[0]} overlaps the one before it, or takes no time" if wrong else "each step after the one before"
+    )
+    return say(not wrong and bool(case.steps), found)
 
 
 # --- placement and kernels: witnesses that cannot be configured ---------------------
@@ -207,39 +219,54 @@ def times_ordered(case: Run) -> Answer:
 @TRAINING.rule(
     "native.placement",
     "every parameter, buffer, gradient, optimizer state and batch on {case.config.device}, at the first, a middle "
-    "and the last step",
+    "and the last step and at those drawn from the run's nonce",
     todo="move it with .to({case.config.device!r}) before training",
     is_gpu_claim=True,
     promise=3,
 )
 def placement(case: Run) -> Answer:
-    device, audits, count = case.config.device, case.run.audits, len(case.steps)
+    device, audits = case.config.device, case.run.audits
     # In the order they were found: parameters come first.
     strays = list(dict.fromkeys(name for audit in audits for name in audit.strays))
     strays += [f"audited against {audit.expected_device}" for audit in audits if audit.expected_device != device]
-    on_device = [audit.counted.get(device, 0) for audit in audits]
     audited = [audit.step for audit in audits]
     values = {"strays": len(strays), "steps": audited}
     if strays:
         return say(False, f"{len(strays)} tensors elsewhere, first: {strays[0]}", values)
-    unseen = sorted({kind for audit in audits for kind in _unseen(audit)})
-    found = f"{min(on_device, default=0)} tensors on {device} at steps {', '.join(map(str, audited)) or 'none'}"
+    fewest = min((audit.counted.get(device, 0) for audit in audits), default=None)
+    # A model may well have no buffers.
+    kinds = ("parameter", "gradient", "optimizer", "batch")
+    unseen = [kind for kind in kinds if not all(audit.kinds.get(kind) for audit in audits)]
+    found = f"{fewest or 0} tensors on {device} at steps {', '.join(map(str, audited)) or 'none'}"
     found += f"; no {' and no '.join(unseen)} seen" if unseen else ""
-    wanted = {1, (count + 1) // 2, count} if count else {1}
-    is_whole = wanted <= set(audited) and not unseen
-    return say(False if not all(on_device) else True if is_whole else None, found, values)
+    is_whole = audited_steps(case.run.nonce, case.config.steps) <= set(audited) and not unseen
+    return say(False if fewest == 0 else True if is_whole else None, found, values)
 
 
-def _unseen(audit: PlacementAudit) -> list[str]:
-    """What an audit looked for and found none of; a model may well have no buffers."""
-    kinds = ("parameter", "gradient", "optimizer", "batch") if audit.kinds else ()
-    return [kind for kind in kinds if not audit.kinds.get(kind)]
+@TRAINING.rule(
+    "native.products",
+    "every product with weights on {case.config.device} in every forward pass, no operator elsewhere",
+    todo="look at elsewhere in raw/steps.jsonl for what ran where, and move it to the device",
+    is_gpu_claim=True,
+    promise=3,
+)
+def products(case: Run) -> Answer:
+    """Of every step, from the autograd graph of its loss: what runs elsewhere between two audits shows."""
+    device, needed = case.config.device, matrix_layers(case.config.shape)
+    away = [step for step in case.steps if step.elsewhere]
+    fewest = min((step.products for step in case.steps), default=0)
+    found = f"at least {fewest} of {needed} products on {device} in each of {len(case.steps)} steps"
+    if away:
+        found = f"{', '.join(away[0].elsewhere[:3])} elsewhere at {len(away)} steps, first at step {away[0].step}"
+    if case.steps and not any(step.products or step.update for step in case.steps):
+        return say(None, "not recorded")
+    return say(not away and fewest >= needed, found, {"fewest": fewest, "elsewhere": len(away)})
 
 
 @TRAINING.rule(
     "native.kernels",
-    f"kernels for at least {percent(MIN_KERNEL_SHARE)} of a step, {{case.needed_products}} matrix products or more on "
-    "the device and none on the CPU, at most {case.copy_budget_text} copied",
+    f"kernels for at least {percent(MIN_KERNEL_SHARE)} of a step, all matrix products that the model needs on the "
+    "device and none on the CPU, nothing but the batch copied",
     todo="look at profile in raw/training.json for what ran where, and move the rest to the device",
     settle="python -m kit train --batch-size 32",
     is_gpu_claim=True,
@@ -267,34 +294,45 @@ def kernels(case: Run) -> Answer:
 def _contradictions(case: Run, profile: KernelProfile) -> Iterator[str]:
     """What says that the device did not do all of this step. Two counts, of torch's dispatcher and of the
     profiler, each have to find the products that the model needs."""
-    device, needed = case.config.device, case.needed_products
+    device, shape = case.config.device, case.config.shape
+    needed, needed_flop = weight_products(shape), weight_flop(shape, case.positions)
+    counted, flop = profile.products.get(device, 0), profile.product_flop.get(device, 0.0)
     if not profile.device_time_s or not profile.kernels:
         yield "no kernel ran on the device"
-    on_cpu = _cpu_products(profile)
-    if on_cpu:
+    if _cpu_products(profile):
         names = ", ".join(profile.cpu_operators)
-        yield f"{on_cpu} matrix products on the CPU" + (f" ({names})" if names else "")
-    counted = profile.products.get(device, 0)
-    if profile.products and counted < needed:
+        yield f"{_cpu_products(profile)} matrix products on the CPU" + (f" ({names})" if names else "")
+    if counted < needed:
         yield f"{counted} matrix products on the device where the model needs {needed}"
-    if profile.positions:
-        flop, least = profile.product_flop.get(device, 0.0), weight_flop(case.config.shape, profile.positions)
-        if flop < (1 - FLOP_TOLERANCE) * least:
-            needs = quantity(least, "FLOP")
-            yield f"{quantity(flop, 'FLOP')} of products on the device where the model needs {needs}"
-    # Names of kernels change with libraries. Where torch's own count is whole, as many kernels of any
-    # name will do, as long as every block shows one that is known.
+    if flop < (1 - FLOP_TOLERANCE) * needed_flop:
+        needs = quantity(needed_flop, "FLOP")
+        yield f"{quantity(flop, 'FLOP')} of products on the device where the model needs {needs}"
+    # Names of kernels change with libraries: as many kernels of any name will do, as long as every block shows
+    # one that is known.
     by_name = profile.matmul_kernels or 0
-    is_whole = counted >= needed and (profile.kernels or 0) >= needed and by_name >= case.config.shape.n_layer
-    if by_name < needed and not is_whole:
+    if by_name < needed and ((profile.kernels or 0) < needed or by_name < shape.n_layer):
         yield f"{by_name} matrix kernels where the model needs {needed}"
-    if (profile.copied_bytes or 0) > case.copy_budget:
-        yield f"{memory(profile.copied_bytes)} copied between host and device"
+    budget = COPY_BUDGET_BYTES + 2 * 8 * case.positions + case.scheme_copy_bytes
+    if (profile.copied_bytes or 0) > budget:
+        yield f"{memory(profile.copied_bytes)} copied between host and device where the batch needs {memory(budget)}"
 
 
 def _cpu_products(profile: KernelProfile) -> int:
     """The larger of both counts: torch's dispatcher, and operators without a kernel in the trace."""
     return max(profile.products.get("cpu", 0), sum(profile.cpu_operators.values()))
+
+
+@TRAINING.rule(
+    "native.jit_off",
+    "the driver refuses a module of PTX (223) in the process that trained: what ran was native code",
+    is_gpu_claim=True,
+    promise=1,
+)
+def jit_off(case: Run) -> Answer:
+    control = case.run.jit_control
+    if control is None or not control.is_refused:
+        return say(None, (control and control.reason) or "not asked")
+    return say(True, "refused with 223", {"code": control.code})
 
 
 # --- driver telemetry ---------------------------------------------------------------
@@ -318,35 +356,30 @@ def driver_view(case: Run) -> Answer:
     if telemetry is None or telemetry.error or not case.steps:
         return say(None, (telemetry.error if telemetry else None) or "no telemetry", settle=AGAIN)
     peak = max(step.memory_peak_bytes or 0 for step in case.steps)
-    wanted = max(peak, STATE_BYTES_PER_PARAMETER * case.run.parameters)
+    wanted = max(peak, STATE_BYTES_PER_PARAMETER * parameters(case.config.shape))
     seen, is_busy = memory_seen(telemetry, case.window), busier_than_idle(telemetry, case.window)
-    has_memory = None if seen is None else seen >= MEMORY_SHARE * wanted
-    # One of the two witnesses is enough where the other is not available; a lack of memory contradicts.
-    is_good = False if has_memory is False else True if is_busy or (has_memory and is_busy is None) else None
-    work = {
-        True: "power or clock above idle",
-        False: "power and clock as when idle",
-        None: "power and clock against idle not available here",
-    }[is_busy]
-    found = f"{len(case.window)} readings during the steps; memory in use "
-    found += f"{'not available here' if seen is None else memory(seen)}, torch holds {memory(peak)}; {work}"
+    held = "not available here" if seen is None else memory(seen)
+    work = {True: "above idle", False: "as when idle", None: "against idle not available here"}[is_busy]
+    found = f"{len(case.window)} readings during the steps; memory in use {held}, torch holds {memory(peak)}; "
+    found += f"power or clock {work}"
     weak = [case.uncovered, "" if telemetry.is_bound_by_uuid else "device not identified by UUID"]
-    if any(weak):
-        is_good = None
-    other_name = _other_name(case.run.device_name, telemetry.device_name)
-    if other_name:
-        is_good = False
+    is_other = not _is_same_card(case.run.device_name, telemetry.device_name)
+    if is_other:
+        weak = [f"torch names {case.run.device_name}, the driver {telemetry.device_name}", *weak]
+    # One of the two witnesses is enough where the other is not available; a lack of memory contradicts.
+    has_too_little = seen is not None and seen < MEMORY_SHARE * wanted
+    is_shown = is_busy or (is_busy is None and seen is not None)
+    is_good = None if any(weak) else False if has_too_little else True if is_shown else None
     values = {"readings": len(case.window), "memory_seen_bytes": seen, "memory_wanted_bytes": wanted}
-    return say(is_good, "; ".join(text for text in (other_name, *weak, found) if text), values)
+    return say(False if is_other else is_good, "; ".join(text for text in (*weak, found) if text), values)
 
 
-def _other_name(torch_name: str, driver_name: str | None) -> str:
-    """A contradiction between what torch and what the driver call the device; empty where there is none."""
+def _is_same_card(torch_name: str, driver_name: str | None) -> bool:
+    """Whether torch and the driver can mean the same device; a driver that does not name it contradicts nothing."""
     if driver_name is None:
-        return ""
+        return True
     ours, theirs = (name.lower().removeprefix("nvidia ").strip() for name in (torch_name, driver_name))
-    is_same = ours.startswith(theirs) or theirs.startswith(ours)
-    return "" if is_same and ours and theirs else f"torch names {torch_name}, the driver {driver_name}"
+    return bool(ours and theirs) and (ours.startswith(theirs) or theirs.startswith(ours))
 
 
 def memory_seen(telemetry: Telemetry, window: Sequence[TelemetrySample]) -> int | None:
@@ -382,12 +415,12 @@ def _told(window: Iterable[TelemetrySample], name: str) -> list:
 
 @TRAINING.rule(
     "native.precision",
-    "matrix products of class {case.config.dtype}; matrix layers that put out {case.product_dtype}",
+    "matrix products of class {case.config.dtype}, and matrix layers that put out as much",
     todo="look for code or a variable that changes torch's precision, or an autocast that is not active",
     is_gpu_claim=True,
 )
 def precision(case: Run) -> Answer:
-    found, wanted = case.run.precision, case.product_dtype
+    found, wanted = case.run.precision, "bfloat16" if case.config.dtype == "bfloat16" else "float32"
     if found is None:
         return say(None, "not measured")
     others = {dtype for audit in case.run.audits for dtype in audit.product_dtypes} - {wanted}
@@ -400,23 +433,21 @@ def precision(case: Run) -> Answer:
 
 @TRAINING.rule(
     "native.cpu_agreement",
-    "losses within {case.loss_limit:g} (relative) of the same steps on the CPU in float32",
+    "the losses of the same steps on the CPU in float32, but for rounding",
     todo="the device computes other numbers than the CPU: compare step by step in raw/steps.jsonl",
     is_gpu_claim=True,
 )
 def cpu_agreement(case: Run) -> Answer:
-    reference = case.run.cpu_reference
-    if reference is None or reference.skipped or not reference.losses:
-        return say(None, reference.skipped if reference and reference.skipped else "no CPU reference")
-    if len(reference.losses) < min(LEAST_REFERENCE_STEPS, len(case.steps)):
-        # The first loss is from before the first update: it says nothing about training.
-        return say(None, f"only {len(reference.losses)} finite losses on the CPU")
-    pairs = [(step.loss, loss) for step, loss in zip(case.steps, reference.losses)]
+    reference, limit = case.run.cpu_reference, LOSS_LIMITS[case.config.dtype]
+    losses = reference.losses if reference else ()
+    # The first loss is from before the first update: it says nothing about training.
+    if reference is None or reference.skipped or len(losses) < min(LEAST_REFERENCE_STEPS, len(case.steps)):
+        return say(None, reference and reference.skipped or f"{len(losses)} finite losses on the CPU")
+    pairs = [(step.loss, loss) for step, loss in zip(case.steps, losses)]
     gaps = [math.inf if ours is None or not theirs else abs(ours - theirs) / abs(theirs) for ours, theirs in pairs]
     largest = max(gaps, default=math.inf)
-    values = {"steps": len(gaps), "limit": case.loss_limit} | _finite("largest", largest)
-    found = f"largest relative difference {largest:.1e} over {len(gaps)} steps"
-    return say(largest <= case.loss_limit, found, values)
+    found = f"largest relative difference {largest:.1e} over {len(gaps)} steps, {limit:g} allowed"
+    return say(largest <= limit, found, {"steps": len(gaps), "limit": limit} | _finite("largest", largest))
 
 
 def _finite(name: str, value: float) -> Mapping[str, float]:
@@ -432,21 +463,16 @@ def _finite(name: str, value: float) -> Mapping[str, float]:
 )
 def replay(case: Run) -> Answer:
     """Kernels that add in changing order differ without a fault; then deterministic ones decide."""
-    again = case.run.replay
+    again, count = case.run.replay, len(case.steps)
     if again is None or again.skipped:
-        return say(
-            None,
-            again.skipped if again else "not replayed",
-            expected="the same seed gives the same losses and the same matrix product, bit for bit",
-        )
+        return say(None, again.skipped if again else "not replayed")
     unequal = [step.step for step, loss in zip(case.steps, again.losses) if step.loss != loss]
-    is_whole = len(again.losses) == len(case.steps) > 0
-    found = f"{len(again.losses)} of {len(case.steps)} losses repeated, "
+    found = f"{len(again.losses)} of {count} losses repeated, "
     found += f"first difference at step {unequal[0]}" if unequal else "all equal"
     if unequal and again.deterministic_is_equal is not None:
-        found += "; equal" if again.deterministic_is_equal else "; different also"
-        found += " with deterministic algorithms"
+        found += f"; {'equal' if again.deterministic_is_equal else 'different also'} with deterministic algorithms"
     found += "" if again.matmul_is_equal else "; a repeated matrix product differed"
+    is_whole = min(count, REPLAY_STEPS) <= len(again.losses) <= count and count > 0
     repeats = is_whole and (not unequal or again.deterministic_is_equal is True)
     return say(repeats and again.matmul_is_equal is True, found, {"unequal_steps": len(unequal)})
 
@@ -464,10 +490,9 @@ def hardware(case: Run) -> Answer:
     before, after = (telemetry.counters_before, telemetry.counters_after) if telemetry else ({}, {})
     if not after:
         return say(None, "error counters are not available here", required=bool(before))
-    grown = {name: after[name] - before[name] for name in after if after[name] > before.get(name, after[name])}
-    bad = {name: by for name, by in grown.items() if "uncorrected" in name}
-    bad |= {name: after[name] for name in ("remap_pending", "remap_failure") if after.get(name)}
-    told = grown | bad
+    told = {name: by for name in after if (by := after[name] - before.get(name, after[name])) > 0}
+    told |= {name: after[name] for name in ("remap_pending", "remap_failure") if after.get(name)}
+    bad = [name for name in told if "uncorrected" in name or name.startswith("remap_")]
     found = ", ".join(f"{name} +{by}" for name, by in told.items()) or f"{len(after)} counters unchanged"
     return say(not bad, found, told)
 
@@ -483,15 +508,13 @@ _UNMEASURED = say(None, "not measured", expected="measured before and after the 
     todo="lower the learning rate, or check the data and its labels",
 )
 def finite(case: Run) -> Answer:
-    count = len(case.steps)
     broken = [step.step for step in case.steps if step.loss is None or step.grad_norm is None]
     empty = [step.step for step in case.steps if step.loss == 0]
-    found = f"{count} finite losses and gradient norms"
-    if broken:
-        found = f"loss or gradient not finite at {len(broken)} of {count} steps, first at step {broken[0]}"
-    elif empty:
-        found = f"loss exactly 0 at {len(empty)} of {count} steps, first at step {empty[0]}"
-    return say(not broken and not empty and count > 0, found, {"steps": (broken + empty)[:10]})
+    wrong, what = broken or empty, "loss or gradient not finite" if broken else "loss exactly 0"
+    found = f"{what} at {len(wrong)} of {len(case.steps)} steps, first at step {wrong[0]}" if wrong else ""
+    return say(
+        not wrong and bool(case.steps), found or f"{len(case.steps)} finite losses", {"steps": (broken + empty)[:10]}
+    )
 
 
 @TRAINING.rule(
@@ -517,19 +540,18 @@ def supervised_tokens(case: Run) -> Answer:
 
 @TRAINING.rule(
     "learning.batches",
-    "no batch twice in one pass",
+    "each step was given the batch that the order of the data prescribes; more than one text",
     todo="look for a loader that swallows errors, or a dataset that repeats one row",
 )
-def distinct_batches(case: Run) -> Answer:
-    seen, first_pass = 0, []
-    for step in case.steps:
-        seen += step.samples
-        if seen <= case.run.dataset_rows:
-            first_pass.append(step.batch_sha256)
-    repeated = len(first_pass) - len(set(first_pass))
-    if repeated:
-        return say(False, f"{repeated} batches repeated within one pass over the data")
-    return say(bool(case.steps), f"{len(first_pass)} batches of the first pass, all different")
+def prescribed_batches(case: Run) -> Answer:
+    """What was asked for: batches may well be alike where the texts are, cut to seq_len."""
+    if case.run.distinct_texts == 1:
+        return say(False, f"one text, repeated in all {case.run.dataset_rows} rows of the data")
+    if len(case.run.order) < len(case.steps) or not case.steps:
+        return say(None, f"the order of {len(case.run.order)} batches is recorded")
+    wrong = [step.step for step, wanted in zip(case.steps, case.run.order) if step.batch_sha256 != wanted]
+    found = f"{len(wrong)} batches other than prescribed, first at step {wrong[0]}" if wrong else ""
+    return say(not wrong, found or f"{len(case.steps)} batches as prescribed")
 
 
 @TRAINING.rule(
@@ -540,13 +562,9 @@ def distinct_batches(case: Run) -> Answer:
 )
 def mode(case: Run) -> Answer:
     """A warning: without dropout, which the kit's models do not have, the mode changes nothing."""
-    modes = {audit.step: audit.is_training for audit in case.run.audits if audit.is_training is not None}
-    if not modes:
-        return say(None, "not recorded")
-    off = [step for step, is_training in modes.items() if not is_training]
-    if off:
-        return say(False, f"the model was in evaluation mode at step {off[0]}")
-    return say(True, f"training mode at steps {', '.join(map(str, modes))}")
+    off = [audit.step for audit in case.run.audits if not audit.is_training]
+    found = f"in evaluation mode at step {off[0]}" if off else f"{len(case.run.audits)} audits, always in training mode"
+    return say(not off if case.run.audits else None, found)
 
 
 @TRAINING.rule(
@@ -568,16 +586,40 @@ def moved(case: Run) -> Answer:
 
 
 @TRAINING.rule(
+    "learning.strength",
+    "weights that move as AdamW moves them at lr={case.config.lr:g}: by lr at first, by lr · √steps at least in all",
+    todo="look for what changes the learning rate, the gradients or the weights inside the step",
+)
+def strength(case: Run) -> Answer:
+    """The largest change is at most the sum of what each step can do, and at least lr · √steps: what noise without
+    any direction moves a single weight by. A gradient clipped to nearly nothing moves it less: by g / (g + ε)."""
+    learning, config = case.run.learning, case.config
+    if learning is None:
+        return _UNMEASURED
+    gradient = config.max_grad_norm / math.sqrt(parameters(config.shape))
+    least = config.lr * gradient / (gradient + ADAM_EPSILON)
+    drift = LARGEST_WEIGHT * (config.lr * config.weight_decay + ROUNDING)
+    most = [config.lr * adam_quotient(step) + drift for step in range(1, config.steps + 1)]
+    low, high, largest = least * math.sqrt(config.steps), math.fsum(most), learning.max_change
+    shares = [LEAST_FIRST_UPDATE, *(LEAST_UPDATE for _ in most)]
+    limits = [(share * least - ROUNDING, limit) for share, limit in zip(shares, most)]
+    updates = [(step.step, step.update) for step in case.steps if step.update is not None]
+    odd = [f"{by:.1e} at step {step}" for step, by in updates if not limits[step - 1][0] <= by <= limits[step - 1][1]]
+    found = f"largest change {largest:.1e} in {config.steps} steps, {low:.1e} to {high:.1e} is due"
+    found += f"; median update {odd[0]}" if odd else ""
+    return say(low <= largest <= high and not odd, found, {"max_change": largest, "low": low, "high": high})
+
+
+@TRAINING.rule(
     "learning.trainable",
-    "all of them: this run declares full training",
+    "all of the model's parameters: this run declares full training",
     todo="set requires_grad on all parameters",
 )
 def trainable(case: Run) -> Answer:
-    learning = case.run.learning
-    if learning is None:
+    if case.run.learning is None:
         return _UNMEASURED
-    ours, total = learning.trainable_parameters, learning.total_parameters
-    return say(ours == total > 0, f"{ours:,} of {total:,} parameters trainable", {"trainable": ours, "total": total})
+    ours, total = case.run.learning.trainable_parameters, parameters(case.config.shape)
+    return say(ours == total, f"{ours:,} of {total:,} parameters trainable", {"trainable": ours, "total": total})
 
 
 @TRAINING.rule(
@@ -604,20 +646,14 @@ def canary(case: Run) -> Answer:
 # device did the work. Nothing here demands a speed, except that it be possible.
 
 
-@TRAINING.rule("throughput.rehearsal", "no claim about a GPU", required=False, is_gpu_claim=True)
-def rehearsal(case: Run) -> Answer | None:
-    return say(True, "a CPU run") if case.config.device == "cpu" else None
-
-
 @TRAINING.rule(
     "throughput.undisturbed",
     "readings over all of the steps, no other process on the card, no thermal or hardware slowdown, no profiler",
     settle=f"stop other work on the card, let it cool, then {LONGER}",
     required=False,
+    is_gpu_claim=True,
 )
-def undisturbed(case: Run) -> Answer | None:
-    if case.config.device == "cpu":
-        return None
+def undisturbed(case: Run) -> Answer:
     window, telemetry = case.window, case.run.telemetry
     bits = functools.reduce(int.__or__, _told(window, "throttle_bits"), 0)
     foreign = max(_told(window, "foreign_processes"), default=None)
@@ -653,63 +689,51 @@ def _foreign_memory(telemetry: Telemetry) -> str:
     f"host and device clocks agree within {percent(CLOCK_TOLERANCE)}; no jump of the wall clock",
     todo="the timing did not wait for the device: synchronise before reading the clock",
     required=False,
+    is_gpu_claim=True,
 )
-def clocks(case: Run) -> Answer | None:
-    """A host that does not wait measures less time than the device needed. Where there are times of each
-    step they decide; a window over all steps can hide it, because reading the loss waits as well."""
-    if case.config.device == "cpu":
-        return None
-    figures, run = case.figures, case.run
+def clocks(case: Run) -> Answer:
+    """A host that does not wait measures less time than the device needed. Times of each step decide: a window over
+    all steps can hide it, because reading the loss waits as well."""
     timed = [step for step in case.steps if step.device_time_s is not None]
-    if timed:
-        host, device = sum(step.step_time_s for step in timed), sum(step.device_time_s or 0 for step in timed)
-    elif figures and run.device_window_s is not None:
-        host, device = figures.window_s, run.device_window_s
-    else:
+    host, device = (math.fsum(getattr(step, name) for step in timed) for name in ("step_time_s", "device_time_s"))
+    if host <= 0:
         return say(None, "no device clock")
-    gap = (device - host) / host if host > 0 else math.inf
-    jump = run.wall_window_s - figures.window_s if figures and run.wall_window_s is not None else 0.0
-    found, values = f"host {seconds(host)}, device {seconds(device)}", _finite("gap", gap)
+    gap, found = (device - host) / host, f"host {seconds(host)}, device {seconds(device)}"
+    jump = (
+        case.run.wall_window_s - case.figures.window_s if case.figures and case.run.wall_window_s is not None else 0.0
+    )
+    is_good = gap <= CLOCK_TOLERANCE
+    # A driver that queues work (Windows) starts late; the host's time is then too long, not too short.
     if gap < -CLOCK_TOLERANCE:
-        # A driver that queues work (Windows) starts late; the host's time is then too long, not too short.
-        return say(None, found + ": the device was done long before the host", values)
-    if gap > CLOCK_TOLERANCE:
-        return say(False, found, values)
-    if abs(jump) > MAX_CLOCK_JUMP_S:
-        return say(None, f"the wall clock jumped by {seconds(jump)} during the run", values)
-    return say(True, found, values)
+        is_good, found = None, found + ": the device was done long before the host"
+    elif is_good and abs(jump) > MAX_CLOCK_JUMP_S:
+        is_good, found = None, f"the wall clock jumped by {seconds(jump)} during the run"
+    return say(is_good, found, {"gap": gap})
 
 
 @TRAINING.rule(
     "throughput.plausible",
-    "no faster than the card's peak",
+    f"at most {percent(PLAUSIBLE_SHARE)} of the dense peak of this card and dtype",
     todo="impossible: the clock, the count or the name of the card is wrong",
     settle=LONGER,
     required=False,
+    is_gpu_claim=True,
 )
-def plausible(case: Run) -> Answer | None:
-    peak, steady = case.peak_flop_per_s, [step for step in case.steps if step.step >= STEADY_FROM]
-    if case.config.device == "cpu":
-        return None
+def plausible(case: Run) -> Answer:
+    config, steady = case.config, [step for step in steady_steps(case.steps) if step.step_time_s > 0]
+    peak = peak_flop_per_s(case.run.device_name, DATASHEET_DTYPES[config.dtype])
     if not steady:
         return say(None, "no steady steps")
     if peak is None:
         return say(None, "the card's peak is not known", settle="add the card's datasheet row")
-    if min(step.step_time_s for step in steady) <= 0:
-        broken = "the records are broken: run again"
-        return say(False, "a step that took no time", expected="positive step times", todo=broken)
     # The last batch of a pass may be smaller; each step counts for the samples it had.
-    rate = max(
-        step_flop(case.config.shape, batch_size=step.samples, seq_len=case.config.seq_len) / step.step_time_s
-        for step in steady
+    flop = {n: step_flop(config.shape, batch_size=n, seq_len=config.seq_len) for n in {s.samples for s in steady}}
+    rate = max(flop[step.samples] / step.step_time_s for step in steady)
+    found = (
+        f"{quantity(rate, 'FLOP/s')} in the fastest steady step, {percent(rate / peak)} of {quantity(peak, 'FLOP/s')}"
     )
-    share = rate / peak
-    return say(
-        False if share > 1 else None if share > PLAUSIBLE_SHARE else True,
-        f"{quantity(rate, 'FLOP/s')} in the fastest steady step, {percent(share)} of the card's peak",
-        {"flop_per_s": rate, "share_of_peak": share},
-        expected=f"at most {percent(PLAUSIBLE_SHARE)} of {quantity(peak, 'FLOP/s')}, the dense peak for this dtype",
-    )
+    is_good = False if rate > peak else None if rate > PLAUSIBLE_SHARE * peak else True
+    return say(is_good, found, {"flop_per_s": rate, "share_of_peak": rate / peak})
 
 
 @TRAINING.rule(
@@ -717,17 +741,14 @@ def plausible(case: Run) -> Answer | None:
     f"less than {percent(MAX_WAIT_SHARE)} of the run spent waiting for batches",
     settle="make loading faster: the figures are the loader's, not the device's",
     required=False,
+    is_gpu_claim=True,
 )
-def input_wait(case: Run) -> Answer | None:
-    if case.config.device == "cpu":
-        return None
-    waits = [step.wait_s for step in case.steps if step.wait_s is not None]
-    if not waits:
-        return say(None, "not recorded", settle=AGAIN)
-    share = sum(waits) / (sum(waits) + sum(step.step_time_s for step in case.steps))
+def input_wait(case: Run) -> Answer:
+    waited = math.fsum(step.wait_s or 0.0 for step in case.steps)
+    share = waited / ((waited + math.fsum(step.step_time_s for step in case.steps)) or 1.0)
     is_bound = share > MAX_WAIT_SHARE
     found = f"{percent(share)} of the time spent waiting for batches" + (": input bound" if is_bound else "")
-    return say(None if is_bound else True, found, {"wait_share": share})
+    return say(None if is_bound or not case.steps else True, found, {"wait_share": share})
 
 
 @TRAINING.rule(
@@ -735,16 +756,17 @@ def input_wait(case: Run) -> Answer | None:
     "matrix units for {case.config.dtype}",
     settle="python -m kit train --dtype float32",
     required=False,
+    is_gpu_claim=True,
 )
-def dtype_units(case: Run) -> Answer | None:
+def dtype_units(case: Run) -> Answer:
     """bfloat16 runs on older cards too, by emulation: a true result at a speed that is not its own."""
     capability, dtype = case.run.compute_capability, case.config.dtype
-    if case.config.device == "cpu":
-        return None
-    if dtype == "float32":
-        return say(True, "float32 needs no special units")
-    if capability is None:
-        return say(None, "compute capability not recorded", settle=AGAIN)
+    if dtype == "float32" or capability is None:
+        return say(
+            dtype == "float32" or None, "needs none" if dtype == "float32" else "compute capability not recorded"
+        )
     has_units = capability >= FIRST_WITH_BFLOAT16
-    found = f"compute capability {'.'.join(map(str, capability))} "
-    return say(True if has_units else None, found + (f"has units for {dtype}" if has_units else f"emulates {dtype}"))
+    found = (
+        f"compute capability {'.'.join(map(str, capability))} {'has units for' if has_units else 'emulates'} {dtype}"
+    )
+    return say(has_units or None, found)

@@ -158,9 +158,6 @@ def _repeats_deterministically(state, batches: Sequence, config: TrainConfig) ->
 class Group(Protocol):
     """The process as one rank of several, where it is one; made by `kit.extras.scale.group`."""
 
-    def copy_bytes(self, model: Any) -> int:
-        """What exchanging or gathering this model may copy between host and device in a step."""
-
     def start(self) -> None:
         """Joins the others and takes its device. Called once torch is known to have one."""
 
@@ -225,8 +222,9 @@ def measure(
         _recorded(torch, config, state, timed),
         dataset_sha256=text_set.sha256,
         dataset_rows=text_set.rows,
+        distinct_texts=len(set(text_set.texts)),
+        order=tuple(b.sha256[:16] for b in batches[: config.steps]) if group else _prescribed(config, text_set),
         telemetry=telemetry,
-        scheme_copy_bytes=group.copy_bytes(state.model) if group else 0,
     )
     if timed.error is None:
         if group:
@@ -359,6 +357,15 @@ def _batches(config: TrainConfig):
     return list(itertools.islice(endless, config.steps + 2)), text_set
 
 
+def _prescribed(config: TrainConfig, text_set) -> tuple[str, ...]:
+    from kit.train import data
+
+    hashes = data.prescribed(
+        text_set, data.load_tokenizer("gpt2"), batch_size=config.batch_size, seq_len=config.seq_len, seed=config.seed
+    )
+    return tuple(digest[:16] for digest in itertools.islice(hashes, config.steps))
+
+
 def _build(torch, config: TrainConfig, group: Group | None, batches: Sequence) -> _State:
     from kit.train.model import build_model, build_optimizer
     from kit.train.witness import canary_loss
@@ -446,7 +453,8 @@ def _witnesses(run: TrainingRun, state: _State, steps, batches: Sequence, *, is_
     after = witness.canary_loss(state.model, batches[0], config)
     learning = witness.measure_learning(state.model, state.initial, None, after)
     with witness.precision(config):
-        profile = witness.profile_step(state.network, state.optimizer, batches[-2:], config)
+        # The last batch of a pass over the data may be smaller; the first is whole.
+        profile = witness.profile_step(state.network, state.optimizer, 2 * batches[:1], config)
     run, before = (
         dataclasses.replace(run, profile=profile, precision=witness.measure_precision(config)),
         state.canary_before,

@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import math
 from collections.abc import Sequence
 
-from kit.gpu.facts import MachineFacts
+from kit.gpu.facts import JitControl, MachineFacts
 from kit.train.config import TrainConfig
 from kit.units import Spread, spread
 
@@ -247,8 +248,9 @@ class TrainingRun:
     weights_note: where the parameters came from.
     device_window_s: first step's start to last step's end by the device's own clock (CUDA events).
     wall_window_s: the same by the wall clock, which can jump. compute_capability: of the device.
-    scheme_copy_bytes: what sharing the model among ranks may copy between host and device in a step.
-    nonce: what the watched steps were drawn from.
+    nonce: what the watched steps were drawn from. order: the first 16 hex digits of each batch's hash, as the
+    order of the data prescribes it, drawn anew after the training. distinct_texts: how many rows are no repetition.
+    jit_control: what the driver said to a module of PTX in the process that trained.
     """
 
     config: TrainConfig
@@ -270,8 +272,10 @@ class TrainingRun:
     error: str | None = None
     wall_window_s: float | None = None
     compute_capability: tuple[int, int] | None = None
-    scheme_copy_bytes: int = 0
     nonce: str = ""
+    order: tuple[str, ...] = ()
+    distinct_texts: int | None = None
+    jit_control: JitControl | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,9 +304,9 @@ def throughput(steps: Sequence[StepRecord]) -> Throughput | None:
     """None where no step was recorded."""
     if not steps:
         return None
-    total_s = sum(step.step_time_s for step in steps)
+    total_s = math.fsum(step.step_time_s for step in steps)
     window = steady_steps(steps)
-    window_s = sum(step.step_time_s for step in window)
+    window_s = math.fsum(step.step_time_s for step in window)
     peaks = [step.memory_peak_bytes for step in steps if step.memory_peak_bytes is not None]
     samples = sum(step.samples for step in steps)
     return Throughput(

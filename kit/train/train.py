@@ -76,9 +76,8 @@ def train(
     *,
     out: str | Path | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
-    peak_flop_per_s: float | None = None,
 ) -> TrainingResult:
     """Trains as `config` says, in this process alone, and judges the run. See `measure`."""
     found = measure(config, out=out, on_step=on_step)
-    checks = judge_training(found.run, found.steps, found.samples, peak_flop_per_s=peak_flop_per_s)
+    checks = judge_training(found.run, found.steps, found.samples)
     return TrainingResult(found.run, found.steps, found.samples, Verdict.of(checks))

@@ -5,7 +5,7 @@ import datetime
 import platform
 import sys
 
-from . import rows_environment, rows_gpu, rows_timing, rows_training, table  # noqa: F401
+from . import rows_environment, rows_gpu, rows_recorded, rows_timing, rows_training, table  # noqa: F401
 
 
 def main():

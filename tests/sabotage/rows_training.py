@@ -1,5 +1,5 @@
-"""Section B: training. Whole small runs on the CPU as a rehearsal, sabotaged from outside; the recorded H100 run,
-changed in one thing; and a process whose torch lies about its GPU."""
+"""Section B: training. Whole small runs on the CPU as a rehearsal, sabotaged from outside, and a process whose torch
+lies about its GPU. What is said of a changed record stands in `rows_recorded`."""
 
 import contextlib
 import dataclasses
@@ -13,10 +13,9 @@ from kit.records import Verdict
 from kit.train import measure, train
 from kit.train.config import TrainConfig
 
-from . import recorded
 from .recorded import healthy, judged
 from .seams import Said, card, child, nvml_file, working
-from .table import FAIL, INCONCLUSIVE, INVALID, row
+from .table import FAIL, INVALID, row
 
 TINY = {"model": "tiny", "device": "cpu", "batch_size": 2, "seq_len": 16, "steps": 6, "lr": 1e-3}
 
@@ -124,6 +123,23 @@ def b13():
     return still()
 
 
+@on_run("P8w", "the learning rate × 1e-4 inside the step", at="learning.strength", words="is due")
+def p8w():
+    def weaken(state):
+        real = state.optimizer.step
+
+        def step(closure=None):
+            for group in state.optimizer.param_groups:
+                group["lr"] *= 1e-4
+            real()
+            for group in state.optimizer.param_groups:
+                group["lr"] /= 1e-4
+
+        state.optimizer.step = step
+
+    return trained(built(weaken))
+
+
 @on_run("B13c", "the same, by the fixed batch", at="learning.canary")
 def b13c():
     return still()
@@ -200,6 +216,9 @@ def b19b():
     return trained(mock.patch.object(measure, "_timed", timed), dtype="bfloat16")
 
 
+FEW_WORDS = "the same few words again and again until nobody listens any more and all of them have gone home"
+
+
 def on_data(rows):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "data.jsonl"
@@ -207,9 +226,15 @@ def on_data(rows):
         return trained(dataset=str(path))
 
 
-@on_run("B27", "one row repeated", at="learning.batches", words="repeated")
+@on_run(
+    "B27",
+    "one row repeated; the twin's rows differ after what seq_len leaves of them",
+    at="learning.batches",
+    words="repeated in all 40 rows",
+    twin=lambda: on_data([f"{FEW_WORDS} for the {n}th time" for n in range(64)]),
+)
 def b27():
-    return on_data(["the same few words again and again until nobody listens"] * 40)
+    return on_data([FEW_WORDS] * 40)
 
 
 @on_run("B27b", "empty dataset", at="UsageError")
@@ -235,7 +260,12 @@ def b29():
     return trained(built(lambda state: state.model.eval()))
 
 
-@on_run("B31", "a loader that swallows an error and repeats a batch", at="learning.batches", words="1 batches repeated")
+@on_run(
+    "B31",
+    "a loader that swallows an error and repeats a batch",
+    at="learning.batches",
+    words="1 batches other than prescribed, first at step 4",
+)
 def b31():
     return trained(fed(lambda batches: [*batches[:3], batches[2], *batches[4:]]))
 
@@ -252,97 +282,6 @@ def b32():
         return product * 1.01 if len(calls) % 31 == 0 else product
 
     return trained(mock.patch.object(torch, "addmm", addmm))
-
-
-# --- the recorded run, changed ------------------------------------------------------
-
-on_record = functools.partial(row, seam="recorded run", must=FAIL, twin=recorded.good)
-
-
-@on_record("B02", "one block on the CPU: its name", at="native.placement", words="h.5.mlp.c_fc.weight on cpu")
-def b02():
-    return judged(healthy().with_audits(strays=("parameter transformer.h.5.mlp.c_fc.weight on cpu",)))
-
-
-@on_record("B02k", "one block on the CPU: its products", at="native.kernels", words="12 matrix products on the CPU")
-def b02k():
-    return judged(healthy().with_part("profile", products={"cuda": 135, "cpu": 12}))
-
-
-@on_record("B02c", "one block on the CPU: its copies", at="native.kernels", words="copied between host and device")
-def b02c():
-    return judged(healthy().with_part("profile", copies=5, copied_bytes=3_150_000))
-
-
-@on_record("B03", "a buffer on the CPU", at="native.placement", words="buffer")
-def b03():
-    return judged(healthy().with_audits(strays=("buffer transformer.h.0.attn.bias on cpu",)))
-
-
-@on_record("B06", "optimizer state on the CPU", at="native.placement", words="exp_avg")
-def b06():
-    return judged(healthy().with_audits(strays=("optimizer exp_avg of transformer.wte.weight on cpu",)))
-
-
-@on_record("B08", "a dummy tensor makes memory look used: no kernel", at="native.kernels", words="no kernel ran")
-def b08():
-    return judged(healthy().with_part("profile", device_time_s=0.0, kernels=0, matmul_kernels=0, products={"cpu": 147},
-                                      product_flop={"cpu": 1.9e11}))  # fmt: skip
-
-
-@on_record("B08w", "the same: power and clock as when idle", at="native.driver_view", must=INCONCLUSIVE)
-def b08w():
-    idle = healthy().run.telemetry.idle
-    return judged(healthy().with_samples(power_w=idle.power_w, clock_mhz=idle.clock_mhz, utilization=1.0))
-
-
-@row(
-    "B20",
-    "bfloat16 on a card that emulates it: said beside the figures",
-    seam="recorded run",
-    must=INCONCLUSIVE,
-    at="throughput.dtype",
-    words="emulates",
-    twin=lambda: judged(healthy().with_config(dtype="tf32")),
-    twin_at="throughput.dtype",
-)
-def b20():
-    return judged(healthy().with_config(dtype="bfloat16").with_run(compute_capability=(7, 5)))
-
-
-@on_record(
-    "B21",
-    "the losses of different batches rise in a healthy run; sabotaged, the fixed batch rises",
-    at="learning.canary",
-    twin=lambda: judged(healthy().with_steps(loss=lambda s: s.loss)),
-)
-def b21():
-    return judged(healthy().with_part("learning", canary_after=10.9))
-
-
-@on_record("B23", "samples counted twice", at="integrity.counts", words="impossible counts")
-def b23():
-    return judged(healthy().with_steps(samples=lambda s: 2 * s.samples))
-
-
-@on_record("B24", "padding counted as tokens, over a batch's size", at="integrity.counts", words="impossible counts")
-def b24():
-    return judged(healthy().with_steps(tokens=300))
-
-
-@on_record(
-    "B33",
-    "kernels that add in changing order; sabotaged, they differ deterministically too",
-    at="native.replay",
-    twin=lambda: judged(varied(True)),
-)
-def b33():
-    return judged(varied(False))
-
-
-def varied(is_equal):
-    losses = tuple(loss * (1 + 1e-7) for loss in healthy().run.replay.losses)
-    return healthy().with_part("replay", losses=losses, deterministic_is_equal=is_equal)
 
 
 # --- placement of a model in memory -------------------------------------------------

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from . import rows_environment, rows_gpu, rows_timing, rows_training, table  # noqa: F401
+from . import rows_environment, rows_gpu, rows_recorded, rows_timing, rows_training, table  # noqa: F401
 
 TWINS = {}
 TRIED = []
 
 
 def cases():
-    for row in table.ROWS:
+    for row in (row for row in table.ROWS if row.seam != "recorded run"):
         yield pytest.param(row, id=row.id, marks=[pytest.mark.gpu] if row.is_gpu else [])
 
 

@@ -36,17 +36,6 @@ def test_a_run_of_one_step_is_a_run():
     assert set(outcomes.values()) == {PASS}, outcomes
 
 
-def test_a_model_of_one_tensor_with_one_number_can_learn():
-    tiny = healthy().with_part(
-        "learning", moved_tensors=1, trainable_tensors=1, trainable_parameters=1, total_parameters=1
-    )
-    assert (tiny.outcome("learning.moved"), tiny.outcome("learning.trainable")) == (PASS, PASS)
-    none = healthy().with_part(
-        "learning", moved_tensors=0, trainable_tensors=0, trainable_parameters=0, total_parameters=0
-    )
-    assert (none.outcome("learning.moved"), none.outcome("learning.trainable")) == (FAIL, FAIL)
-
-
 def test_a_step_may_begin_a_microsecond_before_the_last_one_ended_and_no_more():
     first, second = healthy().steps[:2]
     for overlap_s, outcome in ((1e-6, PASS), (2e-6, FAIL)):
@@ -75,12 +64,6 @@ def test_five_wrong_steps_are_named_and_no_more():
 # --- the device ---------------------------------------------------------------------
 
 
-def test_an_audit_of_the_first_step_is_enough_where_no_step_was_finished():
-    begun = dataclasses.replace(healthy(), steps=())
-    assert begun.with_run(audits=begun.run.audits[:1]).outcome("native.placement") is PASS
-    assert begun.with_run(audits=begun.run.audits[1:]).outcome("native.placement") is INCONCLUSIVE
-
-
 def test_kernels_for_exactly_the_least_share_are_enough(monkeypatch):
     monkeypatch.setattr(judge_training, "MIN_KERNEL_SHARE", 0.25)
     for step_time_s, outcome in ((4.0, PASS), (4.01, INCONCLUSIVE)):
@@ -103,7 +86,7 @@ def test_what_was_not_counted_is_told_as_none():
     assert found(products={"cuda": 0}).startswith("0 matrix products on the device")
     assert found(products={"meta": 147}).startswith("0 matrix products on the device")
     assert found(products={"cuda": 147, "cpu": 1}) == "1 matrix products on the CPU"
-    assert found(products={}, matmul_kernels=None).startswith("0 matrix kernels where the model needs")
+    assert found(matmul_kernels=None) == "0 matrix kernels where the model needs 147"
 
 
 def test_kernels_of_other_names_need_every_count_to_be_whole():
@@ -118,9 +101,10 @@ def test_copies_may_reach_their_budget_and_no_more():
     """Some scalars, the batch's two tensors, and what sharing the model among ranks says that it copies."""
     for shared in (0, 5000):
         budget = 1_000_000 + 16 * 4 * 64 + shared
-        sample = healthy().with_run(scheme_copy_bytes=shared)
-        assert sample.with_part("profile", copied_bytes=budget).outcome("native.kernels") is PASS
-        assert sample.with_part("profile", copied_bytes=budget + 1).outcome("native.kernels") is FAIL
+        for copied, outcome in ((budget, PASS), (budget + 1, FAIL)):
+            sample = healthy().with_part("profile", copied_bytes=copied)
+            case = judge_training.Run(sample.run, sample.steps, sample.samples, scheme_copy_bytes=shared)
+            assert {c.id: c.outcome for c in judge_training.TRAINING.checks(case)}["native.kernels"] is outcome
 
 
 def test_half_of_the_memory_that_must_be_there_is_enough():
@@ -194,7 +178,8 @@ def test_the_peak_itself_is_suspicious_and_not_yet_impossible(monkeypatch):
     sample = in_even_steps()
     rate = step_flop(sample.run.config.shape, batch_size=4, seq_len=64) / 0.5
     for share, outcome in ((0.5, PASS), (0.51, INCONCLUSIVE), (1.0, INCONCLUSIVE), (1.01, FAIL)):
-        assert dataclasses.replace(sample, peak=rate / share).outcome("throughput.plausible") is outcome, share
+        monkeypatch.setattr(judge_training, "peak_flop_per_s", lambda name, dtype, share=share: rate / share)
+        assert sample.outcome("throughput.plausible") is outcome, share
 
 
 def test_waiting_for_batches_may_take_the_limit_and_no_more(monkeypatch):

@@ -74,9 +74,10 @@ def test_the_child_is_judged_by_the_same_code_and_flips():
     record = control.run_control()
     assert control_check(record).outcome is Outcome.PASS
     checks = {check.id: check for check in judge_control(record).checks}
-    assert {id for id in checks if id.startswith("learning")} and all(
-        check.outcome is Outcome.PASS for id, check in checks.items() if id.startswith(("learning", "integrity"))
-    )
+    # A toy model by SGD, so what only GPT-2 under AdamW can show is not asked.
+    learned = [f"learning.{name}" for name in ("finite", "applied", "supervised_tokens", "moved", "canary")]
+    learned += [id for id in checks if id.startswith("integrity")]
+    assert {checks[id].outcome for id in learned} == {Outcome.PASS}
     assert checks["native.kernels"].values["cpu_products"] == 3
     assert "parameter embedding.weight on cpu" in checks["native.placement"].found
     assert record.run.config.device == "cuda" and record.run.device_name == "CPU"

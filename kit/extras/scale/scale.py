@@ -123,15 +123,7 @@ def train_ranks(
 
 def _judged(run: RanksRun, ranks: Mapping[int, Rank | None]) -> RanksResult:
     left = {rank: found for rank, found in ranks.items() if found is not None}
-    return RanksResult(run, left, Verdict.of(judge_ranks(run, left, peak_flop_per_s=_peak(run, left))))
-
-
-def _peak(run: RanksRun, ranks: Mapping[int, Rank]) -> float | None:
-    from kit.gpu.specs import peak_flop_per_s
-    from kit.train.config import DATASHEET_DTYPES
-
-    names = {rank.run.device_name for rank in ranks.values() if rank.run}
-    return peak_flop_per_s(names.pop(), DATASHEET_DTYPES[run.config.dtype]) if len(names) == 1 else None
+    return RanksResult(run, left, Verdict.of(judge_ranks(run, left)))
 
 
 def conclude_here(group, rank: Rank, config: TrainConfig, parallel: str, out: Path | None) -> RanksResult | None:
