@@ -8,16 +8,22 @@ pass; a CPU run asked for by name is a REHEARSAL and claims nothing about a GPU.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from kit.gpu.compat import dotted, driver_floor, driver_runs, is_tegra_capability, text_of
-from kit.gpu.diagnose import DIAGNOSES, Case, Diagnosis, capability_of, diagnose
-from kit.gpu.facts import Gpu, MachineFacts
+from kit.gpu.compat import driver_floor, driver_runs, is_tegra_capability, text_of
+from kit.gpu.diagnose import Case, Diagnosis, capability_of, diagnose
+from kit.gpu.facts import Gpu, JitControl, MachineFacts
 from kit.gpu.specs import normalise, possible_capabilities
 from kit.gpu.wheels import Holding, holding, variant_of
 from kit.records import Check, Outcome, Verdict
+from kit.rules import Answer, Rules, say
+from kit.units import dotted
+
+SEE_REMEDY = "See the remedy."
+CHECK = "python -m kit check"
 
 # Whether the driver and torch speak of the same card, and whether that is the card that was expected.
 #
@@ -125,34 +131,48 @@ def _words(name: str) -> frozenset[str]:
     return frozenset(re.findall(r"[a-z0-9.]+", text))
 
 
-# What the judge's questions look at, and the form of an answer.
-
-PASS, FAIL, INCONCLUSIVE = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE
-SEE_REMEDY = "See the remedy."
+# What is judged, and the rules in the order of the report.
 
 
 @dataclasses.dataclass(frozen=True)
 class Expectation:
-    """gpu_name: words that the GPU's name must have. min_cuda: of the torch build. device: 'cuda', 'cpu' or
-    'auto', which is 'cuda' wherever the machine shows an NVIDIA device of any kind."""
+    """gpu_name: words that the GPU's name must have. min_cuda: of the torch build. gpus: how many GPUs torch must
+    see. device: 'cuda', 'cpu' or 'auto', which is 'cuda' wherever the machine shows an NVIDIA device of any kind."""
 
     gpu_name: str | None = None
     min_cuda: tuple[int, int] | None = None
     device: str = "cuda"
+    gpus: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
-    """What every question looks at. held: what the build holds for the GPU that torch would use."""
+class Machine:
+    """Facts and what is expected of them, with what several rules ask."""
 
-    case: Case
+    facts: MachineFacts
     expectation: Expectation
-    found: Diagnosis
-    held: Holding
+
+    @functools.cached_property
+    def case(self) -> Case:
+        return Case(self.facts)
+
+    @functools.cached_property
+    def found(self) -> Diagnosis:
+        return diagnose(self.facts)
+
+    @functools.cached_property
+    def held(self) -> Holding:
+        """What the build holds for the GPU that torch would use."""
+        return holding(self.facts, capability_of(self.gpu) if self.gpu else None)
 
     @property
-    def facts(self) -> MachineFacts:
-        return self.case.facts
+    def is_rehearsal(self) -> bool:
+        shows_no_gpu = self.facts.has_nvidia_device is False and not self.case.gpus
+        return self.expectation.device == "cpu" or (self.expectation.device == "auto" and shows_no_gpu)
+
+    @property
+    def is_text(self) -> bool:
+        return self.facts.source == "text"
 
     @property
     def ran(self) -> bool:
@@ -168,346 +188,395 @@ class Question:
     def driver_gpus(self) -> tuple[Gpu, ...]:
         return self.facts.driver.gpus if self.facts.driver else ()
 
+    @property
+    def variant(self) -> str | None:
+        return variant_of(self.facts.torch)
 
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """One answer; the question's id and what was expected stand in QUESTIONS."""
+    @property
+    def driver_needed(self) -> str:
+        floor = driver_floor(self.variant or "", self.case.system)
+        return f"driver {text_of(floor)} or newer for {self.variant}" if floor else f"a driver that runs {self.variant}"
 
-    outcome: Outcome
-    found: str
-    todo: str = ""
-    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    required: bool = True
-
-
-# Questions about the environment: driver, torch build, masks, witnesses, and what was expected of them.
-#
-# A question that does not apply answers None.
+    @property
+    def min_cuda(self) -> str:
+        return dotted(self.expectation.min_cuda)
 
 
-def driver(question: Question) -> Answer:
-    driver, must = question.facts.driver, not question.ran
+MACHINE = Rules("machine", rehearses=lambda case: case.is_rehearsal)
+_NOT_ASKED = say(None, "not asked: this is a rehearsal on the CPU", expected="a GPU run answers it")
+
+
+def gpu_rule(id: str, expected: str, *, is_gpu_claim: bool = False, **words: Any) -> Callable:
+    """A rule that a rehearsal is not asked; where it is a claim of a GPU run, the rehearsal says so."""
+
+    def add(ask: Callable[[Machine], Answer | None]) -> Callable[[Machine], Answer | None]:
+        @MACHINE.rule(id, expected, is_gpu_claim=is_gpu_claim, **words)
+        def asked(case: Machine) -> Answer | None:
+            if case.is_rehearsal:
+                return _NOT_ASKED if is_gpu_claim else None
+            return ask(case)
+
+        return asked
+
+    return add
+
+
+@gpu_rule(
+    "environment.driver",
+    "an NVIDIA driver that answers and lists the GPU",
+    is_gpu_claim=True,
+    todo="Restart after a driver change; see what nvidia-smi -L says.",
+    settle="Run nvidia-smi.",
+)
+def driver(case: Machine) -> Answer:
+    driver, must = case.facts.driver, not case.ran
     if driver is None or not (driver.version or driver.gpus or driver.nvml_error):
-        if question.found.word == "no_driver_or_no_gpu":
-            return Answer(FAIL, question.found.because[0], "Run nvidia-smi and see what it says.", required=must)
-        return Answer(INCONCLUSIVE, "nothing is known about the driver", "Run nvidia-smi.", required=must)
+        if case.found.word == "no_driver_or_no_gpu":
+            return say(False, case.found.because[0], required=must)
+        return say(None, "nothing is known about the driver", required=must)
     names = [gpu.name for gpu in driver.gpus]
     values = {"version": driver.version, "gpus": names, "libcuda": driver.libcuda}
     if driver.nvml_error:
-        found = f"NVML cannot start: {driver.nvml_error}" + ("; CUDA runs all the same" if question.ran else "")
-        todo = "Restart after a driver change; see nvidia-smi."
-        return Answer(INCONCLUSIVE if question.ran else FAIL, found, todo, values, required=must)
+        found = f"NVML cannot start: {driver.nvml_error}" + ("; CUDA runs all the same" if case.ran else "")
+        return say(None if case.ran else False, found, values, required=must)
     found = f"driver {driver.version or 'of unknown version'} lists {', '.join(map(str, names)) or 'no GPU'}"
-    if not names and question.ran:
-        return Answer(PASS, f"{found}, as on a Jetson; CUDA runs", values=values)
-    if not names and question.facts.source != "text":
-        return Answer(FAIL, found, "See why the driver lists no device: nvidia-smi -L.", values)
-    return Answer(PASS, found, values=values)
+    if not names and case.ran:
+        return say(True, f"{found}, as on a Jetson; CUDA runs", values)
+    return say(bool(names) or case.is_text, found, values)
 
 
-def driver_state(question: Question) -> Answer | None:
-    """Xid errors in the kernel log; a log that cannot be read is no finding."""
-    xids = question.facts.xids
-    if xids is None:
-        return None
+@gpu_rule(
+    "environment.driver_state",
+    "no error of the GPU in the kernel log",
+    todo="Look the number up in NVIDIA's Xid table, restart, and test the hardware.",
+)
+def driver_state(case: Machine) -> Answer | None:
+    """A log that cannot be read is no finding."""
+    xids = case.facts.xids
     if not xids:
-        return Answer(PASS, "no Xid error in the kernel log")
-    todo = "Look the number up in NVIDIA's Xid table, restart, and test the hardware."
-    return Answer(FAIL, f"the kernel log has Xid {', '.join(map(str, xids))}", todo, {"xids": list(xids)})
+        return None if xids is None else say(True, "no Xid error in the kernel log")
+    return say(False, f"the kernel log has Xid {', '.join(map(str, xids))}", {"xids": list(xids)})
 
 
-def torch_build(question: Question) -> Answer:
-    torch, install = question.facts.torch, "Install a CUDA build of torch (see the remedy)."
+@MACHINE.rule(
+    "environment.torch_build",
+    "a torch build with CUDA",
+    todo="Install a CUDA build of torch (see the remedy).",
+)
+def torch_build(case: Machine) -> Answer | None:
+    torch = case.facts.torch
     if torch is None:
-        if question.facts.source == "text":
-            return Answer(INCONCLUSIVE, "the torch build is not known")
-        return Answer(FAIL, "torch is not installed", install)
+        if case.is_text:
+            return None if case.is_rehearsal else say(None, "the torch build is not known")
+        return say(False, "torch is not installed")
     values = {"version": torch.version, "cuda": torch.cuda, "hip": torch.hip, "direct_url": torch.direct_url}
+    if (torch.error or "").startswith("import torch failed"):
+        return say(False, torch.error or "", values, todo="Install torch again in a fresh environment.")
+    if case.is_rehearsal:
+        return None
     if torch.hip:
-        return Answer(FAIL, f"{torch.version} is built for AMD ROCm {torch.hip}, not for NVIDIA", install, values)
-    if question.found.word == "cpu_only_build" or torch.is_cpu_build:
-        seen = f"; driver sees {question.driver_gpus[0].name}" if question.driver_gpus else ""
-        return Answer(FAIL, f"torch build has no CUDA: {torch.version or 'CPU only'}{seen}", install, values)
+        return say(False, f"{torch.version} is built for AMD ROCm {torch.hip}, not for NVIDIA", values)
+    if case.found.word == "cpu_only_build" or torch.is_cpu_build:
+        seen = f"; driver sees {case.driver_gpus[0].name}" if case.driver_gpus else ""
+        return say(False, f"torch build has no CUDA: {torch.version or 'CPU only'}{seen}", values)
     base, packaged = ((text or "").split("+")[0] for text in (torch.version, torch.metadata_version))
     if base and packaged and base != packaged:
-        found = (
-            f"torch says {torch.version}, its package metadata {torch.metadata_version}: two installations are mixed"
-        )
-        return Answer(FAIL, found, "Install torch again in a fresh environment.", values)
+        found = f"torch says {torch.version}, its metadata {torch.metadata_version}: two installations are mixed"
+        return say(False, found, values, todo="Install torch again in a fresh environment.")
     if torch.cuda is None:
-        return Answer(
-            INCONCLUSIVE,
-            f"torch {torch.version or 'of unknown version'}; its CUDA is not known",
-            values=values,
-        )
-    return Answer(PASS, f"torch {torch.version} for CUDA {dotted(torch.cuda)}", values=values)
+        return say(None, f"torch {torch.version or 'of unknown version'}; its CUDA is not known", values)
+    return say(True, f"torch {torch.version} for CUDA {dotted(torch.cuda)}", values)
 
 
-def driver_for_build(question: Question) -> Answer | None:
-    variant, case = variant_of(question.facts.torch), question.case
+@gpu_rule(
+    "environment.driver_for_build",
+    "{case.driver_needed}",
+    todo="Install a build for an older CUDA, or a newer driver (see the remedy).",
+)
+def driver_for_build(case: Machine) -> Answer | None:
+    variant, version, cuda = case.variant, case.case.driver_version, case.case.driver_cuda
     if not variant or variant == "cpu":
         return None
-    runs = driver_runs(variant, case.driver_version, case.system, driver_cuda=case.driver_cuda)
-    shown = case.driver_version or (
-        f"with CUDA {dotted(case.driver_cuda)}" if case.driver_cuda else "of unknown version"
-    )
-    values = {"driver": case.driver_version, "driver_cuda": case.driver_cuda, "variant": variant}
-    if runs is False and (question.ran or case.is_available):
+    runs = driver_runs(variant, version, case.case.system, driver_cuda=cuda)
+    shown = version or (f"with CUDA {dotted(cuda)}" if cuda else "of unknown version")
+    values = {"driver": version, "driver_cuda": cuda, "variant": variant}
+    if runs is False and (case.ran or case.case.is_available):
         found = f"driver {shown} is below the table's minimum for {variant}, yet CUDA runs: forward compatibility"
-        return Answer(PASS, found, values=values)
-    if runs is False or question.found.word == "driver_too_old_for_runtime":
-        todo = "Install a build for an older CUDA, or a newer driver (see the remedy)."
-        return Answer(FAIL, f"driver {shown} is too old for {variant}", todo, values)
+        return say(True, found, values)
+    if runs is False or case.found.word == "driver_too_old_for_runtime":
+        return say(False, f"driver {shown} is too old for {variant}", values)
     if runs is None:
-        return Answer(INCONCLUSIVE, f"driver {shown}", values=values, required=not question.ran)
-    return Answer(PASS, f"driver {shown} runs {variant}", values=values)
+        return say(None, f"driver {shown}", values, required=not case.ran)
+    return say(True, f"driver {shown} runs {variant}", values)
 
 
-def expected_driver(question: Question) -> str:
-    variant = variant_of(question.facts.torch) or ""
-    floor = driver_floor(variant, question.case.system)
-    return f"driver {text_of(floor)} or newer for {variant}" if floor else f"a driver that runs {variant}"
-
-
-def cuda_starts(question: Question) -> Answer:
-    available, found = question.case.is_available, question.found
-    mask = {name: value for name, value in question.facts.environment.items() if "VISIBLE" in name}
-    if available or question.ran:
-        shown = "".join(f", {name}={value!r}" for name, value in mask.items())
-        return Answer(PASS, f"CUDA starts{shown}", values={"environment": mask})
+@gpu_rule(
+    "environment.cuda_starts",
+    "torch.cuda.is_available() is true",
+    is_gpu_claim=True,
+    promise=1,
+    todo=SEE_REMEDY,
+    settle=CHECK,
+)
+def cuda_starts(case: Machine) -> Answer:
+    available, found = case.case.is_available, case.found
+    mask = {name: value for name, value in case.facts.environment.items() if "VISIBLE" in name}
+    values = {"environment": mask}
+    if available or case.ran:
+        return say(True, "CUDA starts" + "".join(f", {name}={value!r}" for name, value in mask.items()), values)
     if available is None and found.word == "ok":
-        return Answer(INCONCLUSIVE, "whether CUDA starts was not tried", "python -m kit check")
-    unsure = available is None and found.confidence == "low"
-    return Answer(
-        INCONCLUSIVE if unsure else FAIL,
-        "; ".join(found.because),
-        found.ask or SEE_REMEDY,
-        {"environment": mask},
+        return say(None, "whether CUDA starts was not tried")
+    is_unsure, ask = available is None and found.confidence == "low", found.ask or SEE_REMEDY
+    return say(None if is_unsure else False, "; ".join(found.because), values, todo=ask, settle=ask)
+
+
+@gpu_rule(
+    "environment.visible_devices",
+    "a GPU for each entry of CUDA_VISIBLE_DEVICES",
+    required=False,
+    settle="Correct CUDA_VISIBLE_DEVICES, or find out where that GPU went: nvidia-smi -L.",
+)
+def visible_devices(case: Machine) -> Answer | None:
+    """CUDA takes the entries up to the first that it does not know, and says nothing of the rest."""
+    mask, torch = case.facts.environment.get("CUDA_VISIBLE_DEVICES"), case.facts.torch
+    count = torch.device_count if torch else None
+    entries = [entry.strip() for entry in (mask or "").split(",")]
+    if not count or mask is None or count >= len(entries):
+        return None
+    lost = f"nothing answers to {entries[count]!r}" + (
+        "" if count + 1 == len(entries) else ", and what follows is left"
     )
+    return say(None, f"CUDA_VISIBLE_DEVICES={mask!r}: {lost}; torch sees {count} of {len(entries)}")
 
 
-def two_witnesses(question: Question) -> Answer | None:
-    facts = question.facts
+@gpu_rule(
+    "environment.two_witnesses",
+    "the driver and torch name the same card",
+    promise=2,
+    todo="Find out which program is patched, old or from another machine: nvidia-smi -L.",
+    settle="See what nvidia-smi -L says.",
+)
+def two_witnesses(case: Machine) -> Answer | None:
+    facts = case.facts
     gpus = facts.torch.gpus if facts.torch else ()
     if not gpus:
         return None
     names = [gpu.name or "?" for gpu in gpus]
     values = {
         "torch": names,
-        "driver": [gpu.name for gpu in question.driver_gpus],
+        "driver": [gpu.name for gpu in case.driver_gpus],
         "nvidia_smi": list(facts.nvidia_smi_gpus),
         "nvidia_smi_exit_code": facts.nvidia_smi_exit_code,
     }
-    differ = disagreements(facts)
-    if differ:
-        todo = "Find out which program is patched, old or from another machine: nvidia-smi -L."
-        return Answer(FAIL, "; ".join(differ), todo, values)
-    if question.driver_gpus or facts.nvidia_smi_gpus:
-        return Answer(PASS, f"driver and torch agree: {', '.join(names)}", values=values)
+    if differ := disagreements(facts):
+        return say(False, "; ".join(differ), values)
+    if case.driver_gpus or facts.nvidia_smi_gpus:
+        return say(True, f"driver and torch agree: {', '.join(names)}", values)
     if facts.platform.is_tegra and all(is_tegra_capability(gpu.compute_capability or (0, 0)) for gpu in gpus):
-        return Answer(PASS, f"the system is a Jetson, and torch names {names[0]}", values=values)
+        return say(True, f"the system is a Jetson, and torch names {names[0]}", values)
     if facts.has_nvidia_device is False:
         found = f"torch names {names[0]}, and this machine has no NVIDIA device"
-        return Answer(FAIL, found, "Find out what answers in CUDA's place.", values)
-    found = "only torch names the GPU; the driver was not heard"
-    return Answer(INCONCLUSIVE, found, "See what nvidia-smi -L says.", values, facts.source != "text")
+        return say(False, found, values, todo="Find out what answers in CUDA's place.")
+    return say(None, "only torch names the GPU; the driver was not heard", values, required=not case.is_text)
 
 
-def expected_gpu(question: Question) -> Answer | None:
-    wanted, gpu = question.expectation.gpu_name, question.gpu
+@gpu_rule(
+    "environment.expected_gpu",
+    "the GPU in use is {case.expectation.gpu_name!r}",
+    promise=2,
+    todo="Run on the other machine or card, or expect this one.",
+    settle=CHECK,
+)
+def expected_gpu(case: Machine) -> Answer | None:
+    wanted, gpu = case.expectation.gpu_name, case.gpu
     if not wanted:
         return None
     if gpu is None or not gpu.name:
-        return Answer(INCONCLUSIVE, "the name of the GPU is not known")
-    other = partner(gpu, question.driver_gpus)
+        return say(None, "the name of the GPU is not known")
+    other = partner(gpu, case.driver_gpus)
     values = {"expected": wanted, "name": gpu.name, "uuid": gpu.uuid, "mig": is_slice(gpu, other)}
     if is_slice(gpu, other) and "mig" not in wanted.lower():
         profiles = (gpu.mig_profile, other.mig_profile if other else None)
         profile = next((f" {profile}" for profile in profiles if profile and profile != "enabled"), "")
         found = f"the device is a MIG slice{profile} of {gpu.name}, not the full card"
-        return Answer(FAIL, found, "Use the full card, or expect the MIG slice by name.", values)
+        return say(False, found, values, todo="Use the full card, or expect the MIG slice by name.")
     if matches(wanted, gpu.name):
-        return Answer(PASS, f"the GPU in use is {gpu.name}", values=values)
-    todo = "Run on the other machine or card, or expect this one."
-    position = next((gpu.index for gpu in question.case.gpus[1:] if matches(wanted, gpu.name or "")), None)
-    if position is not None:
-        todo = f"Show torch that card alone: CUDA_VISIBLE_DEVICES={position}"
-    return Answer(FAIL, f"the GPU in use is {gpu.name}", todo, values)
+        return say(True, f"the GPU in use is {gpu.name}", values)
+    position = next((gpu.index for gpu in case.case.gpus[1:] if matches(wanted, gpu.name or "")), None)
+    if position is None:
+        return say(False, f"the GPU in use is {gpu.name}", values)
+    todo = f"Show torch that card alone: CUDA_VISIBLE_DEVICES={position}"
+    return say(False, f"the GPU in use is {gpu.name}", values, todo=todo)
 
 
-def min_cuda(question: Question) -> Answer | None:
-    wanted = question.expectation.min_cuda
+@gpu_rule(
+    "environment.gpu_count",
+    "torch sees {case.expectation.gpus} GPUs",
+    settle=CHECK,
+    todo="See which GPUs the driver lists (nvidia-smi -L) and what CUDA_VISIBLE_DEVICES leaves of them.",
+)
+def gpu_count(case: Machine) -> Answer | None:
+    wanted, torch = case.expectation.gpus, case.facts.torch
     if wanted is None:
         return None
-    cuda = question.facts.torch.cuda if question.facts.torch else None
-    if cuda is None:
-        outcome = FAIL if question.found.word == "cpu_only_build" else INCONCLUSIVE
-        return Answer(outcome, "the build has no CUDA, or its version is not known")
-    if cuda >= wanted:
-        return Answer(PASS, f"torch is built with CUDA {dotted(cuda)}", values={"cuda": cuda})
-    todo = f"Install a build for CUDA {dotted(wanted)} or newer that this driver runs."
-    return Answer(FAIL, f"torch is built with CUDA {dotted(cuda)}", todo, {"cuda": cuda})
+    if torch is None or torch.device_count is None:
+        return say(None, "how many GPUs torch sees is not known")
+    found = f"torch sees {torch.device_count}, the driver lists {len(case.driver_gpus)}"
+    return say(torch.device_count == wanted, found, {"expected": wanted, "found": torch.device_count})
 
 
-def exclusive(question: Question) -> Answer | None:
+@gpu_rule(
+    "environment.min_cuda",
+    "torch built with CUDA {case.min_cuda} or newer",
+    todo="Install a build for CUDA {case.min_cuda} or newer that this driver runs.",
+    settle=CHECK,
+)
+def min_cuda(case: Machine) -> Answer | None:
+    wanted, torch = case.expectation.min_cuda, case.facts.torch
+    if wanted is None:
+        return None
+    if torch is None or torch.cuda is None:
+        is_known = case.found.word == "cpu_only_build"
+        return say(False if is_known else None, "the build has no CUDA, or its version is not known")
+    return say(torch.cuda >= wanted, f"torch is built with CUDA {dotted(torch.cuda)}", {"cuda": torch.cuda})
+
+
+@gpu_rule(
+    "environment.exclusive_gpu", "a GPU for this run alone", required=False, settle="Measure again on an idle GPU."
+)
+def exclusive(case: Machine) -> Answer | None:
     """A shared GPU: what is computed is right, but times mean nothing. Not required here."""
     names = ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE")
-    mps = [name for name in names if question.facts.environment.get(name)]
-    busy = next((gpu for gpu in question.driver_gpus if gpu.compute_processes), None)
-    if not mps and busy is None:
-        return None
-    why = f"MPS is on ({', '.join(mps)})" if mps else ""
-    if busy is not None and not mps:
-        why = f"{busy.compute_processes} other process(es) compute on {busy.name}"
-    return Answer(INCONCLUSIVE, f"shared device: {why}", "Measure again on an idle GPU.", required=False)
+    mps = [name for name in names if case.facts.environment.get(name)]
+    busy = next((gpu for gpu in case.driver_gpus if gpu.compute_processes), None)
+    if mps:
+        return say(None, f"shared device: MPS is on ({', '.join(mps)})")
+    return busy and say(None, f"shared device: {busy.compute_processes} other process(es) compute on {busy.name}")
 
 
-def other_gpus(question: Question) -> Answer | None:
+@gpu_rule(
+    "environment.other_gpus",
+    "a build that serves every GPU of the machine",
+    required=False,
+    settle="Hide those GPUs with CUDA_VISIBLE_DEVICES, or use a build that serves all.",
+)
+def other_gpus(case: Machine) -> Answer | None:
     """GPUs beside the one in use that this build cannot serve."""
-    bad = [(gpu, held) for gpu, _, held in question.case.holdings[1:] if held.how in ("none", "ptx")]
-    if not bad:
-        return None
-    found = "; ".join(f"{gpu.name}: {held.reason}" for gpu, held in bad)
-    todo = "Hide those GPUs with CUDA_VISIBLE_DEVICES, or use a build that serves all."
-    return Answer(INCONCLUSIVE, found, todo, required=False)
+    bad = [f"{gpu.name}: {held.reason}" for gpu, _, held in case.case.holdings[1:] if held.how in ("none", "ptx")]
+    return say(None, "; ".join(bad)) if bad else None
 
 
-# Questions about native code: what the table says of the build, what a run showed, and whether they agree.
-#
-# Where a run showed what the table denies, the run counts, and the table's answer is no
-# longer required.
+# Native code: what the table says of the build, what a run showed, and whether they agree. Where a run showed what
+# the table denies, the run counts, and the table's answer is no longer required.
 
 
-def arch(question: Question) -> Answer:
-    held, proof = question.held, question.facts.proof
+@gpu_rule(
+    "native.arch_in_build",
+    "native code for the GPU in the torch build",
+    is_gpu_claim=True,
+    todo="Install a build with code for this GPU (see the remedy).",
+)
+def arch(case: Machine) -> Answer:
+    held, proof = case.held, case.facts.proof
     values = {"how": held.how, "code": held.code, "is_exact": held.is_exact, "source": held.source}
     if held.how == "native":
         note = "" if held.is_exact else f" (note: not built for exactly this chip, runs {held.code} code)"
-        return Answer(PASS, held.reason + note, values=values)
+        return say(True, held.reason + note, values)
     if held.how in ("none", "ptx"):
-        if question.ran and proof is not None and proof.ran_without_ptx_jit is not False:
-            found = f"by the table: {held.reason}; a run decides, and the kernel ran"
-            return Answer(INCONCLUSIVE, found, values=values, required=False)
-        return Answer(FAIL, held.reason, "Install a build with code for this GPU (see the remedy).", values)
-    return Answer(INCONCLUSIVE, held.reason, values=values, required=not question.ran)
+        if case.ran and proof is not None and proof.jit_error is None:
+            return say(None, f"by the table: {held.reason}; a run decides, and the kernel ran", values, required=False)
+        return say(False, held.reason, values)
+    return say(None, held.reason, values, required=not case.ran)
 
 
-def kernel(question: Question) -> Answer:
-    proof, word = question.facts.proof, question.found.word
+@gpu_rule(
+    "native.kernel_ran",
+    "a real kernel runs on the GPU",
+    is_gpu_claim=True,
+    promise=1,
+    todo=SEE_REMEDY,
+    settle="python -m kit check, on the machine itself",
+)
+def kernel_ran(case: Machine) -> Answer:
+    proof, word = case.facts.proof, case.found.word
     if proof is None:
-        is_plain = word == "ok" or question.facts.source == "text"
-        found = "no kernel was run" if is_plain else f"no kernel could be run: {word}"
-        return Answer(INCONCLUSIVE, found, "python -m kit check, on the machine itself")
+        is_plain = word == "ok" or case.is_text
+        return say(None, "no kernel was run" if is_plain else f"no kernel could be run: {word}")
     values = {"device": proof.device, "size": proof.size, "dtype": proof.dtype, "seconds": proof.seconds}
     if proof.device == "cpu":
-        return Answer(FAIL, "the kernel ran on the CPU", "Ask for device cuda.", values)
+        return say(False, "the kernel ran on the CPU", values, todo="Ask for device cuda.")
     if proof.ran:
-        return Answer(PASS, f"a {proof.size} x {proof.size} {proof.dtype} product ran", values=values)
-    found = f"the kernel failed: {(proof.error or 'no text')[:300]}"
-    if question.found.cause == "force_ptx_jit":
-        found = question.found.because[0]
-    return Answer(FAIL, found, SEE_REMEDY, values)
+        more = f", and the kernel of {proof.library}" if proof.library else ""
+        return say(True, f"a {proof.size} x {proof.size} {proof.dtype} product ran{more}", values)
+    if case.found.cause == "force_ptx_jit":
+        return say(False, case.found.because[0], values)
+    return say(False, f"the kernel failed: {(proof.error or 'no text')[:300]}", values)
 
 
-def numbers(question: Question) -> Answer | None:
-    proof = question.facts.proof
-    if proof is None or not proof.ran:
+@MACHINE.rule(
+    "native.numbers",
+    "the product agrees with float64",
+    is_gpu_claim=True,
+    todo="Do not trust this device or build; run again.",
+    settle=CHECK,
+)
+def numbers(case: Machine) -> Answer | None:
+    proof, where = case.facts.proof, "on the CPU: " if case.is_rehearsal else ""
+    if proof is None or (not proof.ran and not case.is_rehearsal):
         return None
+    if not proof.ran:
+        return say(False, f"{where}{proof.error}")
     error, limit = proof.max_relative_error, proof.limit
     if error is None or limit is None:
-        return Answer(INCONCLUSIVE, "the result was not compared with float64")
-    found, values = f"largest relative error {error:.2g}, limit {limit:.2g}", {"error": error, "limit": limit}
-    if error <= limit:
-        return Answer(PASS, found, values=values)
-    return Answer(FAIL, found, "Do not trust this GPU or build; run again.", values)
+        return say(None, f"{where}the result was not compared with float64")
+    found = f"{where}largest relative error {error:.2g}, limit {limit:.2g}"
+    return say(error <= limit, found, {"error": error, "limit": limit})
 
 
-def without_jit(question: Question) -> Answer | None:
+@gpu_rule(
+    "native.without_ptx_jit",
+    "the kernel runs where the driver refuses to compile PTX",
+    is_gpu_claim=True,
+    todo="Install a build with native code (see the remedy).",
+    settle=CHECK,
+)
+def without_jit(case: Machine) -> Answer | None:
     """Native where the process that ran it was refused a module of PTX, which a process that may compile loads."""
-    proof = question.facts.proof
-    if not question.ran or proof is None:
+    proof = case.facts.proof
+    if not case.ran or proof is None:
         return None
-    values = {"jit": proof.jit and proof.jit.code, "jit_allowed": proof.jit_allowed and proof.jit_allowed.code}
+    jit, allowed = proof.jit or JitControl(None, "not tried"), proof.jit_allowed
+    values = {"jit": jit.code, "jit_allowed": allowed and allowed.code}
+    if proof.jit_error is not None:
+        return say(False, f"runs by PTX JIT, not native: {proof.jit_error[:300]}", values)
     if proof.ran_without_ptx_jit:
-        return Answer(PASS, "native code: PTX is refused here", values=values)
-    if proof.ran_without_ptx_jit is False:
-        why = f"runs by PTX JIT, not native: {(proof.jit_error or '')[:300]}"
-        return Answer(FAIL, why, "Install a build with native code (see the remedy).", values)
-    if proof.jit is None:
-        why = "not tried"
-    elif proof.jit.is_refused:
-        why = f"PTX is refused with the driver's compiler allowed too ({proof.jit_allowed and proof.jit_allowed.code})"
-    else:
-        why = proof.jit.reason or f"the driver answered {proof.jit.code} to a module of PTX"
-    return Answer(INCONCLUSIVE, f"nothing shows that no PTX was compiled: {why}", "python -m kit check", values)
+        return say(True, "native code: PTX is refused here", values)
+    why = jit.reason or f"it answered {jit.code} to a module of PTX"
+    if jit.is_refused and allowed:
+        why = f"PTX is refused where the driver may compile it too: {allowed.reason or allowed.code}"
+    return say(None, f"nothing shows that the driver compiled no PTX: {why}", values)
 
 
-def agreement(question: Question) -> Answer | None:
+@gpu_rule(
+    "native.rule_agrees_with_run",
+    "table and run say the same",
+    required=False,
+    settle="Trust the run; tell the maintainers of the table which GPU, driver and build this is.",
+)
+def agreement(case: Machine) -> Answer | None:
     """The table against the run. A disagreement is worth knowing, but the run decides."""
-    proof, held = question.facts.proof, question.held
+    proof, held = case.facts.proof, case.held
     if proof is None or proof.device == "cpu" or held.how in ("unknown", "possible"):
         return None
-    if question.found.cause == "force_ptx_jit":
-        # the variable, not the build, decided
+    if case.found.cause == "force_ptx_jit":
+        # The variable, not the build, decided.
         return None
-    says, shows = held.how == "native", proof.ran and proof.ran_without_ptx_jit is not False
+    says, shows = held.how == "native", proof.ran and proof.jit_error is None
     if says == shows:
-        return Answer(PASS, "table and run agree", required=False)
-    found = f"the table says {'yes' if says else 'no'} ({held.reason}), the run says {'yes' if shows else 'no'}"
-    todo = "Trust the run; tell the maintainers of the table which GPU, driver and build this is."
-    return Answer(INCONCLUSIVE, found, todo, required=False)
-
-
-# The questions that the judge asks of a machine, in the order of the report.
-
-
-def ask(question: Question) -> tuple[Check, ...]:
-    """Every question that applies, with its answer."""
-    checks = []
-    for name, expected, answer_to in QUESTIONS:
-        answer = answer_to(question)
-        if answer is not None:
-            text = expected(question) if callable(expected) else expected
-            checks.append(Check(name, answer.outcome, answer.found, text, answer.todo, answer.values, answer.required))
-    return tuple(checks)
-
-
-QUESTIONS: tuple[tuple[str, str | Callable[[Question], str], Callable[[Question], Answer | None]], ...] = (
-    ("environment.driver", "an NVIDIA driver that answers and lists the GPU", driver),
-    ("environment.driver_state", "no error of the GPU in the kernel log", driver_state),
-    ("environment.torch_build", "a torch build with CUDA", torch_build),
-    ("environment.driver_for_build", expected_driver, driver_for_build),
-    ("environment.cuda_starts", "torch.cuda.is_available() is true", cuda_starts),
-    ("environment.two_witnesses", "the driver and torch name the same card", two_witnesses),
-    (
-        "environment.expected_gpu",
-        lambda q: f"the GPU in use is {q.expectation.gpu_name!r}",
-        expected_gpu,
-    ),
-    (
-        "environment.min_cuda",
-        lambda q: f"torch built with CUDA {dotted(q.expectation.min_cuda)} or newer",
-        min_cuda,
-    ),
-    ("environment.exclusive_gpu", "a GPU for this run alone", exclusive),
-    ("environment.other_gpus", "a build that serves every GPU of the machine", other_gpus),
-    ("native.arch_in_build", "native code for the GPU in the torch build", arch),
-    ("native.kernel_ran", "a real kernel runs on the GPU", kernel),
-    ("native.numbers", "the product agrees with float64", numbers),
-    ("native.without_ptx_jit", "the kernel runs with PTX JIT switched off", without_jit),
-    ("native.rule_agrees_with_run", "table and run say the same", agreement),
-)
-
-
-__all__ = ["DIAGNOSES", "Expectation", "judge", "still_there"]
-
-_GPU_QUESTIONS = (
-    "environment.driver",
-    "environment.cuda_starts",
-    "native.arch_in_build",
-    "native.kernel_ran",
-    "native.without_ptx_jit",
-)
+        return say(True, "table and run agree")
+    return say(
+        None, f"the table says {'yes' if says else 'no'} ({held.reason}), the run says {'yes' if shows else 'no'}"
+    )
 
 
 def judge(facts: MachineFacts, expectation: Expectation) -> Verdict:
@@ -515,14 +584,12 @@ def judge(facts: MachineFacts, expectation: Expectation) -> Verdict:
 
     A rehearsal has no diagnosis, since the GPU was not asked for.
     """
-    case = Case(facts)
-    if expectation.device == "cpu" or (expectation.device == "auto" and _shows_no_gpu(case)):
-        return Verdict.of(_rehearsal(facts))
-    held = holding(facts, capability_of(case.gpus[0]) if case.gpus else None)
-    found = diagnose(facts)
-    checks = ask(Question(case, expectation, found, held))
+    case = Machine(facts, expectation)
+    checks = MACHINE.checks(case)
+    if case.is_rehearsal:
+        return Verdict.of(checks)
     lied = any(check.id == "environment.two_witnesses" and check.outcome is Outcome.FAIL for check in checks)
-    return Verdict.of(checks, "other" if lied else found.word)
+    return Verdict.of(checks, "other" if lied else case.found.word)
 
 
 def still_there(begin: MachineFacts, end: MachineFacts | None) -> Check:
@@ -550,23 +617,3 @@ def still_there(begin: MachineFacts, end: MachineFacts | None) -> Check:
 def _devices(facts: MachineFacts) -> list[tuple[str | None, str | None, str | None]]:
     driver = facts.driver
     return [(driver.version, gpu.name, gpu.uuid) for gpu in driver.gpus] if driver else []
-
-
-def _shows_no_gpu(case: Case) -> bool:
-    return case.facts.has_nvidia_device is False and not case.gpus
-
-
-def _rehearsal(facts: MachineFacts) -> list[Check]:
-    """An explicit CPU run: the GPU's questions are not asked; the CPU's numbers are."""
-    found = "not asked: this is a rehearsal on the CPU"
-    checks = [Check(name, Outcome.REHEARSAL, found, "a GPU run answers it") for name in _GPU_QUESTIONS]
-    if facts.torch is None and facts.source != "text":
-        found = "torch is not installed"
-        checks.append(Check("environment.torch_build", Outcome.FAIL, found, "a torch build", "Install torch."))
-    proof = facts.proof
-    if proof is None:
-        return checks
-    right = proof.ran and (proof.max_relative_error or 0) <= (proof.limit or float("inf"))
-    found = f"on the CPU: {proof.error or f'largest relative error {proof.max_relative_error or 0:.1e}'}"
-    outcome = Outcome.REHEARSAL if right else Outcome.FAIL
-    return [*checks, Check("native.numbers", outcome, found, "the product agrees with float64")]

@@ -7,7 +7,7 @@ import pytest
 from explain_texts import TEXTS, VLLM_INFO, smi
 
 from kit.extras.explain.explain import as_json, as_text, exit_code, explain
-from kit.gpu.judge_machine import DIAGNOSES
+from kit.gpu.diagnose import DIAGNOSES
 from kit.records import dumps
 
 

@@ -21,9 +21,9 @@ from machine_sample import (
     verdict,
 )
 
-from kit.gpu.diagnose import mask_problem
+from kit.gpu.diagnose import DIAGNOSES, mask_problem
 from kit.gpu.facts import Driver, Gpu, KernelProof, MachineFacts, Platform, Torch
-from kit.gpu.judge_machine import DIAGNOSES, matches, still_there
+from kit.gpu.judge_machine import matches, still_there
 from kit.records import Outcome
 
 
