@@ -4,7 +4,13 @@ This file and kit/__init__.py stay readable for old Pythons, which otherwise wou
 show a syntax error in place of the one sentence they need.
 """
 
+import os
 import sys
+
+# `-m` puts the current folder first, where a bundle from a stranger may hold a json.py: nothing is imported from it.
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if sys.path and os.path.abspath(sys.path[0] or os.curdir) != _HERE and sys.path[0] in ("", os.getcwd()):
+    del sys.path[0]
 
 
 def main(argv=None):

@@ -532,14 +532,12 @@ def run_report(args: argparse.Namespace) -> Answer:
 def run_verify(args: argparse.Namespace) -> Answer:
     import datetime
 
-    from kit.evidence.bundle import running_state
     from kit.evidence.sign import checker
     from kit.evidence.verify import text, verify
 
     found = verify(
         args.bundle,
         check_signature=checker(args.allowed_signers, args.identity),
-        is_running=lambda path: running_state(path) == "RUNNING",
         now=datetime.datetime.now(datetime.UTC),
         reviewer_nonce=args.nonce,
     )
@@ -549,7 +547,7 @@ def run_verify(args: argparse.Namespace) -> Answer:
         "reported": found.reported,
         "worth": found.worth,
         "run_id": found.run_id,
-        "checks": [{**to_json(step.check), "state": step.state} for step in found.steps],
+        "checks": to_json(found.checks),
     }
     return Answer(text(found), record, found.exit_code)
 

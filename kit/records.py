@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import json
 import math
 import types
@@ -189,7 +190,7 @@ def _from_union(kinds: tuple[Any, ...], data: Any, where: str) -> Any:
 
 def _from_dataclass(kind: Any, data: Any, where: str) -> Any:
     _expect(isinstance(data, dict), where, "an object", data)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
+    fields, hints = _fields(kind)
     unknown = sorted(set(data) - set(fields))
     _expect(not unknown, where, "only the fields " + ", ".join(fields), unknown)
     missing = [
@@ -198,8 +199,13 @@ def _from_dataclass(kind: Any, data: Any, where: str) -> Any:
         if name not in data and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
     _expect(not missing, where, "the fields " + ", ".join(missing), list(data))
-    hints = typing.get_type_hints(kind)
     return kind(**{name: from_json(hints[name], item, f"{where}.{name}") for name, item in data.items()})
+
+
+@functools.cache
+def _fields(kind: Any) -> tuple[dict[str, dataclasses.Field], dict[str, Any]]:
+    """Fields and types of a record; a bundle holds thousands of the same kind."""
+    return {field.name: field for field in dataclasses.fields(kind)}, typing.get_type_hints(kind)
 
 
 def _expect(is_so: bool, where: str, expected: str, found: Any) -> None:

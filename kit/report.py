@@ -27,6 +27,7 @@ from kit.evidence.bundle import Bundle, open_bundle
 from kit.evidence.conclude import conclude
 from kit.evidence.contents import COMPLETE, FAILED, INTERRUPTED, Evidence, NotebookRun, RunRecord
 from kit.evidence.execute import check_parameters, execute, read_parameters
+from kit.evidence.source import kit_sha256
 from kit.gpu.check import expect, resolve_device
 from kit.gpu.facts import MachineFacts
 from kit.gpu.judge_machine import judge
@@ -240,7 +241,6 @@ def _is_alone(bundle: Bundle, record: RunRecord) -> bool:
 
 def _finish(bundle: Bundle, record: RunRecord) -> Report:
     bundle.write_json("raw/run.json", record)
-    bundle.write("training_log.txt", training_log(bundle.path / "raw" / "steps.jsonl"))
     files = bundle.settle()
     evidence = conclude(files)
     return Report(bundle.finish(evidence), evidence, (*_remedy(files, record), *bundle.notes))
@@ -273,35 +273,13 @@ def _remedy(files: Mapping[str, bytes], record: RunRecord) -> tuple[str, ...]:
     return (cure.summary, *(f"    {command}" for command in cure.commands))
 
 
-def training_log(steps: Path) -> str:
-    """The steps as lines of text, from the records."""
-    head = "# written by kit report from raw/steps.jsonl; loss in nats per token, times synchronised with the device\n"
-    if not steps.exists():
-        return head + "# no step was run\n"
-    lines = []
-    for line in steps.read_text(encoding="utf-8").splitlines():
-        step = json.loads(line)
-        loss = "not finite" if step["loss"] is None else f"{step['loss']:.5f}"
-        norm = "not finite" if step["grad_norm"] is None else f"{step['grad_norm']:.4f}"
-        lines.append(
-            f"step {step['step']:>4}  loss {loss}  grad_norm {norm}  lr {step['lr']:g}  samples {step['samples']}  "
-            f"tokens {step['tokens']}  {step['step_time_s'] * 1e3:.2f} ms  "
-            f"memory {step['memory_allocated_bytes'] or 0} B\n"
-        )
-    return head + "".join(lines)
-
-
 def code_identity() -> dict[str, Any]:
     """Which code ran: a hash over the package's sources, and the commit where git tells it."""
-    digest = hashlib.sha256()
-    for path in sorted((ROOT / "kit").rglob("*.py")):
-        digest.update(f"{path.relative_to(ROOT).as_posix()}\0".encode())
-        digest.update(path.read_bytes().replace(b"\r\n", b"\n"))
     commit = _git("rev-parse", "HEAD")
     status = _git("status", "--porcelain", "--untracked-files=no")
     diff = _git("diff", "HEAD") if status else None
     return {
-        "source_sha256": digest.hexdigest(),
+        "source_sha256": kit_sha256(),
         "commit": commit,
         "is_dirty": None if status is None else bool(status),
         "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else None,

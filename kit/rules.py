@@ -39,7 +39,8 @@ class Rule:
     """id: claim and question. expected: what a healthy case shows. todo: what to do about a FAIL. settle: the command
     that would decide where evidence is missing. required: whether it counts towards the verdict. is_gpu_claim: in a
     rehearsal on a CPU nothing is claimed, so what is missing there is REHEARSAL; what contradicts is FAIL anywhere.
-    promise: the number of the report's promise that rests on it."""
+    promise: the number of the report's promise that rests on it. stops: where it is red, the rules after it mean
+    nothing and are not reached."""
 
     id: str
     ask: Callable[[Any], Answer | None]
@@ -49,6 +50,7 @@ class Rule:
     required: bool = True
     is_gpu_claim: bool = False
     promise: int | None = None
+    stops: bool = False
 
     def check(self, case: Any, *, is_rehearsal: bool = False) -> Check | None:
         """The answer as a check; None where the question does not apply."""
@@ -65,6 +67,9 @@ class Rule:
         then = {Outcome.INCONCLUSIVE: rule.settle, Outcome.FAIL: rule.todo, Outcome.INVALID: rule.todo}.get(outcome, "")
         expected, then = rule.expected.format(case=case), then.format(case=case)
         return Check(rule.id, outcome, answer.found, expected, then, answer.values, rule.required)
+
+    def not_reached(self, stopper: str) -> Check:
+        return Check(self.id, Outcome.INCONCLUSIVE, f"not reached: {stopper} is red", self.expected)
 
 
 class Rules:
@@ -89,6 +94,10 @@ class Rules:
 
     def checks(self, case: Any) -> tuple[Check, ...]:
         """One check for each rule whose question applies to `case`."""
-        is_rehearsal = self._rehearses(case)
-        made = (rule.check(case, is_rehearsal=is_rehearsal) for rule in self._rules)
-        return tuple(check for check in made if check is not None)
+        is_rehearsal, made, stopper = self._rehearses(case), [], ""
+        for rule in self._rules:
+            check = rule.check(case, is_rehearsal=is_rehearsal) if not stopper else rule.not_reached(stopper)
+            made += [check] if check is not None else []
+            if rule.stops and check is not None and check.outcome not in (Outcome.PASS, Outcome.REHEARSAL):
+                stopper = stopper or rule.id
+        return tuple(made)

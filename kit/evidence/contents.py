@@ -1,8 +1,13 @@
-"""The raw files of a bundle, parsed: what was recorded, before anything is concluded from it."""
+"""What a report says, as one frozen value, and the raw files of a bundle from which it follows.
+
+evidence.json is `Evidence` and nothing else. `kit.evidence.conclude` derives it from facts/ and raw/ alone, so that
+a verifier can derive it again. Shapes and reading, no rule; a number that is not known is None with a reason, never 0.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,12 +18,6 @@ from kit.gpu.judge_machine import Expectation
 from kit.records import Outcome, Verdict, from_json, loads
 from kit.sweep.table import BenchResult, Ceilings, Row, SameLosses, from_csv
 from kit.train.steps import ControlRecord, StepRecord, TelemetrySample, TrainingRun
-
-# What a report says, as one frozen value: evidence.json is this and nothing else.
-#
-# `kit.evidence.conclude` derives it from facts/ and raw/ of a bundle alone, so that a
-# verifier can derive it again. This module holds shapes and no rule; a number that is
-# not known is None with a reason, never 0.
 
 SCHEMA_VERSION = "2.0"
 
@@ -78,8 +77,8 @@ class Evidence:
     """A whole report. state: 'COMPLETE', 'FAILED' or 'INTERRUPTED'.
 
     code: commit, is_dirty, diff_sha256 of the kit that ran. device: 'cuda' or 'cpu', as
-    asked for. headline: one sentence that a manager understands. limits: what the report
-    does not show. Times are ISO 8601 in UTC.
+    asked for. system: the system under test, a line a part. headline: one sentence that a
+    manager understands. limits: what the report does not show. Times are ISO 8601 in UTC.
     """
 
     schema_version: str
@@ -92,6 +91,7 @@ class Evidence:
     state: str
     started_utc: str
     ended_utc: str
+    system: Mapping[str, str]
     verdict: Verdict
     claims: Mapping[str, str]
     promises: tuple[Promise, ...]
@@ -187,6 +187,15 @@ def parsed(name: str, make: Callable[[], Any]) -> Any:
         return make()
     except (ValueError, KeyError, TypeError, KitError) as error:
         raise BundleInvalid(f"{name}: {error}", expected="a file as the kit writes it") from error
+
+
+def utc(told: str) -> datetime.datetime | None:
+    """A time of the report; None where it is not ISO 8601 in UTC."""
+    try:
+        moment = datetime.datetime.fromisoformat(told)
+    except ValueError:
+        return None
+    return moment if moment.utcoffset() == datetime.timedelta(0) else None
 
 
 def value(number: Number) -> str:

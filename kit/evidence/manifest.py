@@ -28,6 +28,7 @@ TEXT_SUFFIXES = (".txt", ".md", ".json", ".jsonl", ".csv", ".html", ".svg", ".ip
 _DERIVED = (
     "README.md",
     "index.html",
+    "training_log.txt",
     EVIDENCE,
     "ro-crate-metadata.json",
     SUMS,

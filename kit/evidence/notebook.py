@@ -56,13 +56,19 @@ def _output(output: Mapping[str, Any]) -> str:
 
 def picture(base64_text: str, alt: str) -> str:
     """An image tag with the PNG as data, or a sentence where it is no PNG."""
-    try:
-        data = base64.b64decode(re.sub(r"\s", "", base64_text), validate=True)
-    except (ValueError, binascii.Error):
-        data = b""
-    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+    data = _png(base64_text)
+    if not data:
         return f"<p>A picture that is not a PNG is not shown: {in_html(alt)}</p>"
     return f"<img src='data:image/png;base64,{base64.b64encode(data).decode()}' alt='{in_html(alt)}'>"
+
+
+def _png(base64_text: str) -> bytes:
+    """The picture; empty where it is none."""
+    try:
+        data = base64.b64decode("".join(base64_text.split()), validate=True)
+    except ValueError:
+        return b""
+    return data if data.startswith(b"\x89PNG\r\n\x1a\n") else b""
 
 
 # --- Markdown: headings, paragraphs, lists, tables, code; nothing that loads or runs ---
@@ -185,6 +191,31 @@ def text(source: Any) -> str:
     """A notebook keeps text as one string or as a list of lines."""
     whole = "".join(part for part in source if isinstance(part, str)) if isinstance(source, list) else source
     return whole.replace("\r\n", "\n") if isinstance(whole, str) else ""
+
+
+def injected(notebook: Mapping[str, Any], name: str) -> str | None:
+    """The text that papermill gave the notebook's parameter `name`; None where it gave none."""
+    for cell in notebook.get("cells", ()):
+        if "injected-parameters" in cell.get("metadata", {}).get("tags", ()):
+            found = re.search(rf"""(?m)^{name} = (["'])(.*)\1$""", text(cell.get("source")))
+            return found[2] if found else None
+    return None
+
+
+def pictures(notebook: Mapping[str, Any]) -> set[bytes]:
+    """The PNG of every output."""
+    found = (text(output.get("data", {}).get("image/png")) for output in _outputs(notebook))
+    return {data for data in map(_png, found) if data}
+
+
+def printed(notebook: Mapping[str, Any]) -> list[str]:
+    """The plain text of every output."""
+    return [text(output.get("text") or output.get("data", {}).get("text/plain")) for output in _outputs(notebook)]
+
+
+def _outputs(notebook: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for cell in notebook.get("cells", ()):
+        yield from cell.get("outputs", ())
 
 
 def _own_cells(notebook: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

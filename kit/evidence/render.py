@@ -10,6 +10,7 @@ import base64
 import dataclasses
 import html as html_text
 import re
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -227,8 +228,9 @@ def derived(
         if name.startswith("notebooks/"):
             page_name = str(PurePosixPath(name).with_suffix(".html"))
             made[page_name] = notebook_page(files[name], PurePosixPath(name).stem).encode()
+    made["training_log.txt"] = training_log(files.get("raw/steps.jsonl", b""))
     made["README.md"] = readme(evidence).encode()
-    made["index.html"] = page(evidence, files).encode()
+    made["index.html"] = page(evidence, ChainMap(made, files)).encode()
     known = dict(entries or {})
     hashed = [known[name] if name in known else Entry.of(name, files[name]) for name in base]
     hashed += [Entry.of(name, data) for name, data in made.items()]
@@ -240,6 +242,23 @@ def derived(
         made[name] = make()
         hashed.append(Entry.of(name, made[name]))
     return made
+
+
+def training_log(steps: bytes) -> bytes:
+    """raw/steps.jsonl as lines of text."""
+    lines = ["# from raw/steps.jsonl; loss in nats per token, times synchronised with the device"]
+    for line in steps.splitlines() or [b"{}"]:
+        step = loads(line)
+        told = [f"step {step['step']:>4}"] if "step" in step else ["# no step was run"]
+        for name, form in (("loss", ".5f"), ("grad_norm", ".4f"), ("lr", "g"), ("samples", ""), ("tokens", "")):
+            if name in step:
+                told.append(f"{name} {'not finite' if step[name] is None else format(step[name], form)}")
+        if "step_time_s" in step:
+            told.append(f"{step['step_time_s'] * 1e3:.2f} ms")
+        if step.get("memory_allocated_bytes"):
+            told.append(f"memory {step['memory_allocated_bytes']} B")
+        lines.append("  ".join(told))
+    return "\n".join([*lines, ""]).encode()
 
 
 def notebook_page(data: bytes, title: str) -> str:

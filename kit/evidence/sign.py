@@ -15,10 +15,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from kit.errors import UsageError
+from kit.errors import BundleInvalid, UsageError
 from kit.evidence.manifest import MANIFEST, SIGNATURE
-from kit.evidence.verify import SignatureCheck
+from kit.evidence.verify import SignatureCheck, verify
 from kit.evidence.write import write_atomic
+from kit.records import Outcome
 
 NAMESPACE = "kit-evidence"
 _TIMEOUT_S = 60
@@ -32,6 +33,12 @@ def sign(bundle: Path, key: Path) -> Path:
     manifest = Path(bundle) / MANIFEST
     if not manifest.is_file():
         raise UsageError(f"{bundle} has no {MANIFEST}", expected="the folder of a report", todo="unpack a zip first")
+    # Who signs vouches, so nothing is signed that does not verify. An older signature gives way.
+    found = verify(Path(bundle))
+    red = [c for c in found.checks if c.outcome is Outcome.INVALID and c.id != "bundle.signature"]
+    if red or found.reported is None:
+        told = red[0].found if red else "it could not be judged"
+        raise BundleInvalid(f"{bundle} does not verify: {told}", expected="a whole bundle", todo=f"kit verify {bundle}")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / MANIFEST
         copy.write_bytes(manifest.read_bytes())
@@ -52,14 +59,24 @@ def checker(
     """The `check_signature` of `kit.evidence.verify`: who, of those that the reader trusts, signed.
 
     allowed_signers: a file as `man ssh-keygen` describes it; with it an unsigned bundle is not
-    enough. identity: who has to have signed; without it, any one of the file.
+    enough. identity: who has to have signed; without it, any one of the file. Raises UsageError
+    for a demand that could not be met: an identity without the file, an empty one, a file that is not there.
     """
+    if identity is not None and (not identity.strip() or allowed_signers is None):
+        raise UsageError(
+            f"--identity {identity!r}" + ("" if allowed_signers else " without --allowed-signers"),
+            expected="a name, and the file that says which key is whose",
+            todo="give --allowed-signers FILE --identity NAME",
+        )
+    if allowed_signers is not None and not allowed_signers.is_file():
+        raise UsageError(f"{allowed_signers} is no file", expected="a file as man ssh-keygen describes it")
 
     def check(manifest: bytes, signature: bytes | None) -> SignatureCheck | None:
         if signature is None:
             return SignatureCheck("signer_unknown", "it is not signed") if allowed_signers else None
         if shutil.which("ssh-keygen") is None:
-            return SignatureCheck("not_checked", "signed; not checked, since ssh-keygen is not installed")
+            state = "signer_unknown" if allowed_signers else "not_checked"
+            return SignatureCheck(state, "Signed; not checked, since ssh-keygen is not installed")
         if not _is_canonical(signature):
             return SignatureCheck("invalid", "the signature file was changed")
         with tempfile.TemporaryDirectory() as folder:
@@ -83,6 +100,11 @@ def _checked(manifest: bytes, signature: Path, allowed: Path | None, identity: s
             "verify", "-f", str(allowed), "-I", name, "-n", NAMESPACE, "-s", str(signature), data=manifest
         )
         if done.returncode == 0:
+            # With an identity the reader said who; without one the file may only say a pattern.
+            if identity is None and set(name) & set("*?!,"):
+                return SignatureCheck(
+                    "valid", f"Signed with key {key}, which the pattern {name!r} admits: no person is named"
+                )
             return SignatureCheck("valid", f"Signed by {name} with key {key}: this person vouches")
     return SignatureCheck(
         "signer_unknown", f"the signature holds, but key {key} is not of {identity or 'an allowed signer'}"

@@ -1,4 +1,4 @@
-"""A bundle that came from a stranger, as a read-only mapping of names to bytes: a folder or a zip.
+"""A bundle that came from a stranger, as a read-only mapping of names to bytes: a folder, a zip or a tar.gz.
 
 Nothing is followed, extracted or trusted: links, devices, odd names, bombs and sizes over
 the limits are refused before a byte of content is read, and all problems are told at once.
@@ -6,15 +6,20 @@ the limits are refused before a byte of content is read, and all problems are to
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import os
 import re
 import stat
 import struct
+import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from kit.errors import BundleInvalid
 from kit.evidence.manifest import (
@@ -23,24 +28,26 @@ from kit.evidence.manifest import (
     MAX_FILES,
     MAX_TOTAL_BYTES,
     MAX_ZIP_RATIO,
-    STATE,
     Entry,
     check_json_size,
 )
 from kit.records import loads
 from kit.units import MiB, memory
 
-# How large a bundle may be, so that a hostile one costs seconds and megabytes, not hours and gigabytes.
-
-
 _REPARSE_POINT = 0x400
+# What Finder and Explorer leave in a folder that they open or pack.
+_LITTER = re.compile(r"(.*/)?(\.DS_Store|\._[^/]*|Thumbs\.db|desktop\.ini)|__MACOSX/.*", re.IGNORECASE)
+_AGAIN = "zip the folder again, as `zip -r` and file managers do (Deflate, no password), or verify the folder itself"
 
 
 class Source(Mapping[str, bytes]):
-    """The files of a bundle. Reading one is bounded by its declared size; nothing is cached but hashes."""
+    """The files of a bundle. Reading one is bounded by its declared size; nothing is cached but hashes.
 
-    def __init__(self, sizes: Mapping[str, int], where: str) -> None:
-        self.sizes, self.where = dict(sizes), where
+    aside: how many files of a file manager were left out.
+    """
+
+    def __init__(self, found: _Found, where: str) -> None:
+        self.sizes, self.where, self.aside = found.checked(), where, found.aside
         self._entries: dict[str, Entry] = {}
 
     def __iter__(self) -> Iterator[str]:
@@ -82,7 +89,7 @@ class _Folder(Source):
         self._path = path
         found = _Found()
         _walk(path, "", found)
-        super().__init__(found.checked(), "folder")
+        super().__init__(found, "folder")
 
     def _blocks(self, name: str) -> Iterator[bytes]:
         flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -93,28 +100,31 @@ class _Folder(Source):
             yield from _bounded(file, self.sizes[name], name)
 
 
-class _Zip(Source):
-    def __init__(self, path: Path) -> None:
-        _check_directory_size(path)
-        self._zip = zipfile.ZipFile(path)
+class _Packed(Source):
+    """A zip or a tar: its members by their names in the bundle, without the folder that packing put before them."""
+
+    def __init__(self, archive: zipfile.ZipFile | tarfile.TarFile, found: _Found, members: dict, where: str) -> None:
+        self._archive = archive
+        top = next((name for name in members if PurePosixPath(name).name == MANIFEST and name.count("/") == 1), None)
+        prefix = top.removesuffix(MANIFEST) if top and MANIFEST not in members else ""
+        if all(name.startswith(prefix) for name in members):
+            members = {name[len(prefix) :]: member for name, member in members.items()}
+            found.sizes = {name[len(prefix) :]: size for name, size in found.sizes.items()}
+        self._members = members
         try:
-            found = _Found()
-            _list_zip(self._zip, found)
-            sizes = found.checked()
+            super().__init__(found, where)
         except BundleInvalid:
-            self._zip.close()
+            self.close()
             raise
-        # Zipping a folder puts its name before every path.
-        top = os.path.commonpath(sizes) + "/" if sizes and MANIFEST not in sizes and STATE not in sizes else ""
-        self._prefix = top if f"{top}{MANIFEST}" in sizes or f"{top}{STATE}" in sizes else ""
-        super().__init__({name[len(self._prefix) :]: size for name, size in sizes.items()}, "zip")
 
     def _blocks(self, name: str) -> Iterator[bytes]:
+        opened = self._archive.open if isinstance(self._archive, zipfile.ZipFile) else self._archive.extractfile
         try:
-            with self._zip.open(self._prefix + name) as file:
+            with opened(self._members[name]) as file:
                 yield from _bounded(file, self.sizes[name], name)
         except (
             zipfile.BadZipFile,
+            tarfile.TarError,
             zlib.error,
             EOFError,
             RuntimeError,
@@ -124,7 +134,9 @@ class _Zip(Source):
             raise _refused([f"{name!r} cannot be unpacked ({error})"]) from None
 
     def close(self) -> None:
-        self._zip.close()
+        self._archive.close()
+        if isinstance(self._archive, tarfile.TarFile):
+            self._archive.fileobj.close()
 
 
 class _Found:
@@ -133,11 +145,17 @@ class _Found:
     def __init__(self) -> None:
         self.sizes: dict[str, int] = {}
         self.problems: list[str] = []
+        self.unusual: list[str] = []
+        self.aside = 0
         self._folded: dict[str, str] = {}
 
-    def add(self, name: str, size: int) -> None:
-        if len(self.sizes) >= MAX_FILES:
+    def add(self, name: str, size: int) -> bool:
+        """Whether the file counts; what a file manager left behind does not."""
+        if len(self.sizes) + self.aside >= MAX_FILES:
             raise _refused([f"more than {MAX_FILES} files"])
+        if _LITTER.fullmatch(name):
+            self.aside += 1
+            return False
         if name in self.sizes:
             self.problems.append(f"{name!r} stands twice")
         elif name.casefold() in self._folded:
@@ -148,27 +166,32 @@ class _Found:
             self.problems.append(f"{name!r} has {memory(size)}, over {memory(MAX_FILE_BYTES)}")
         self.sizes[name] = size
         self._folded[name.casefold()] = name
+        return True
 
     def checked(self) -> dict[str, int]:
         if sum(self.sizes.values()) > MAX_TOTAL_BYTES:
             self.problems.append(f"more than {memory(MAX_TOTAL_BYTES)} in all")
         if self.problems:
             raise _refused(self.problems)
+        if self.unusual:
+            raise BundleInvalid("; ".join(self.unusual[:5]), expected="a plain zip", todo=_AGAIN)
         return self.sizes
 
 
 def open_source(path: Path) -> Source:
-    """The bundle at `path`. Raises BundleInvalid where it is unsafe or neither a folder nor a zip."""
+    """The bundle at `path`. Raises BundleInvalid where it is unsafe, or no folder, zip or tar."""
     info = path.lstat()
     if stat.S_ISDIR(info.st_mode) and not _is_link(info):
         return _Folder(path)
     if not stat.S_ISREG(info.st_mode) or _is_link(info):
         raise _refused(["it is a link or a device"])
     try:
-        return _Zip(path)
-    except (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            is_tar = file.read(2) == b"\x1f\x8b"
+        return _tar(path) if is_tar else _zip(path)
+    except (zipfile.BadZipFile, struct.error, tarfile.TarError, zlib.error, OSError, EOFError, ValueError) as error:
         raise BundleInvalid(
-            f"{path.name} is not a bundle: not a folder and not a zip that can be read ({error})",
+            f"{path.name} is not a bundle: not a folder and not a zip or tar.gz that can be read ({error})",
             expected="a folder or a zip that `kit report` wrote",
         ) from None
 
@@ -200,6 +223,28 @@ def _is_link(info: os.stat_result) -> bool:
     return stat.S_ISLNK(info.st_mode) or bool(getattr(info, "st_file_attributes", 0) & _REPARSE_POINT)
 
 
+def _zip(path: Path) -> Source:
+    _check_directory_size(path)
+    archive, found, members, end_of_last = zipfile.ZipFile(path), _Found(), {}, 0
+    for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
+        name = info.orig_filename.removeprefix("./")
+        if info.header_offset < end_of_last:
+            found.problems.append(f"{name[:200]!r} overlaps another entry")
+        end_of_last = info.header_offset + 30 + info.compress_size
+        if info.is_dir() or not found.add(name, info.file_size):
+            continue
+        if info.external_attr >> 28 not in (0, 8):
+            found.problems.append(f"{name[:200]!r} is a link or a device")
+        if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            found.unusual.append(f"{name[:200]!r} is encrypted or packed in an unusual way")
+        if info.file_size > MiB and info.file_size > MAX_ZIP_RATIO * max(1, info.compress_size):
+            found.problems.append(
+                f"{name[:200]!r} unpacks to {info.file_size / max(1, info.compress_size):.0f} times its size"
+            )
+        members[name] = info
+    return _Packed(archive, found, members, "zip")
+
+
 def _check_directory_size(path: Path) -> None:
     """Reads the end record by hand, since `zipfile` loads a list of any length (PKWARE APPNOTE 4.3.16)."""
     with path.open("rb") as file:
@@ -214,28 +259,32 @@ def _check_directory_size(path: Path) -> None:
         raise _refused([f"its list of files is too long ({count} entries, {directory_bytes} bytes)"])
 
 
-def _list_zip(archive: zipfile.ZipFile, found: _Found) -> None:
-    end_of_last = 0
-    for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
-        name = info.orig_filename
-        if info.header_offset < end_of_last:
-            found.problems.append(f"{name[:200]!r} overlaps another entry")
-        end_of_last = info.header_offset + 30 + info.compress_size
-        kind = info.external_attr >> 28
-        if info.is_dir():
-            continue
-        if kind not in (0, 8):
-            found.problems.append(f"{name[:200]!r} is a link or a device")
-        if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            found.problems.append(f"{name[:200]!r} is encrypted or packed in an unusual way")
-        if info.file_size > MiB and info.file_size > MAX_ZIP_RATIO * max(1, info.compress_size):
-            found.problems.append(
-                f"{name[:200]!r} unpacks to {info.file_size / max(1, info.compress_size):.0f} times its size"
-            )
-        found.add(name, info.file_size)
+def _tar(path: Path) -> Source:
+    """Unpacked once into a nameless temporary file, so that its members can be read in any order."""
+    with contextlib.ExitStack() as stack:
+        unpacked, found, members = stack.enter_context(tempfile.TemporaryFile()), _Found(), {}
+        unpack, left = zlib.decompressobj(wbits=31), MAX_TOTAL_BYTES + MAX_FILES * 1024 + MiB
+        with path.open("rb") as file:
+            while block := unpack.unconsumed_tail or file.read(MiB):
+                block = unpack.decompress(block, MiB)
+                unpacked.write(block)
+                left -= len(block)
+                if left < 0:
+                    raise _refused([f"more than {memory(MAX_TOTAL_BYTES)} in all"])
+        unpacked.seek(0)
+        archive = tarfile.open(fileobj=unpacked, mode="r:")
+        for info in archive:
+            name = info.name.removeprefix("./")
+            if info.isdir() or (info.isfile() and not found.add(name, info.size)):
+                continue
+            if not info.isfile():
+                found.problems.append(f"{name[:200]!r} is a link or a device")
+            members[name] = info
+        stack.pop_all()
+    return _Packed(archive, found, members, "tar.gz")
 
 
-def _bounded(file, size: int, name: str) -> Iterator[bytes]:
+def _bounded(file: IO[bytes], size: int, name: str) -> Iterator[bytes]:
     """Blocks of `file` up to its declared size, and an error where it has more or fewer bytes."""
     left = size
     while block := file.read(min(MiB, left + 1)):
@@ -254,3 +303,13 @@ def _refused(problems: list[str]) -> BundleInvalid:
         expected="plain files with plain names within the limits",
         todo="do not unpack it; ask its author for a bundle as `kit report` wrote it",
     )
+
+
+@functools.cache
+def kit_sha256() -> str:
+    """One hash over the sources of this kit, the same on every system: a report names the one that made it."""
+    project, digest = Path(__file__).resolve().parents[2], hashlib.sha256()
+    for path in sorted((project / "kit").rglob("*.py")):
+        digest.update(f"{path.relative_to(project).as_posix()}\0".encode())
+        digest.update(path.read_bytes().replace(b"\r\n", b"\n"))
+    return digest.hexdigest()

@@ -22,11 +22,6 @@ def bundle(original, tmp_path):
     return shutil.copytree(original, tmp_path / original.name)
 
 
-@pytest.fixture
-def conclude():
-    return evidence_sample.conclude
-
-
 @pytest.fixture(scope="session")
 def tally():
     """tally(what, trials, result): one row of the table."""

@@ -1,23 +1,33 @@
-"""A small whole bundle made without torch or Jupyter, and the arithmetic that concludes from it."""
+"""A whole bundle made without torch or Jupyter from the recorded runs of an H100 and of a rehearsal."""
 
+import base64
+import dataclasses
+import importlib
 import json
 import struct
+import sys
 import zlib
 from pathlib import Path
 
 from kit import __version__ as VERSION
 from kit.evidence.bundle import open_bundle
-from kit.evidence.contents import Evidence, NotebookRun, Number, Promise
-from kit.evidence.manifest import MANIFEST, SUMS, Entry, build, sums
+from kit.evidence.conclude import conclude
+from kit.evidence.contents import Evidence, NotebookRun
+from kit.evidence.manifest import EVIDENCE, MANIFEST, SUMS, Entry, build, is_derived, sums
 from kit.evidence.notebook import source_sha256
 from kit.evidence.redact import Secrets
-from kit.evidence.render import ro_crate
-from kit.records import Check, Outcome, Verdict, dumps, from_json, loads
+from kit.evidence.render import derived, ro_crate
+from kit.records import dumps, from_json, loads, to_json
+
+for folder in ("train", "gpu"):
+    sys.path.append(str(Path(__file__).resolve().parents[1] / folder))
+machine_sample, verdict_sample = map(importlib.import_module, ("machine_sample", "verdict_sample"))
 
 RUN_ID = "20261101T120000Z-cuda-ab12"
 NONCE = "9f" * 16
 NO_SECRETS = Secrets(salt=b"test")
-CAPTURES = ("env_info.txt", "torch_version.txt", "cuda_check.txt", "nvidia_smi.txt", "training_log.txt")
+CAPTURES = ("env_info.txt", "torch_version.txt", "cuda_check.txt", "nvidia_smi.txt")
+SOURCES = ("a = 1", "b = 2")
 
 
 def png(width=4, extra=b""):
@@ -39,98 +49,33 @@ def text_chunk(text):
     return struct.pack(">I", len(data)) + b"tEXt" + data + struct.pack(">I", zlib.crc32(b"tEXt" + data))
 
 
-def notebook(*sources, executed=True):
-    cells = [
-        {
-            "cell_type": "markdown",
-            "id": "m",
-            "metadata": {},
-            "source": "# A notebook\n\nOne `idea` a **cell**.",
-        }
-    ]
-    for count, source in enumerate(sources, 1):
+def notebook(*sources, executed=True, nonce=NONCE, pictures=None):
+    """An article of one idea and `sources`, one a cell; executed, with the parameters that papermill gives."""
+    code = [(f"c{count}", source, []) for count, source in enumerate(sources, 1)]
+    if executed and nonce:
+        code.insert(0, ("p", f'# Parameters\nnonce = "{nonce}"\n', ["injected-parameters"]))
+    cells = [{"cell_type": "markdown", "id": "m", "metadata": {}, "source": "# A notebook\n\nOne `idea` a **cell**."}]
+    for count, (name, source, tags) in enumerate(code, 1):
         outputs = [{"output_type": "stream", "name": "stdout", "text": f"ran {count}\n"}] if executed else []
         cells.append(
             {
                 "cell_type": "code",
-                "id": f"c{count}",
-                "metadata": {},
+                "id": name,
+                "metadata": {"tags": tags} if tags else {},
                 "source": source,
                 "execution_count": count if executed else None,
                 "outputs": outputs,
             }
         )
+    for picture in ((png(),) if pictures is None else pictures) if executed else ():
+        shown = {"image/png": base64.b64encode(picture).decode() + "\n", "text/plain": "a figure"}
+        cells[-1]["outputs"].append({"output_type": "display_data", "data": shown, "metadata": {}})
     return {
         "cells": cells,
         "metadata": {"kernelspec": {"name": "python3", "display_name": "P", "language": "python"}},
         "nbformat": 4,
         "nbformat_minor": 5,
     }
-
-
-def conclude(files):
-    """Verdict and numbers from raw/run.json, raw/steps.jsonl and raw/negative_control.json."""
-    run = loads(files["raw/run.json"])
-    steps = [loads(line) for line in files.get("raw/steps.jsonl", b"").splitlines()]
-    red = loads(files["raw/negative_control.json"])["outcome"] if "raw/negative_control.json" in files else None
-    good = {"cuda": Outcome.PASS, "cpu": Outcome.REHEARSAL}[run["device"]]
-    checks = [
-        Check("native.kernel_ran", good if steps else Outcome.INCONCLUSIVE, f"{len(steps)} steps", "steps"),
-        Check(
-            "integrity.negative_control",
-            {"FAIL": Outcome.PASS, None: Outcome.INCONCLUSIVE}.get(red, Outcome.INVALID),
-            f"{red}",
-            "FAIL",
-        ),
-        Check(
-            "integrity.notebooks",
-            good if run["state"] == "COMPLETE" else Outcome.FAIL,
-            run["state"],
-            "COMPLETE",
-            "" if run["state"] == "COMPLETE" else "repair the cell",
-        ),
-    ]
-    verdict = Verdict.of(checks)
-    times = [step["step_time_s"] for step in steps]
-    numbers = [
-        Number(
-            "steady_samples_per_s",
-            sum(s["samples"] for s in steps) / sum(times) if steps else None,
-            "samples/s",
-            "samples over time",
-            n=len(steps),
-            reason=None if steps else "no step",
-        ),
-        Number(
-            "last_loss",
-            steps[-1]["loss"] if steps else None,
-            "nats/token",
-            "last step",
-            n=1,
-            reason=None if steps else "no step",
-        ),
-        Number("parameters", 124_439_808, "1", "counted"),
-        Number("max_power_w", None, "W", "highest reading", reason="not available here"),
-    ]
-    return Evidence(
-        schema_version="2.0",
-        run_id=run["run_id"],
-        nonce=run["nonce"],
-        reviewer_nonce=run.get("reviewer_nonce"),
-        kit_version=run["kit_version"],
-        code={"commit": "ab" * 20, "is_dirty": False},
-        device=run["device"],
-        state=run["state"],
-        started_utc=run["started_utc"],
-        ended_utc=run["ended_utc"],
-        verdict=verdict,
-        claims={"native": str(verdict.claim("native"))},
-        promises=(Promise(1, "a kernel really ran", checks[0].outcome, (checks[0].id,), checks[0].found),),
-        numbers=tuple(numbers),
-        notebooks=from_json(tuple[NotebookRun, ...], run["notebooks"]),
-        headline=run.get("headline", f"PyTorch trains natively on the {run['gpu']}."),
-        limits=("One process.",),
-    )
 
 
 def run_record(state="COMPLETE", device="cuda", run_id=RUN_ID, **more):
@@ -143,85 +88,100 @@ def run_record(state="COMPLETE", device="cuda", run_id=RUN_ID, **more):
         1 if failed else 2,
         2 if failed else None,
         "ZeroDivisionError: division by zero" if failed else None,
-        source_sha256(notebook("a = 1", "b = 2")),
+        source_sha256(notebook(*SOURCES)),
     )
     return {
         "run_id": run_id,
         "nonce": NONCE,
         "reviewer_nonce": None,
         "kit_version": VERSION,
+        "code": {"commit": "ab" * 20, "is_dirty": False},
         "device": device,
+        "expectation": {"gpu_name": None, "min_cuda": None, "device": device},
+        "parameters": {},
+        "notebooks": [to_json(run)],
         "state": state,
         "started_utc": "2026-11-01T12:00:00.000+00:00",
         "ended_utc": "2026-11-01T12:01:00.000+00:00",
-        "gpu": "NVIDIA H100 80GB HBM3",
-        "notebooks": [json.loads(dumps(run))],
+        "reason": "01_smoke failed" if failed else None,
         **more,
     }
 
 
-def fill(bundle, record=None, steps=14, step_time=0.1, loss=4.0):
+def recorded(device, speed=1.0):
+    """The run and the machine that it was on; speed: how many times as long each step takes."""
+    made = verdict_sample.healthy() if device == "cuda" else verdict_sample.rehearsed()
+    if device == "cuda":
+        facts = machine_sample.h100()
+        made = made.with_part("telemetry", device_uuid=facts.driver.gpus[0].uuid)
+    else:
+        facts = json.loads((machine_sample.MACHINES / "no_gpu_rehearsal.json").read_text(encoding="utf-8"))["facts"]
+        facts["torch"]["version"] = made.run.versions["torch"]
+    stretch = {
+        name: (lambda s, name=name: getattr(s, name) and getattr(s, name) * speed)
+        for name in ("started_s", "step_time_s", "device_time_s", "wait_s")
+    }
+    made = made.with_steps(**stretch).with_samples(at_s=lambda s: s.at_s * speed)
+    windows = {name: getattr(made.run, name) for name in ("device_window_s", "wall_window_s")}
+    return facts, made.with_run(**{name: value and value * speed for name, value in windows.items()})
+
+
+def fill(bundle, record=None, speed=1.0):
     """Writes what a run writes, in its order."""
     record = record or run_record(run_id=bundle.run_id)
+    facts, made = recorded(record["device"], speed)
     bundle.write_json("raw/run.json", {**record, "state": "RUNNING"})
-    bundle.write_json("facts/begin.json", {"source": "live", "driver": {"version": "580.159.04"}})
-    for step in range(steps):
-        bundle.append_line(
-            "raw/steps.jsonl",
-            {
-                "step": step + 1,
-                "step_time_s": step_time + 0.001 * (step % 3),
-                "samples": 4,
-                "loss": loss - step * 0.01,
-            },
-        )
-    bundle.append_line("raw/telemetry.jsonl", {"time_s": 0.5, "power_w": 300.0})
-    bundle.write_json("raw/training.json", {"config": {"model": "gpt2"}})
-    bundle.write_json("raw/negative_control.json", {"outcome": "FAIL"})
+    bundle.write_json("facts/begin.json", facts)
+    bundle.write_json("raw/training.json", made.run)
+    for name, rows in (("steps", made.steps), ("telemetry", made.samples)):
+        bundle.write(f"raw/{name}.jsonl", "".join(dumps(row, indent=None) + "\n" for row in rows))
+    control = verdict_sample.DATA / "h100_smoke" / "negative_control.json"
+    bundle.write_json("raw/negative_control.json", json.loads(control.read_text(encoding="utf-8")))
     for run in record["notebooks"]:
         name = run["name"]
-        bundle.write(f"notebooks/{name}.ipynb", json.dumps(notebook("a = 1", "b = 2"), indent=1))
+        bundle.write(f"notebooks/{name}.ipynb", json.dumps(notebook(*SOURCES), indent=1))
         bundle.write_json(f"raw/records/{name}.json", {"notebook": name, "nonce": record["nonce"], "outcome": "PASS"})
     bundle.write("figures/steps.png", png())
-    for name in CAPTURES:
-        bundle.write(name, f"$ {name}\nexit code 0\n")
-    bundle.write_json("facts/end.json", {"source": "live", "driver": {"version": "580.159.04"}})
+    for name, text in captures(loads((bundle.path / "facts/begin.json").read_bytes())).items():
+        bundle.write(name, text)
+    bundle.write_json("facts/end.json", facts)
     bundle.write_json("raw/run.json", record)
 
 
-def make(folder, *, run_id=RUN_ID, secrets=NO_SECRETS, **more) -> Path:
-    """A finished bundle below `folder`."""
-    record = run_record(
-        run_id=run_id,
-        **{
-            k: more.pop(k)
-            for k in list(more)
-            if k
-            in (
-                "state",
-                "device",
-                "gpu",
-                "headline",
-                "reviewer_nonce",
-                "started_utc",
-                "ended_utc",
-                "notebooks",
-            )
-        },
-    )
+def captures(facts):
+    said = {"torch_version.txt": f"torch {facts['torch']['version']}\n"}
+    for gpu in (facts["driver"] or {}).get("gpus", ()):
+        said["nvidia_smi.txt"] = f"{gpu['index']}, {gpu['name']}, {facts['driver']['version']}, 9.0, 81559 MiB\n"
+    return {name: f"$ {name}\nexit code: 0\n{said.get(name, '')}" for name in CAPTURES}
+
+
+def make(folder, *, run_id=RUN_ID, secrets=NO_SECRETS, speed=1.0, **more) -> Path:
+    """A finished bundle below `folder`; more: of its record."""
     with open_bundle(folder, run_id, secrets=secrets) as bundle:
-        fill(bundle, record, **more)
+        fill(bundle, run_record(run_id=run_id, **more), speed)
         return bundle.finish(conclude(bundle.settle()))
 
 
+def files_of(path):
+    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
 def rehash(path):
-    """Makes RO-Crate, SHA256SUMS and manifest true again after an edit, as a forger would who leaves evidence.json alone."""
+    """Makes RO-Crate, SHA256SUMS and manifest true again after an edit: a forger who leaves evidence.json alone."""
     evidence = from_json(Evidence, loads((path / "evidence.json").read_bytes()))
     last = ("ro-crate-metadata.json", SUMS, MANIFEST)
-    files = {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
-    entries = [Entry.of(name, data) for name, data in files.items() if name not in last]
+    entries = [Entry.of(name, data) for name, data in files_of(path).items() if name not in last]
     for name, make in zip(
         last, (lambda: ro_crate(evidence, entries), lambda: sums(entries), lambda: build(entries, evidence))
     ):
         (path / name).write_bytes(make())
         entries.append(Entry.of(name, (path / name).read_bytes()))
+
+
+def forge(path, **changes):
+    """Concludes again and makes every page again: a forger who knows the kit. changes: of the evidence itself."""
+    files = {name: data for name, data in files_of(path).items() if not is_derived(name)}
+    evidence = dataclasses.replace(conclude(files), **changes)
+    files[EVIDENCE] = (dumps(evidence) + "\n").encode()
+    for name, data in {EVIDENCE: files[EVIDENCE], **derived(evidence, files)}.items():
+        (path / name).write_bytes(data)

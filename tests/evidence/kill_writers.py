@@ -13,7 +13,7 @@ from pathlib import Path
 
 import evidence_sample as sample
 
-from kit.evidence.bundle import open_bundle, running_state
+from kit.evidence.bundle import open_bundle
 from kit.evidence.verify import verify
 
 
@@ -40,7 +40,7 @@ def main(folder, kills):
         for path in place.iterdir() if place.exists() else ():
             if not path.is_dir():
                 continue
-            found = verify(path, conclude=sample.conclude, is_running=lambda path: running_state(path) == "RUNNING")
+            found = verify(path)
             is_final = not path.name.startswith(".")
             states["finished" if is_final else "half-written"] += 1
             # Under its final name a bundle is whole. Under the other it is no report, unless only the rename was missing.
@@ -56,7 +56,7 @@ def main(folder, kills):
         with open_bundle(place, "after", secrets=sample.NO_SECRETS) as bundle:
             sample.fill(bundle)
             final = bundle.finish(sample.conclude(bundle.settle()))
-        if verify(final, conclude=sample.conclude).exit_code != 0:
+        if verify(final).exit_code != 0:
             short.append("the run after the kill")
     print(json.dumps({"kills": kills, **states, "short": short, "torn": torn}))
 

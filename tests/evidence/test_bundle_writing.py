@@ -12,7 +12,7 @@ import pytest
 
 from kit.errors import BundleInvalid, KitError, UsageError
 from kit.evidence import lock, write
-from kit.evidence.bundle import open_bundle, running_state
+from kit.evidence.bundle import open_bundle
 from kit.evidence.verify import verify
 from kit.records import Outcome, loads
 
@@ -24,7 +24,7 @@ def opened(folder, run_id="r1"):
 
 
 def check(path):
-    return verify(path, conclude=sample.conclude, is_running=lambda path: running_state(path) == "RUNNING")
+    return verify(path)
 
 
 def test_nothing_stands_under_the_final_name_before_the_end(tmp_path):

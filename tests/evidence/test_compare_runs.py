@@ -195,7 +195,7 @@ def bundles(tmp_path, count, speed, **more):
         path = sample.make(
             tmp_path,
             run_id=f"{more.get('tag', 'r')}{index}",
-            step_time=speed * (1 + 0.002 * index),
+            speed=10 * speed * (1 + 0.002 * index),
             started_utc=f"2026-11-0{index + 1}T12:00:00+00:00",
             ended_utc=f"2026-11-0{index + 1}T12:10:00+00:00",
         )
@@ -225,7 +225,9 @@ def test_side_that_mixes_setups_or_is_not_green_is_refused(tmp_path):
 @pytest.mark.parametrize("value", [0.0, -3.0, None])
 def test_rate_that_is_not_positive_is_invalid(tmp_path, value):
     evidence, files = bundles(tmp_path, 1, 0.1)[0]
-    numbers = (dataclasses.replace(evidence.numbers[0], value=value), *evidence.numbers[1:])
+    numbers = tuple(
+        dataclasses.replace(n, value=value) if n.name == "steady_samples_per_s" else n for n in evidence.numbers
+    )
     with pytest.raises(BundleInvalid, match="no positive steady_samples_per_s"):
         read_side([(dataclasses.replace(evidence, numbers=numbers), files)])
 

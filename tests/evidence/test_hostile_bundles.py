@@ -21,7 +21,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from 
 
 
 def refused(path, words):
-    found = verify(path, conclude=sample.conclude)
+    found = verify(path)
     assert found.exit_code == 4, text(found)
     assert words in text(found)
 
@@ -36,11 +36,11 @@ def test_symbolic_link_is_refused(bundle, tmp_path, name):
 
 
 @posix
-def test_link_in_place_of_the_bundle_is_refused(bundle, tmp_path):
+def test_link_that_the_reader_made_is_followed_and_none_inside(bundle, tmp_path):
     (tmp_path / "link").symlink_to(bundle)
+    assert verify(tmp_path / "link").exit_code == 0
+    (bundle / "raw/link.json").symlink_to(bundle / "README.md")
     refused(tmp_path / "link", "a link or a device")
-    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    refused(tmp_path / "dangling", "a link or a device")
 
 
 @posix
@@ -77,7 +77,6 @@ def test_fifo_and_socket_are_refused_without_opening(bundle, tmp_path):
         "\\\\server\\x",
         "raw/../../x",
         "raw//x",
-        "./x",
         "x" * 300,
         "raw/a/b/c/d/e/f.json",
         "a\nb",
@@ -90,7 +89,7 @@ def test_unsafe_name_in_a_zip_or_manifest_is_refused(bundle, tmp_path, name):
     secret = tmp_path / "outside.json"
     secret.write_text("secret", encoding="utf-8")
     packed = zipped(bundle, tmp_path / "a.zip", extra={name: b"x"})
-    found = verify(packed, conclude=sample.conclude)
+    found = verify(packed)
     assert found.exit_code == 4 and "secret" not in text(found) and "\u202e" not in text(found)
     manifest = loads((bundle / MANIFEST).read_bytes())
     manifest["files"].append({"path": name, "size": 6, "sha256": "0" * 64})
@@ -131,7 +130,7 @@ def test_links_encryption_and_odd_packing_in_a_zip_are_refused(bundle, tmp_path)
     data[data.rfind(b"PK\1\2") + 8] |= 1
     (tmp_path / "e.zip").write_bytes(data)
     refused(tmp_path / "e.zip", "encrypted")
-    refused(zipped(bundle, tmp_path / "l.zip", method=zipfile.ZIP_LZMA), "unusual way")
+    refused(zipped(bundle, tmp_path / "l.zip", method=zipfile.ZIP_LZMA), "zip the folder again")
 
 
 def test_bombs_are_refused(bundle, tmp_path):
@@ -197,7 +196,7 @@ def test_json_that_is_not_strict_is_refused(bundle, name, data, words):
         (b'{"step": 1, "step_time_s": 0.1', "the last line was cut"),
         (b'"' + b"x" * (2 << 20) + b'"\n', "a line of"),
         ((b"[]," * 1000 + b"0\n") * 600, "JSON values"),
-        (b'{"step_time_s": 0.1}\n[]\n', "derived from raw/"),
+        (b'{"step_time_s": 0.1}\n[]\n', "raw/steps.jsonl line 1"),
     ],
 )
 def test_lines_that_are_huge_cut_or_mixed_are_refused(bundle, data, words):
@@ -208,7 +207,7 @@ def test_lines_that_are_huge_cut_or_mixed_are_refused(bundle, data, words):
 
 def test_boolean_is_no_number(bundle):
     data = (bundle / "evidence.json").read_bytes()
-    (bundle / "evidence.json").write_bytes(data.replace(b'"value": 124439808', b'"value": true'))
+    (bundle / "evidence.json").write_bytes(data.replace(b'"value": 56', b'"value": true'))
     refused(bundle, "value")
 
 
@@ -241,7 +240,7 @@ def test_worst_cases_stay_within_5_seconds_and_200_megabytes(bundle, tmp_path, k
     code = (
         f"import sys, time; sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]\n"
         "import evidence_sample as sample\nfrom kit.evidence.verify import verify\n"
-        "began = time.perf_counter()\nfound = verify(sys.argv[1], conclude=sample.conclude)\n"
+        "began = time.perf_counter()\nfound = verify(sys.argv[1])\n"
         "memory = int(next(line for line in open('/proc/self/status', encoding='ascii') if 'VmHWM' in line).split()[1])\n"
         "print(found.exit_code, time.perf_counter() - began, memory / 1024)"
     )
@@ -252,8 +251,7 @@ def test_worst_cases_stay_within_5_seconds_and_200_megabytes(bundle, tmp_path, k
         1,
         f"exit {exit_code:.0f}, {seconds:.1f} s, {megabytes:.0f} MiB",
     )
-    # 'json' stands in a file that this small arithmetic does not use.
-    assert exit_code == (0 if kind == "json" else 4) and seconds < 5 * 2 and megabytes < 200
+    assert exit_code == 4 and seconds < 5 * 2 and megabytes < 200
 
 
 def test_compressed_noise_in_place_of_a_zip_gives_no_traceback(tmp_path):
@@ -270,4 +268,4 @@ def test_compressed_noise_in_place_of_a_zip_gives_no_traceback(tmp_path):
         path = tmp_path / "fuzzed.zip"
         path.write_bytes(data[: draw.choice([len(data), draw.randrange(len(data))])])
         # A byte that says nothing, as a date in the list, may change.
-        assert verify(path, conclude=sample.conclude).exit_code in (0, 1, 3, 4)
+        assert verify(path).exit_code in (0, 1, 3, 4)

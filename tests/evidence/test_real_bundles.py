@@ -10,20 +10,26 @@ from pathlib import Path
 import evidence_sample as sample
 import pytest
 
+from kit.evidence.contents import SCHEMA_VERSION
 from kit.evidence.verify import load, text, verify
 from kit.records import Outcome, loads
 
 ROOT = Path(__file__).resolve().parents[2]
-BUNDLES = sorted(path.parent for path in (ROOT / "reports").glob("*/manifest.json"))
+BUNDLES = sorted(
+    path.parent
+    for path in (ROOT / "reports").glob("*/manifest.json")
+    if loads(path.read_bytes())["schema_version"] == SCHEMA_VERSION
+)
 if not BUNDLES:
-    pytest.skip("reports/ holds no bundle yet", allow_module_level=True)
+    pytest.skip(f"reports/ holds no bundle of schema {SCHEMA_VERSION} yet", allow_module_level=True)
 named = pytest.mark.parametrize("real", BUNDLES, ids=lambda path: path.name)
 
 
 @named
 def test_real_bundle_verifies_in_a_bare_python(real):
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from kit.evidence.verify import verify, text; found = verify(sys.argv[1]); "
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from kit.evidence.contents import SCHEMA_VERSION
+from kit.evidence.verify import verify, text; found = verify(sys.argv[1]); "
         "print(text(found)); sys.exit(0 if found.integrity.value == 'PASS' else 1)"
     )
     done = subprocess.run(

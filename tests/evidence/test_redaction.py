@@ -56,7 +56,7 @@ def plant(bundle, place, text, is_failing):
     elif place == "record":
         bundle.write_json("raw/records/01_smoke.json", {"notebook": "01_smoke", "nonce": sample.NONCE, "said": [text]})
     elif place == "lines":
-        bundle.append_line("raw/telemetry.jsonl", {"note": text})
+        bundle.append_line("raw/notes.jsonl", {"note": text})
     else:
         value = sample.notebook("a = 1", "b = 2")
         if place == "notebook parameter":
@@ -330,7 +330,7 @@ def test_scan_hit_takes_the_file_out_and_makes_the_run_failed(tmp_path):
             bundle.finish(whole)
         evidence = sample.conclude(files)
         path = bundle.finish(evidence)
-    assert evidence.state == "FAILED" and verify(path, conclude=sample.conclude).exit_code == 1
+    assert evidence.state == "FAILED" and verify(path).exit_code == 1
     assert hidden.encode() not in b"".join(p.read_bytes() for p in path.rglob("*") if p.is_file())
 
 

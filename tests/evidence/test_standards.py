@@ -53,7 +53,7 @@ def test_evidence_fits_the_schema(bundle, validator):
         lambda e: e.update(state="FAILED"),
         lambda e: e["verdict"]["checks"].clear(),
         lambda e: e["numbers"][0].update(value="39"),
-        lambda e: e["numbers"][3].update(reason=None),
+        lambda e: e["numbers"][3].update(value=None, reason=None),
         lambda e: e.update(started_utc="2026-11-01 12:00"),
         lambda e: e["notebooks"][0].update(template_sha256="x"),
     ],

@@ -1,11 +1,15 @@
-"""What `kit verify` says of whole, edited, mixed, half-written and foreign bundles."""
+"""What `kit verify` says of whole, edited, mixed, half-written, foreign and honestly packed bundles."""
 
+import dataclasses
 import datetime
 import json
+import os
 import random
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from pathlib import Path
@@ -13,262 +17,300 @@ from pathlib import Path
 import evidence_sample as sample
 import pytest
 
-from kit.errors import UsageError
+from kit.errors import BundleInvalid, UsageError
+from kit.evidence import verify as module
+from kit.evidence.bundle import open_bundle
+from kit.evidence.contents import Number
 from kit.evidence.manifest import MANIFEST
-from kit.evidence.verify import STEPS, load, text, verify
-from kit.records import Outcome, dumps, loads
+from kit.evidence.verify import load, text, verify
+from kit.records import Outcome, Verdict, loads
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def step(verification, name):
-    return next(s for s in verification.steps if s.check.id == f"bundle.{name}")
+    return next(check for check in verification.checks if check.id == f"bundle.{name}")
 
 
-def check(path, **more):
-    return verify(path, conclude=sample.conclude, **more)
+def red(path):
+    """The rules of the verifier that are red, and the checks of the evidence that are."""
+    found = verify(path)
+    named = {check.id.partition(".")[2] for check in found.checks if check.outcome is not Outcome.PASS}
+    if (path / "evidence.json").is_file():
+        checks = loads((path / "evidence.json").read_bytes())["verdict"]["checks"]
+        named |= {
+            check["id"] for check in checks if check["outcome"] not in ("PASS", "REHEARSAL") and check["required"]
+        }
+    return found, named
 
 
-def edit(path, name, old, new, rehash=True):
+def edit(path, name, old, new):
     data = (path / name).read_bytes()
-    assert old in data
+    assert old in data, name
     (path / name).write_bytes(data.replace(old, new, 1))
-    if rehash:
-        sample.rehash(path)
 
 
-def test_whole_bundle_passes_with_every_step_run(bundle):
-    found = check(bundle)
+def change(path, name, make):
+    """Edits a JSON file, or each line of one, by a function of its value."""
+    data = (path / name).read_text(encoding="utf-8")
+    rows = data.splitlines() if name.endswith(".jsonl") else [data]
+    made = []
+    for row in rows:
+        value = json.loads(row)
+        make(value)
+        made.append(json.dumps(value, ensure_ascii=False))
+    (path / name).write_text("\n".join(made) + "\n", encoding="utf-8", newline="\n")
+
+
+def test_whole_bundle_passes_with_every_rule_asked(bundle):
+    found = verify(bundle)
     assert found.outcome is Outcome.PASS and found.exit_code == 0
-    assert [s.state for s in found.steps] == ["run"] * (len(STEPS) - 1) + ["skipped"]
+    # There is no signature to check.
+    assert [c.id for c in found.checks] == [r.id for r in module.BUNDLE if r.id != "bundle.signature"]
     assert "Unsigned" in found.worth
 
 
 def test_rehearsal_verifies_as_rehearsal(tmp_path):
-    assert check(sample.make(tmp_path, device="cpu")).outcome is Outcome.REHEARSAL
+    path = sample.make(tmp_path, device="cpu", run_id="20261101T120000Z-cpu-ab12")
+    assert verify(path).outcome is Outcome.REHEARSAL
 
 
 @pytest.mark.parametrize("state", ["FAILED", "INTERRUPTED"])
 def test_unfinished_run_is_whole_as_a_document_and_no_pass(tmp_path, state):
-    found = check(sample.make(tmp_path, state=state))
+    found = verify(sample.make(tmp_path, state=state))
     assert (found.integrity, found.outcome, found.exit_code) == (Outcome.PASS, Outcome.FAIL, 1)
 
 
-def test_failed_bundle_cannot_say_pass(tmp_path):
-    path = sample.make(tmp_path, state="FAILED")
-    lying = lambda files: _passing(sample.conclude(files))
-    data = dumps(lying({p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*.json*")}))
-    (path / "evidence.json").write_text(data + "\n", encoding="utf-8", newline="\n")
-    sample.rehash(path)
-    found = verify(path, conclude=lying)
-    assert "state FAILED with verdict PASS" in step(found, "recomputed").check.found and found.exit_code == 4
-
-
-def _passing(evidence):
-    import dataclasses
-
-    from kit.records import Verdict
-
-    checks = [dataclasses.replace(c, outcome=Outcome.PASS) for c in evidence.verdict.checks]
-    return dataclasses.replace(evidence, verdict=Verdict.of(checks))
-
-
-def test_every_single_byte_counts(bundle, tally):
-    """1,000 random one-byte changes, half of them by file and half by size."""
-    draw = random.Random(7)
+def test_every_single_byte_counts(bundle, tally, trials):
+    """Random one-byte changes, half of them by file and half by size."""
+    draw, total = random.Random(7), trials(1000)
     files = sorted(p for p in bundle.rglob("*") if p.is_file())
     sizes = [p.stat().st_size for p in files]
     missed = []
-    for trial in range(1000):
+    for trial in range(total):
         path = draw.choice(files) if trial % 2 else draw.choices(files, sizes)[0]
         data = path.read_bytes()
         at = draw.randrange(len(data))
         path.write_bytes(data[:at] + bytes([data[at] ^ draw.randrange(1, 256)]) + data[at + 1 :])
-        if check(bundle).outcome is not Outcome.INVALID:
+        if verify(bundle).outcome is not Outcome.INVALID:
             missed.append((path.name, at))
         path.write_bytes(data)
-    tally("one byte changed, anywhere in a bundle", 1000, f"{1000 - len(missed)} INVALID")
-    assert not missed and check(bundle).outcome is Outcome.PASS
+    tally("one byte changed, anywhere in a bundle", total, f"{total - len(missed)} INVALID")
+    assert not missed and verify(bundle).outcome is Outcome.PASS
 
 
-def test_changed_file_is_named(bundle):
+def test_changed_file_is_named_and_nothing_after_it_is_reached(bundle):
     (bundle / "nvidia_smi.txt").write_bytes(b"NVIDIA H100\n")
-    assert step(check(bundle), "hashes").check.found == "changed: nvidia_smi.txt"
+    found = verify(bundle)
+    assert step(found, "hashes").found == "changed: nvidia_smi.txt"
+    assert step(found, "recomputed").found == "not reached: bundle.hashes is red"
+    assert step(found, "recomputed").outcome is Outcome.INCONCLUSIVE and found.reported is None
 
 
 def test_all_problems_of_files_are_told_at_once(bundle):
     (bundle / "raw/steps.jsonl").rename(bundle / "raw/other.jsonl")
     (bundle / "payload.sh").write_bytes(b"true\n")
-    found = step(check(bundle), "files").check.found
+    found = step(verify(bundle), "files").found
     assert "missing: raw/steps.jsonl" in found and "not listed: payload.sh; raw/other.jsonl" in found
     assert "foreign: payload.sh" in found
 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "raw/steps.jsonl",
-        "raw/negative_control.json",
-        "notebooks/01_smoke.ipynb",
-        "README.md",
-        "raw/records/01_smoke.json",
-        "cuda_check.txt",
-    ],
+    ["raw/steps.jsonl", "raw/negative_control.json", "notebooks/01_smoke.ipynb", "README.md", "cuda_check.txt"],
 )
 def test_required_set_comes_from_the_schema_not_from_the_manifest(bundle, name):
     (bundle / name).unlink()
     sample.rehash(bundle)
-    found = check(bundle)
-    assert found.exit_code == 4 and f"missing: {name}" in step(found, "files").check.found
+    found = verify(bundle)
+    assert found.exit_code == 4 and f"missing: {name}" in step(found, "files").found
 
 
-def test_edited_loss_is_found_after_rehashing(bundle):
-    edit(bundle, "raw/steps.jsonl", b"3.87}", b"1.87}")
-    found = check(bundle)
-    assert found.exit_code == 4
-    assert "last_loss" in step(found, "recomputed").check.found and "1.87" in step(found, "recomputed").check.found
+# --- edits by somebody who makes the hashes true again -------------------------------
+
+EDITS = [
+    # file, old bytes, new bytes, the rule that is red, words
+    ("raw/steps.jsonl", b'"loss": 9.', b'"loss": 1.', "recomputed", ""),
+    ("evidence.json", b'"outcome": "PASS"', b'"outcome": "FAIL"', "recomputed", "not what raw/ gives"),
+    ("evidence.json", b"PyTorch trains natively", b"PyTorch trains supernaturally", "recomputed", "headline"),
+    ("evidence.json", b"NVIDIA H100", b"NVIDIA H200", "recomputed", "system.GPU"),
+    ("evidence.json", b'"smoke_samples_per_s",\n      "value": ', b'"smoke_samples_per_s",\n      "value": 1', "recomputed", ""),
+    ("raw/run.json", sample.NONCE.encode(), b"ab" * 16, "one_run", "raw/run.json has nonce"),
+    ("raw/run.json", b"cuda-ab12", b"cuda-ab13", "one_run", "raw/run.json has run_id"),
+    ("raw/records/01_smoke.json", sample.NONCE.encode(), b"ab" * 16, "one_run", "raw/records/01_smoke.json has nonce"),
+    ("raw/training.json", b"{", b'{"run_id": "other", ', "one_run", "raw/training.json has run_id 'other'"),
+    ("notebooks/01_smoke.ipynb", sample.NONCE.encode(), b"ab" * 16, "one_run", "was given nonce"),
+    ("README.md", b"#", b"##", "report", "README.md"),
+    ("index.html", b"<h1>", b"<h1> ", "report", "index.html"),
+    ("notebooks/01_smoke.html", b"<h1>", b"<h1> ", "report", "01_smoke.html"),
+    ("training_log.txt", b"loss 10", b"loss 11", "report", "training_log.txt"),
+    ("torch_version.txt", b"torch 2.", b"torch 3.", "captures", "torch_version.txt says 3."),
+    ("nvidia_smi.txt", b"NVIDIA H100", b"NVIDIA H200", "captures", "nvidia_smi.txt says NVIDIA H200"),
+    ("nvidia_smi.txt", b"580.", b"570.", "captures", "nvidia_smi.txt says 570."),
+    ("notebooks/01_smoke.ipynb", b'"execution_count": 2', b'"execution_count": 5', "notebooks", "execution count 5"),
+    ("notebooks/01_smoke.ipynb", b'"execution_count": 2', b'"execution_count": null', "notebooks", "count None"),
+    ("notebooks/01_smoke.ipynb", b'"a = 1"', b'"a = 2"', "notebooks", "not those of the template"),
+    ("notebooks/01_smoke.ipynb", b'"cells": [', b'"cells": 7, "x": [', "notebooks", "not a notebook"),
+    (
+        "notebooks/01_smoke.ipynb", b'"name": "stdout",', b'"name": "stdout", "ename": "E", "output_type": "error",',
+        "notebooks", "not strict JSON",
+    ),
+    ("notebooks/01_smoke.ipynb", b"ran 2", b"PASS native.placement 0 tensors", "shown", "no notebook printed"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name,old,new",
-    [
-        ("evidence.json", b'"outcome": "PASS"', b'"outcome": "FAIL"'),
-        ("evidence.json", b"124439808", b"124439809"),
-        ("evidence.json", b"PyTorch trains natively", b"PyTorch trains supernaturally"),
-        ("raw/run.json", b"H100", b"H200"),
-    ],
-)
-def test_edited_evidence_is_found_after_rehashing(bundle, name, old, new):
+@pytest.mark.parametrize("name,old,new,rule,words", EDITS, ids=[f"{e[0]}-{e[3]}-{i}" for i, e in enumerate(EDITS)])
+def test_edit_that_was_hashed_again_is_found(bundle, name, old, new, rule, words):
     edit(bundle, name, old, new)
-    assert step(check(bundle), "recomputed").check.outcome is Outcome.INVALID
-
-
-@pytest.mark.parametrize("name", ["README.md", "index.html", "notebooks/01_smoke.html"])
-def test_edited_report_is_found_after_rehashing(bundle, name):
-    (bundle / name).write_bytes((bundle / name).read_bytes() + b" ")
     sample.rehash(bundle)
-    found = step(check(bundle), "report").check
-    assert found.outcome is Outcome.INVALID and name in found.found
+    found = verify(bundle)
+    assert found.exit_code == 4 and step(found, rule).outcome is Outcome.INVALID, text(found)
+    assert words in step(found, rule).found
 
 
-def test_words_of_another_kit_version_are_inconclusive_and_never_a_pass(tmp_path, monkeypatch):
-    import kit.evidence.verify as module
+def with_plan(path):
+    """A sweep's records beside the smoke's: a plan of one point and the plain loop's figures for it."""
+    from kit.sweep.table import Ceilings, EngineLosses, Row, SameLosses, to_csv
 
-    pages, words = sample.make(tmp_path, run_id="a"), sample.make(tmp_path, run_id="b")
-    (pages / "README.md").write_bytes(b"# older words\n")
-    sample.rehash(pages)
-    edit(words, "evidence.json", b"PyTorch trains natively", b"PyTorch did train natively")
-    monkeypatch.setattr(module, "__version__", "9.9.9")
-    assert check(pages).exit_code == check(words).exit_code == 3
-    assert f"made by kit {sample.VERSION}, this is 9.9.9" in step(check(words), "recomputed").check.found
+    ceilings = Ceilings("NVIDIA H100 80GB HBM3", {"bfloat16": 7e14}, {"bfloat16": "1 × 1 × 1"}, 3e12)
+    row = Row(4, 64, "bfloat16", "gpt2", "ok", (0.05, 0.051), 10)
+    losses = SameLosses("gpt2", 4, 64, (10.0,) * 10, (EngineLosses("eager", "bfloat16", (10.0,) * 10),))
+    plan = {"batch_sizes": [4], "seq_lens": [64]}
+    for name, value in (("sweep", {"plan": plan, "ceilings": ceilings}), ("losses", losses)):
+        (path / f"raw/{name}.json").write_text(
+            module.importlib.import_module("kit.records").dumps(value), encoding="utf-8"
+        )
+    (path / "raw/sweep.csv").write_text(to_csv([row], ceilings), encoding="utf-8", newline="\n")
+
+
+def asked(**parameters):
+    return lambda run: run["parameters"].update(parameters)
+
+
+def scaled(key, factor):
+    return lambda row: row.update({key: row[key] and row[key] * factor})
+
+
+FORGERIES = {
+    "asked for other steps": ("raw/run.json", asked(**{"02_smoke_training": {"steps": 15}}), "integrity.asked"),
+    "asked for another batch": ("raw/run.json", asked(**{"03_throughput": {"batch_sizes": [8]}}), "integrity.asked"),
+    "short runs left out": ("raw/run.json", asked(**{"03_throughput": {"short_runs": ["trainer"]}}), "integrity.asked"),
+    "another moment": ("raw/run.json", lambda run: run.update(started_utc="2026-11-01T11:00:00+00:00"), "integrity.times"),
+    "ended before": ("raw/run.json", lambda run: run.update(ended_utc="2026-11-01T11:59:00+00:00"), "integrity.times"),
+    "no time zone": ("raw/run.json", lambda run: run.update(ended_utc="2026-11-01T12:09:00"), "integrity.times"),
+    "steps longer than the run": ("raw/steps.jsonl", scaled("started_s", 400.0), "integrity.times"),
+    "power": ("raw/telemetry.jsonl", scaled("power_w", 20), "integrity.plausible"),
+    "memory": ("raw/telemetry.jsonl", scaled("memory_used_bytes", 100), "integrity.plausible"),
+    "first loss": ("raw/steps.jsonl", scaled("loss", 1e-4), "integrity.plausible"),
+    "device window": ("raw/training.json", scaled("device_window_s", 100), "integrity.plausible"),
+    "losses": ("raw/losses.json", lambda one: one["engines"][0].update(losses=[11.0] * 10), "throughput.same_losses"),
+    "another torch": ("raw/training.json", lambda run: run["versions"].update(torch="2.9.0"), "native.device"),
+    "another kernel": (
+        "raw/records/01_smoke.json", lambda record: record.update(torch="2.9.0+cu128", python="a"), "integrity.kernel",
+    ),
+    "a detector that stayed green": (
+        "raw/negative_control.json", lambda one: one["run"].update(audits=[]), "integrity.negative_control",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FORGERIES)
+def test_contradiction_inside_a_run_is_found_though_everything_was_made_again(bundle, kind):
+    with_plan(bundle)
+    sample.forge(bundle)
+    found, before = red(bundle)
+    assert not before, text(found)
+    name, make, check = FORGERIES[kind]
+    change(bundle, name, make)
+    sample.forge(bundle)
+    found, after = red(bundle)
+    assert check in after and found.exit_code in (1, 4), text(found)
+
+
+def test_sweep_without_its_losses_or_with_edited_columns_is_found(bundle):
+    with_plan(bundle)
+    edit(bundle, "raw/sweep.csv", b",0.0505,", b",0.0105,")
+    sample.forge(bundle)
+    assert "integrity.plausible" in red(bundle)[1]
+    (bundle / "raw/losses.json").unlink()
+    sample.forge(bundle)
+    assert {"integrity.asked", "throughput.same_losses"} <= red(bundle)[1]
+
+
+def test_figure_of_another_run_is_found(bundle):
+    (bundle / "figures/steps.png").write_bytes(sample.png(5))
+    sample.forge(bundle)
+    assert step(verify(bundle), "shown").found == "figures/steps.png is in no notebook"
+    (bundle / "figures/steps.png").write_bytes(sample.png())
+    (bundle / "figures/steps.svg").write_text(f"<dc:identifier>{sample.NONCE}</dc:identifier>", encoding="utf-8")
+    sample.forge(bundle)
+    assert verify(bundle).exit_code == 0
+    (bundle / "figures/steps.svg").write_text("<dc:identifier>of another</dc:identifier>", encoding="utf-8")
+    sample.forge(bundle)
+    assert step(verify(bundle), "one_run").found == "figures/steps.svg is of another run"
 
 
 @pytest.mark.parametrize(
-    "name,key",
-    [("raw/run.json", "run_id"), ("raw/run.json", "nonce"), ("raw/records/01_smoke.json", "nonce")],
-)
-def test_parts_of_two_runs_are_found(bundle, name, key):
-    value = loads((bundle / name).read_bytes())
-    (bundle / name).write_text(json.dumps({**value, key: "another"}), encoding="utf-8")
-    sample.rehash(bundle)
-    found = step(check(bundle), "one_run").check
-    assert found.outcome is Outcome.INVALID and f"{name} has {key} 'another'" in found.found
-
-
-def test_foreign_record_with_its_own_nonce_is_found(bundle):
-    edit(bundle, "raw/training.json", b"{", b'{"nonce": "other", ')
-    assert step(check(bundle), "one_run").check.outcome is Outcome.INVALID
-
-
-@pytest.mark.parametrize(
-    "begin,end,words",
+    "make,words",
     [
-        ("2026-11-01T12:01:00+00:00", "2026-11-01T12:00:00+00:00", "ended before it began"),
-        ("2026-11-01T12:00:00", "2026-11-01T12:01:00", "not ISO 8601 in UTC"),
-        ("2026-11-01T12:00:00+02:00", "2026-11-01T12:01:00+02:00", "not ISO 8601 in UTC"),
-        ("2030-11-01T12:00:00+00:00", "2030-11-01T12:01:00+00:00", "in the future"),
+        (lambda e: {"verdict": Verdict.of([dataclasses.replace(c, outcome=Outcome.PASS) for c in e.verdict.checks])}, "not what"),
+        (lambda e: {"verdict": Verdict(Outcome.PASS, ()), "promises": ()}, "no check or no promise"),
     ],
-)
-def test_impossible_times_are_invalid(tmp_path, begin, end, words):
-    path = sample.make(tmp_path, started_utc=begin, ended_utc=end)
-    now = datetime.datetime(2026, 11, 22, tzinfo=datetime.UTC)
-    assert words in step(check(path, now=now), "one_run").check.found
+)  # fmt: skip
+def test_failed_bundle_cannot_say_pass(tmp_path, make, words):
+    path = sample.make(tmp_path, state="FAILED")
+    sample.forge(path, **make(load(path)[0]))
+    found = verify(path)
+    assert words in step(found, "recomputed").found and found.exit_code == 4
 
 
-def test_age_is_told(bundle):
+# --- other versions, challenges, times ------------------------------------------------
+
+
+def test_pages_of_another_kit_version_are_not_compared_and_its_facts_are(tmp_path):
+    words = sample.make(tmp_path, run_id="a", kit_version="0.0.9")
+    (words / "README.md").write_bytes(b"# older words\n")
+    edit(words, "evidence.json", b"PyTorch trains natively", b"PyTorch did train natively")
+    sample.rehash(words)
+    found = verify(words)
+    assert found.exit_code == 0 and "made by kit 0.0.9" in step(found, "report").found
+    edit(
+        words, "evidence.json", b'"smoke_samples_per_s",\n      "value": ', b'"smoke_samples_per_s",\n      "value": 9'
+    )
+    sample.rehash(words)
+    assert verify(words).exit_code == 4
+
+
+def test_newer_or_older_schema_is_inconclusive_and_none_is_invalid(bundle):
+    for schema, code, words in (("2.7", 3, "newer than"), ("1.0", 3, "older than"), ("x", 4, "knows 2.0")):
+        data = (bundle / MANIFEST).read_text(encoding="utf-8")
+        made = re.sub('"schema_version": "[^"]*"', f'"schema_version": "{schema}"', data)
+        (bundle / MANIFEST).write_text(made, encoding="utf-8")
+        found = verify(bundle)
+        assert found.exit_code == code and words in step(found, "manifest").found
+
+
+def test_sources_that_made_it_are_compared_with_this_kits(tmp_path):
+    from kit.evidence.source import kit_sha256
+    from kit.report import code_identity
+
+    assert code_identity()["source_sha256"] == kit_sha256()
+    ours = sample.make(tmp_path, run_id="a", code={"source_sha256": kit_sha256(), "is_dirty": True})
+    assert "The very sources of this kit" in verify(ours).worth and "uncommitted changes" in verify(ours).worth
+    assert "Other sources than this kit's" in verify(sample.make(tmp_path, run_id="b")).worth
+
+
+def test_time_in_the_future_is_invalid_and_age_is_told(bundle):
     now = datetime.datetime(2026, 11, 22, 13, tzinfo=datetime.UTC)
-    assert "Made 21 days ago" in check(bundle, now=now).worth
+    assert "Made 21 days ago" in verify(bundle, now=now).worth
+    early = verify(bundle, now=now - datetime.timedelta(days=30))
+    assert "in the future" in step(early, "one_run").found
 
 
 def test_reviewers_nonce_must_be_the_one_given(tmp_path):
     path = sample.make(tmp_path, reviewer_nonce="tell me 42")
-    assert "answers the reviewer's nonce" in check(path, reviewer_nonce="tell me 42").worth
-    assert check(path, reviewer_nonce="tell me 43").exit_code == 4
-
-
-@pytest.mark.parametrize(
-    "change,words",
-    [
-        (lambda nb: nb["cells"][1].update(execution_count=5), "execution count 5"),
-        (lambda nb: nb["cells"][2].update(execution_count=None), "execution count None"),
-        (lambda nb: nb["cells"][1].update(source="a = 2"), "not those of the template"),
-        (
-            lambda nb: nb["cells"][1]["outputs"].append(
-                {"output_type": "error", "ename": "E", "evalue": "v", "traceback": []}
-            ),
-            "ended in E: v",
-        ),
-        (lambda nb: nb.update(cells=[]), "no code cell"),
-        (lambda nb: nb.update(cells=7), "not a notebook"),
-    ],
-)
-def test_notebook_that_did_not_run_as_its_template_is_found(bundle, change, words):
-    path = bundle / "notebooks/01_smoke.ipynb"
-    value = json.loads(path.read_text(encoding="utf-8"))
-    change(value)
-    path.write_text(json.dumps(value), encoding="utf-8")
-    sample.rehash(bundle)
-    found = step(check(bundle), "notebooks").check
-    assert found.outcome is Outcome.INVALID and words in found.found
-
-
-def test_detector_that_did_not_turn_red_is_invalid(tmp_path, bundle):
-    edit(bundle, "raw/negative_control.json", b"FAIL", b"PASS")
-    assert check(bundle).exit_code == 4
-    silent = lambda files: _without_control(sample.conclude(files))
-    path = sample.make(tmp_path / "b", run_id="other")
-    (path / "evidence.json").write_text(
-        dumps(silent({p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*.json*")})) + "\n",
-        encoding="utf-8",
-        newline="\n",
-    )
-    sample.rehash(path)
-    assert step(verify(path, conclude=silent), "negative_control").check.found == "negative control: not there"
-
-
-def _without_control(evidence):
-    import dataclasses
-
-    from kit.records import Verdict
-
-    checks = [c for c in evidence.verdict.checks if "control" not in c.id]
-    return dataclasses.replace(evidence, verdict=Verdict.of(checks))
-
-
-def test_bundle_without_checks_is_vacuous(tmp_path, bundle):
-    import dataclasses
-
-    from kit.records import Verdict
-
-    empty = lambda files: dataclasses.replace(sample.conclude(files), verdict=Verdict(Outcome.PASS, ()), promises=())
-    (bundle / "evidence.json").write_text(
-        dumps(empty({p.relative_to(bundle).as_posix(): p.read_bytes() for p in bundle.rglob("*.json*")})) + "\n",
-        encoding="utf-8",
-        newline="\n",
-    )
-    sample.rehash(bundle)
-    found = verify(bundle, conclude=empty)
-    assert found.exit_code == 4 and "no check or no promise" in step(found, "recomputed").check.found
+    assert "It carries the reviewer's nonce" in verify(path, reviewer_nonce="tell me 42").worth
+    assert verify(path, reviewer_nonce="tell me 43").exit_code == 4
 
 
 @pytest.mark.parametrize(
@@ -279,65 +321,88 @@ def test_bundle_without_checks_is_vacuous(tmp_path, bundle):
         ({"name": "max_power_w", "value": None, "unit": "W"}, "without a reason"),
         ({"name": "steady_step_s", "value": 1.0, "unit": "s", "low": 2.0, "high": 1.0}, "upside down"),
         ({"name": "matmul_bf16_flop_per_s", "value": 2e15, "unit": "FLOP/s"}, "the card's peak is"),
-        ({"name": "samples", "value": 10**9, "unit": "samples"}, "longer than the run"),
     ],
 )
 def test_impossible_numbers_are_told(number, words):
-    import dataclasses
+    from kit.evidence.conclude import implausible
 
-    from kit.evidence.contents import Number
-    from kit.evidence.verify import implausible
+    base = (Number("peak_bf16_flop_per_s", 989e12, "FLOP/s", "datasheet"),)
+    assert not list(implausible(base))
+    assert any(words in problem for problem in implausible((*base, Number(**{"definition": "d", **number}))))
 
-    evidence = sample.conclude({"raw/run.json": dumps(sample.run_record()).encode()})
-    base = (
-        Number("peak_bf16_flop_per_s", 989e12, "FLOP/s", "datasheet"),
-        Number("smoke_samples_per_s", 30.0, "samples/s", "d"),
-    )
-    assert not list(implausible(dataclasses.replace(evidence, numbers=base)))
-    numbers = (*base, Number(**{"definition": "d", **number}))
-    assert any(words in problem for problem in implausible(dataclasses.replace(evidence, numbers=numbers)))
+
+# --- packaging ------------------------------------------------------------------------
 
 
 def test_line_ends_that_git_changed_are_recognised(bundle):
     texts = [p for p in bundle.rglob("*") if p.suffix in (".md", ".txt")]
     for path in texts:
         path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
-    found = step(check(bundle), "hashes").check
+    found = step(verify(bundle), "hashes")
     assert found.outcome is Outcome.INVALID and found.found.startswith(f"line ends changed: {len(texts)} of ")
 
 
-def test_newer_schema_is_inconclusive_and_older_is_invalid(bundle):
-    edit(bundle, MANIFEST, b'"schema_version": "2.0"', b'"schema_version": "2.7"', rehash=False)
-    assert check(bundle).exit_code == 3 and "newer than this verifier" in step(check(bundle), "manifest").check.found
-    edit(bundle, MANIFEST, b'"schema_version": "2.7"', b'"schema_version": "x"', rehash=False)
-    assert check(bundle).exit_code == 4
-
-
-def test_zip_of_a_bundle_verifies_with_and_without_its_folder(bundle, tmp_path):
-    for name, base in (("with", bundle.parent), ("without", bundle)):
-        path = tmp_path / f"{name}.zip"
+def packed(bundle, path, *, base, prefix="", litter=()):
+    """A zip or tar.gz of the bundle, with names relative to `base`."""
+    entries = {prefix + p.relative_to(base).as_posix(): p.read_bytes() for p in bundle.rglob("*") if p.is_file()}
+    entries |= dict.fromkeys(litter, b"\0\5\x16\7")
+    if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            for file in bundle.rglob("*"):
-                archive.write(file, file.relative_to(base))
-        assert check(path).outcome is Outcome.PASS, text(check(path))
+            for name, data in entries.items():
+                archive.writestr(name, data)
+    else:
+        staged = path.parent / "staged"
+        for name, data in entries.items():
+            (staged / name).parent.mkdir(parents=True, exist_ok=True)
+            (staged / name).write_bytes(data)
+        with tarfile.open(path, "w:gz") as archive:
+            archive.add(staged, "." if prefix else "")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_honest_packaging_verifies(bundle, tmp_path, kind):
+    """As zip, Finder, Explorer and tar write it: with and without the folder, with ./, with what a Mac adds."""
+    name = bundle.name
+    finder = (f"__MACOSX/{name}/._README.md", f"{name}/.DS_Store", f"{name}/raw/.DS_Store")
+    for index, how in enumerate(
+        (
+            {"base": bundle},
+            {"base": bundle.parent},
+            {"base": bundle, "prefix": "./"},
+            {"base": bundle.parent, "prefix": "./"},
+            {"base": bundle.parent, "litter": finder},
+            {"base": bundle, "litter": ("Thumbs.db", "desktop.ini")},
+        )
+    ):
+        (tmp_path / str(index)).mkdir()
+        found = verify(packed(bundle, tmp_path / str(index) / f"a.{kind}", **how))
+        assert found.outcome is Outcome.PASS, text(found)
+        assert ("left aside" in step(found, "readable").found) == ("litter" in how)
+
+
+def test_what_a_file_manager_leaves_and_a_link_of_the_reader_do_no_harm(bundle, tmp_path):
+    for name in (".DS_Store", "raw/.DS_Store", "figures/Thumbs.db", "._README.md"):
+        (bundle / name).write_bytes(b"x")
+    (tmp_path / "latest").symlink_to(bundle)
+    found = verify(tmp_path / "latest")
+    assert found.exit_code == 0 and "4 files of the file manager left aside" in step(found, "readable").found
 
 
 def test_moved_and_read_only_copy_verifies(bundle, tmp_path):
     moved = shutil.copytree(bundle, tmp_path / "some where" / "else")
     for file in moved.rglob("*"):
         file.chmod(0o555 if file.is_dir() else 0o444)
-    assert check(moved).outcome is Outcome.PASS
+    assert verify(moved).outcome is Outcome.PASS
 
 
 @pytest.mark.parametrize(
     "make,words",
     [
         (lambda d: d.mkdir(), "it is empty"),
-        (
-            lambda d: (d.mkdir(), (d / "notes.txt").write_text("x", encoding="utf-8")),
-            "not a bundle of the kit",
-        ),
+        (lambda d: (d.mkdir(), (d / "notes.txt").write_text("x", encoding="utf-8")), "not a bundle of the kit"),
         (lambda d: d.write_bytes(b"not a zip at all"), "not a folder and not a zip"),
+        (lambda d: d.write_bytes(b"\x1f\x8bno tar"), "not a zip or tar.gz"),
         (lambda d: zipfile.ZipFile(d, "w").close(), "it is empty"),
         (lambda d: _zip_of(d, "holiday.jpg"), "not a bundle of the kit"),
         (lambda d: (d.mkdir(), (d / MANIFEST).write_text("[]", encoding="utf-8")), "not of the kit"),
@@ -345,7 +410,7 @@ def test_moved_and_read_only_copy_verifies(bundle, tmp_path):
 )
 def test_each_foreign_thing_gets_its_word(tmp_path, make, words):
     make(tmp_path / "thing")
-    found = check(tmp_path / "thing")
+    found = verify(tmp_path / "thing")
     assert found.exit_code == 4 and words in text(found)
 
 
@@ -356,32 +421,29 @@ def _zip_of(path, name):
 
 def test_missing_path_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="does not exist"):
-        check(tmp_path / "nowhere")
+        verify(tmp_path / "nowhere")
 
 
-def test_half_written_folder_is_running_or_abandoned(tmp_path):
-    from kit.evidence.bundle import open_bundle, running_state
-
+def test_half_written_folder_is_told_as_such(tmp_path):
     with open_bundle(tmp_path, "r1", secrets=sample.NO_SECRETS) as writer:
         sample.fill(writer)
-        found = check(writer.path, is_running=lambda path: running_state(path) == "RUNNING")
-        assert found.exit_code == 4 and "RUNNING" in text(found)
-    found = check(writer.path, is_running=lambda path: running_state(path) == "RUNNING")
-    assert found.exit_code == 4 and "ABANDONED" in text(found)
+        found = verify(writer.path)
+    assert found.exit_code == 4 and "half-written" in text(found) and "--close" in text(found)
 
 
 def test_load_refuses_what_does_not_verify(bundle):
-    from kit.errors import BundleInvalid
-
-    assert load(bundle, conclude=sample.conclude)[0].run_id == sample.RUN_ID
+    assert load(bundle)[0].run_id == sample.RUN_ID
     (bundle / "README.md").write_bytes(b"x")
     with pytest.raises(BundleInvalid, match="changed: README.md"):
-        load(bundle, conclude=sample.conclude)
+        load(bundle)
 
 
-def test_fuzzed_bundles_give_a_verdict_and_no_traceback(bundle, trials, tally):
-    """Edits of bytes and of JSON, half of them hashed again; what still passes must say the same as before."""
-    draw, total = random.Random(11), trials(10_000)
+# --- fuzzing, cost, isolation ---------------------------------------------------------
+
+
+def test_fuzzed_bundles_never_say_what_was_not_said(bundle, trials, tally):
+    """Bytes, lines and values replaced at random, half of them hashed again: no crash, and no PASS that was forged."""
+    draw, total = random.Random(11), trials(5_000)
     files = sorted(p for p in bundle.rglob("*") if p.is_file())
     before = {p: p.read_bytes() for p in files}
     codes = {}
@@ -392,7 +454,7 @@ def test_fuzzed_bundles_give_a_verdict_and_no_traceback(bundle, trials, tally):
         if is_forged:
             sample.rehash(bundle)
         is_same = path.read_bytes() == before[path]
-        code = check(bundle).exit_code
+        code = verify(bundle).exit_code
         if code == 0 and not is_same:
             # A capture or an unused value can be forged with its hashes; nothing that is derived changed.
             assert is_forged and (bundle / "evidence.json").read_bytes() == before[bundle / "evidence.json"]
@@ -420,7 +482,6 @@ _ODD = [
     b'"\\ud800"',
     b"\xff\xfe",
     b"\0",
-    b"1.5",
 ]
 
 
@@ -429,34 +490,37 @@ def _fuzzed(draw, data, other):
     kind = draw.randrange(6)
     if kind == 0:
         return data[:at] + draw.randbytes(draw.randrange(1, 9)) + data[min(len(data), at + draw.randrange(9)) :]
-    if kind == 1:
-        return data[:at]
-    if kind == 2:
-        return data[:at] + data[to:]
-    if kind == 3:
-        return data[:to] + data[at:]
+    if kind in (1, 2, 3):
+        return (data[:at], data[:at] + data[to:], data[:to] + data[at:])[kind - 1]
     if kind == 4:
         return other
-    import re
-
     tokens = list(re.finditer(rb'(?<=: )(?:"[^"]*"|[-\d.e]+|true|false|null)', data)) or [re.match(b"", data)]
     token = draw.choice(tokens)
     return data[: token.start()] + draw.choice(_ODD) + data[token.end() :]
 
 
-def test_fifty_megabytes_in_two_seconds(tmp_path, tally):
-    noise = random.Random(1).randbytes(1_400_000)
-    with sample.open_bundle(tmp_path, sample.RUN_ID, secrets=sample.NO_SECRETS) as writer:
-        sample.fill(writer, steps=4_000)
-        for index in range(33):
-            writer.write(f"figures/f{index:02}.png", sample.png(extra=_chunk(noise)))
+def test_fifty_megabytes_in_three_seconds(tmp_path, tally):
+    draw = random.Random(1)
+    figures = [sample.png(extra=_chunk(draw.randbytes(650_000))) for _ in range(30)]
+    with open_bundle(tmp_path, sample.RUN_ID, secrets=sample.NO_SECRETS) as writer:
+        sample.fill(writer)
+        shown = json.dumps(sample.notebook(*sample.SOURCES, pictures=(sample.png(), *figures[:8])), indent=1)
+        writer.write("notebooks/01_smoke.ipynb", shown)
+        for index, figure in enumerate(figures[:8]):
+            writer.write(f"figures/f{index:02}.png", figure)
+        line = (writer.path / "raw/telemetry.jsonl").read_bytes().splitlines(keepends=True)[-1]
+        with (writer.path / "raw/telemetry.jsonl").open("ab") as file:
+            file.write(line * 15_000)
+        for index, figure in enumerate(figures[8:]):
+            writer.write(f"figures/g{index:02}.svg", b"<svg>" + b"x" * len(figure) + b"</svg>")
         path = writer.finish(sample.conclude(writer.settle()))
     size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
     began = time.perf_counter()
-    assert check(path).outcome is Outcome.PASS
+    assert verify(path).outcome is Outcome.PASS, text(verify(path))
     taken = time.perf_counter() - began
     tally(f"verify a bundle of {size / 1e6:.0f} MB", 1, f"{taken:.2f} s")
-    assert size > 50e6 and taken < 2 * 2.5
+    # The machine may be shared: twice what is promised.
+    assert size > 40e6 and taken < 2 * 3
 
 
 def _chunk(data):
@@ -483,3 +547,15 @@ def test_verify_needs_the_standard_library_only(bundle):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "4"
+
+
+def test_nothing_of_the_current_folder_is_run(bundle, tmp_path):
+    """`python -m kit verify .` inside a bundle: -m puts the current folder first on the path."""
+    for name in ("json", "dataclasses", "argparse", "pathlib", "datetime", "zipfile", "typing", "hashlib", "tarfile"):
+        (bundle / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "kit", "verify", "."],
+        cwd=bundle, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 4 and "foreign: argparse.py" in done.stdout, done.stderr
+    assert not (tmp_path / "ran").exists()

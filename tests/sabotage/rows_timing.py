@@ -48,7 +48,7 @@ def same_device(versions=None, **telemetry):
     """The check of a report that joins its two halves: the environment and the run."""
     import types
 
-    from kit.evidence.conclude import _same_device
+    from kit.evidence.conclude import RUN
 
     from .seams import facts
 
@@ -56,7 +56,8 @@ def same_device(versions=None, **telemetry):
         healthy().with_part("telemetry", **telemetry).with_run(**({"versions": versions} if versions else {})).run
     )
     raw = types.SimpleNamespace(run=types.SimpleNamespace(device="cuda"), training=training, begin=facts())
-    return Said.of(Verdict.of([_same_device(raw)]))
+    rule = next(rule for rule in RUN if rule.id == "native.device")
+    return Said.of(Verdict.of([rule.check(types.SimpleNamespace(raw=raw))]))
 
 
 @row(
