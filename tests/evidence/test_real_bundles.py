@@ -28,8 +28,7 @@ named = pytest.mark.parametrize("real", BUNDLES, ids=lambda path: path.name)
 @named
 def test_real_bundle_verifies_in_a_bare_python(real):
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from kit.evidence.contents import SCHEMA_VERSION
-from kit.evidence.verify import verify, text; found = verify(sys.argv[1]); "
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from kit.evidence.verify import verify, text; found = verify(sys.argv[1]); "
         "print(text(found)); sys.exit(0 if found.integrity.value == 'PASS' else 1)"
     )
     done = subprocess.run(

@@ -20,7 +20,7 @@ EVIDENCE = Evidence(
     verdict=Verdict.of([Check("native.x", Outcome.PASS, "fine", "fine")]), claims={}, promises=(), notebooks=(),
     numbers=(Number("steady_samples_per_s", 75.456, "samples/s", ""), Number("best_tokens_per_s", 80000.0, "tokens/s", ""),
              Number("best_floor_ratio", 0.0948, "1", "")),
-    headline="It trains.", limits=(),
+    headline="It trains.", limits=(), system={},
 )  # fmt: skip
 FACTS = {"torch": {"version": "2.11.0+cu130", "gpus": [{"name": "NVIDIA H100", "uuid": "gpu-1"}]}}
 
