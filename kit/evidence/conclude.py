@@ -16,7 +16,7 @@ from typing import Any
 
 from kit.evidence.contents import COMPLETE, SCHEMA_VERSION, Evidence, Number, Promise, Raw, parsed, read, utc
 from kit.evidence.manifest import Entry, root
-from kit.gpu.judge_machine import Expectation, judge, still_there
+from kit.gpu.judge_machine import MACHINE, Expectation, judge, still_there
 from kit.records import CLAIMS, Check, Outcome, Verdict, loads, worst
 from kit.rules import Answer, Rules, say
 from kit.sweep.table import LOSS_LIMITS, LOSS_STEPS, Ceilings, Row, floor_s, mfu, to_csv, words
@@ -38,16 +38,6 @@ PROMISES = (
     "The evidence is complete, and others can check it",
     "A silent fallback to the CPU would have been caught: a run that lied was judged by the same rules and failed",
 )
-
-
-# Until the machine's rules and the ranks' say it themselves.
-_PROMISED = {
-    "environment.cuda_starts": 1,
-    "native.kernel_ran": 1,
-    "environment.two_witnesses": 2,
-    "environment.expected_gpu": 2,
-    "native.devices": 2,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -518,8 +508,7 @@ def _sweep_numbers(ceilings: Ceilings, rows: Sequence[Row]) -> Iterator[Number]:
 
 def _promises(verdict: Verdict) -> Iterator[Promise]:
     """Each promise with the checks that decide it: those of the rules that name it, and of the ranks' same questions."""
-    of = {rule.id: rule.promise for rules in (TRAINING, CONTROL, RUN) for rule in rules if rule.promise}
-    of = {**_PROMISED, **of}
+    of = {rule.id: rule.promise for rules in (MACHINE, TRAINING, CONTROL, RUN) for rule in rules if rule.promise}
     for index, text in enumerate(PROMISES, start=1):
         present = [check for check in verdict.checks if of.get(check.id.replace(".ranks_", ".")) == index]
         sentence = "; ".join(check.found for check in present) or "not checked"

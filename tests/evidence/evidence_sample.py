@@ -18,6 +18,7 @@ from kit.evidence.notebook import source_sha256
 from kit.evidence.redact import Secrets
 from kit.evidence.render import derived, ro_crate
 from kit.records import dumps, from_json, loads, to_json
+from kit.train.steps import audited_steps
 
 for folder in ("train", "gpu"):
     sys.path.append(str(Path(__file__).resolve().parents[1] / folder))
@@ -123,7 +124,11 @@ def recorded(device, speed=1.0):
     }
     made = made.with_steps(**stretch).with_samples(at_s=lambda s: s.at_s * speed)
     windows = {name: getattr(made.run, name) for name in ("device_window_s", "wall_window_s")}
-    return facts, made.with_run(**{name: value and value * speed for name, value in windows.items()})
+    # The steps that are looked at follow from the nonce.
+    audits = [dataclasses.replace(made.run.audits[0], step=step) for step in sorted(audited_steps(NONCE, 14))]
+    return facts, made.with_run(
+        nonce=NONCE, audits=tuple(audits), **{name: value and value * speed for name, value in windows.items()}
+    )
 
 
 def fill(bundle, record=None, speed=1.0):
