@@ -218,7 +218,7 @@ def _engine(model, config: TrainConfig, batches, is_profiled: bool):
         engine.step(*batch)
         synchronize(config.device)
         times.append(time.perf_counter() - start)
-    with profiled(statistics.median(times)) as found:
+    with profiled(config.device, statistics.median(times)) as found:
         engine.step(*batches[-1])
     return losses, found()
 

@@ -3,58 +3,68 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import secrets
 import subprocess
 import sys
+import tempfile
 import time
 import types
+from pathlib import Path
 
 from kit.errors import KitError
 from kit.process import child_environment
-from kit.records import from_json, loads, to_json
+from kit.records import dumps, from_json, loads
 from kit.train.config import TrainConfig
-from kit.train.steps import ControlRecord, StepRecord, TrainingRun
+from kit.train.steps import ControlRecord, StepRecord, Timings, TrainingRun
 
 _TIMEOUT_S = 120
 
 
 def run_control() -> ControlRecord:
-    """Starts the child and reads its record. Raises KitError where it gave none."""
-    # Kineto's level silences the lines that the profiler prints for each start and stop. On Windows an empty
-    # mask is no mask: -1 hides every GPU everywhere.
-    environment = child_environment(CUDA_VISIBLE_DEVICES="-1", KINETO_LOG_LEVEL="6")
+    """Starts the child and reads its record. Raises KitError where it gave none.
+
+    The record comes through a file: what else prints in the child, at its start or its end, is none of it.
+    """
+    # On Windows an empty mask is no mask: -1 hides every GPU everywhere. Kineto's level silences the lines that the
+    # profiler prints for each start and stop.
+    hidden = child_environment(CUDA_VISIBLE_DEVICES="-1", KINETO_LOG_LEVEL="6")
     start = time.perf_counter()
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "kit.train.control"], env=environment, capture_output=True,
-            timeout=_TIMEOUT_S, check=False,
-        )  # fmt: skip
-        record = from_json(ControlRecord, loads(done.stdout.decode("utf-8").splitlines()[-1]))
-    except subprocess.TimeoutExpired as error:
-        raise _no_record(f"no answer within {_TIMEOUT_S} s") from error
-    except (ValueError, IndexError, KitError) as error:
-        last = done.stderr.decode("utf-8", errors="replace").strip().splitlines()[-1:] or ["no output"]
-        raise _no_record(f"exit code {done.returncode}: {last[0]}") from error
-    return dataclasses.replace(record, seconds=time.perf_counter() - start)
+    with tempfile.TemporaryDirectory() as folder:
+        record = Path(folder) / "record.json"
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "kit.train.control", str(record)], env=hidden,
+                capture_output=True, timeout=_TIMEOUT_S, check=False,
+            )  # fmt: skip
+            found = from_json(ControlRecord, loads(record.read_bytes()))
+        except subprocess.TimeoutExpired as error:
+            raise _no_record(f"no answer within {_TIMEOUT_S} s") from error
+        except (OSError, ValueError, KitError) as error:
+            last = done.stderr.decode("utf-8", errors="replace").strip().splitlines()[-1:] or ["no output"]
+            raise _no_record(f"exit code {done.returncode}: {last[0]}") from error
+    return dataclasses.replace(found, seconds=time.perf_counter() - start)
 
 
 def _no_record(why: str) -> KitError:
     return KitError(
-        f"the negative control gave no record ({why})", expected="one JSON record",
-        todo="run python -m kit.train.control by hand and read its error",
-    )  # fmt: skip
+        f"the negative control gave no record ({why})",
+        expected="one JSON record",
+        todo="run python -m kit.train.control record.json by hand and read its error",
+    )
 
 
 # --- the child ----------------------------------------------------------------------
 
 
 def _child() -> ControlRecord:
+    import torch
+
     from kit.gpu.probe import probe
 
     facts = probe(proof_device="cuda")
     run, steps = train_toy(TrainConfig(model="tiny", device="cpu", batch_size=2, seq_len=32, steps=6, lr=0.1))
     lie = dataclasses.replace(run.config, device="cuda")
-    return ControlRecord(facts, dataclasses.replace(run, config=lie), steps, 0.0)
+    return ControlRecord(facts, dataclasses.replace(run, config=lie), steps, 0.0, torch.cuda.device_count())
 
 
 def train_toy(config: TrainConfig) -> tuple[TrainingRun, tuple[StepRecord, ...]]:
@@ -63,24 +73,22 @@ def train_toy(config: TrainConfig) -> tuple[TrainingRun, tuple[StepRecord, ...]]
 
     from kit.train import witness
     from kit.train.loop import training_steps
-    from kit.train.steps import Timings
 
     torch.manual_seed(config.seed)
     model = _toy_model(torch)
     optimizer = _Sgd(torch, model, config.lr)
-    batches = [_ToyBatch(torch, step, config) for step in range(config.steps + 2)]
+    batches = [_ToyBatch(torch, step, config) for step in range(config.steps)]
     initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    audit = witness.Auditor(model, optimizer, "cuda", {1, (config.steps + 1) // 2, config.steps})
+    watch = witness.Watch(model, optimizer, dataclasses.replace(config, device="cuda"), secrets.token_hex(8))
     before = witness.canary_loss(model, batches[0], config)
     began = time.perf_counter()
-    steps = tuple(training_steps(model, optimizer, batches[: config.steps], config, began_s=began, audit=audit))
+    steps = tuple(training_steps(model, optimizer, batches, config, began_s=began, watch=watch))
     after = witness.canary_loss(model, batches[0], config)
     learning = witness.measure_learning(model, initial, before, after)
     run = TrainingRun(
         config=config, device_name="CPU", weights_note="toy model", dataset_sha256="", dataset_rows=10**6,
-        parameters=learning.total_parameters, timings=Timings(),
-        audits=tuple(audit.audits), learning=learning,
-        profile=witness.profile_step(model, optimizer, batches[-2:], config),
+        parameters=learning.total_parameters, timings=Timings(), audits=tuple(watch.audits), learning=learning,
+        profile=witness.profile_step(model, optimizer, batches[0], config), nonce=watch.nonce,
     )  # fmt: skip
     return run, steps
 
@@ -137,4 +145,4 @@ class _ToyBatch:
 
 
 if __name__ == "__main__":
-    print(json.dumps(to_json(_child())))
+    Path(sys.argv[1]).write_text(dumps(_child()), encoding="utf-8")

@@ -117,7 +117,8 @@ class EagerEngine:
         self.restart()
 
     def step(self, input_ids, labels):
-        return eager_step(self._model, self.optimizer, input_ids, labels, self._config)
+        loss, grad_norm = eager_step(self._model, self.optimizer, input_ids, labels, self._config)
+        return loss.detach(), grad_norm
 
     def restart(self) -> None:
         self._model.zero_grad(set_to_none=True)
@@ -159,10 +160,7 @@ class CompiledEngine:
 
     def restart(self) -> None:
         self._model.zero_grad(set_to_none=True)
-        is_cuda = self._config.device == "cuda"
-        self.optimizer = torch.optim.AdamW(
-            self._model.parameters(), lr=self._config.lr, weight_decay=self._config.weight_decay, fused=is_cuda
-        )
+        self.optimizer = build_optimizer(self._model, self._config)
 
 
 def random_batch(model, config: TrainConfig) -> tuple[torch.Tensor, torch.Tensor]:

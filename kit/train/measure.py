@@ -1,7 +1,8 @@
 """One training run with its witnesses: load, build, train, then measure what the verdict rests on.
 
 The timed steps come first, on a cold device, and nothing else runs beside them but the
-sampling of the driver. Everything after them repeats or inspects.
+sampling of the driver. Everything after them repeats or inspects. Importing this imports no
+torch: what makes a short run short is that imports and the device's start run side by side.
 """
 
 from __future__ import annotations
@@ -10,28 +11,20 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import secrets
 import sys
 import threading
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from kit.errors import GpuNotUsable, TrainingFailed, UsageError
-from kit.process import keep_bytecode
+from kit.process import begin_proof, keep_bytecode
 from kit.records import dumps
-from kit.train import witness
 from kit.train.config import TrainConfig
-from kit.train.loop import training_steps
-from kit.train.model import build_optimizer, precision
-from kit.train.steps import CpuReference, Replay, StepRecord, TelemetrySample, Timings, TrainingRun
-
-# What makes a short run short: most of it is imports, and most of those are Python compiling source again.
-#
-# Nothing is left out and nothing is replaced: work is only moved, and a device that cannot be used is refused.
+from kit.train.steps import StepRecord, TelemetrySample, Timings, TrainingRun
+from kit.train.telemetry import Recorder
 
 
 def require_device(device: str):
@@ -54,8 +47,9 @@ def require_device(device: str):
 def start_device(device: str, dtype: str, *, has_kernels: bool = False) -> threading.Thread | None:
     """Starts CUDA and loads cuBLAS in a thread, beside the imports that follow; None on the CPU.
 
-    has_kernels: the run will launch kernels of Triton, which hashes its own source once for the keys of its
-    cache (0.43 s on an H100's machine, 2026-11); that is done here too. Join it before the device is measured. What fails there fails again, and is reported, at the first real use.
+    has_kernels: the run will launch kernels of Triton, which hashes its own source once for the keys of its cache
+    (0.43 s on an H100's machine, 2026-11); that is done here too. Join it before the device is measured. What fails
+    there fails again, and is reported, at the first real use.
     """
     if device != "cuda":
         return None
@@ -85,81 +79,14 @@ def start_device(device: str, dtype: str, *, has_kernels: bool = False) -> threa
     return thread
 
 
-# The same steps once more: on the device, bit for bit, and the first of them on the CPU.
-#
-# `state` is what was trained: `model`, `optimizer`, and `initial`, the parameters on the CPU as
-# they were before the first step. Each function leaves it changed.
-
-CPU_REFERENCE_STEPS = 3
-
-
-def replay(
-    state, batches: Sequence, config: TrainConfig, timed: tuple[float | None, ...]
-) -> tuple[Replay, float | None]:
-    """timed: the losses of the run. Returns the repetition, and the canary's loss before the first step."""
-    restart(state, config)
-    before = witness.canary_loss(state.model, batches[0], config)
-    losses = _losses(state, batches, config)
-    found = Replay(tuple(loss for loss in losses if loss is not None), witness.matmul_repeats(config))
-    if losses != timed:
-        found = dataclasses.replace(found, deterministic_is_equal=_repeats_deterministically(state, batches, config))
-    return found, before
-
-
-def cpu_reference(state, batches: Sequence, config: TrainConfig) -> CpuReference:
-    if config.device == "cpu" and config.dtype == "float32":
-        return CpuReference(0, (), 0.0, skipped="the run itself is float32 on the CPU")
-    on_cpu = dataclasses.replace(config, device="cpu", dtype="float32")
-    state.model.to("cpu")
-    restart(state, on_cpu)
-    start = time.perf_counter()
-    losses = _losses(state, batches[: min(CPU_REFERENCE_STEPS, config.steps)], on_cpu)
-    finite = tuple(loss for loss in losses if loss is not None)
-    return CpuReference(len(finite), finite, time.perf_counter() - start)
-
-
-def restart(state, config: TrainConfig) -> None:
-    """Puts the model back to where it was before the first step, with a fresh optimizer."""
-    with torch.no_grad():
-        for name, parameter in state.model.named_parameters():
-            parameter.copy_(state.initial[name])
-    state.model.zero_grad(set_to_none=True)
-    state.optimizer = build_optimizer(state.model, config)
-
-
-def _losses(state, batches: Sequence, config: TrainConfig) -> tuple[float | None, ...]:
-    with precision(config):
-        steps = training_steps(state.model, state.optimizer, batches, config, began_s=time.perf_counter())
-        return tuple(step.loss for step in steps)
-
-
-def _repeats_deterministically(state, batches: Sequence, config: TrainConfig) -> bool:
-    """Whether two runs of the steps agree bit for bit where torch is asked for deterministic algorithms.
-
-    Attention's backward pass adds in changing order at longer sequences; that is no fault of the card.
-    """
-    found = []
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for _ in range(2):
-                restart(state, config)
-                found.append(_losses(state, batches, config))
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-    return found[0] == found[1]
-
-
 class Group(Protocol):
     """The process as one rank of several, where it is one; made by `kit.extras.scale.group`."""
 
     def start(self) -> None:
         """Joins the others and takes its device. Called once torch is known to have one."""
+
+    def all_of(self, value: Any) -> list[Any]:
+        """The values of all ranks, by rank."""
 
     def share(self, config: TrainConfig, count: int) -> tuple[list, Any]:
         """This rank's part of `count` global batches, and the texts they came from."""
@@ -201,51 +128,75 @@ def measure(
             expected="engine=eager, whose steps every witness can look into",
             todo="kit bench and kit sweep measure the other engines, and that their losses are the same",
         )
-    began = time.perf_counter()
-    recorder = _recorder(config)
+    times = [time.perf_counter()]
+    recorder = Recorder() if config.device == "cuda" else None
     torch = _start(config, group)
-    imported = time.perf_counter()
-    batches, text_set = group.share(config, config.steps + 2) if group else _batches(config)
-    loaded = time.perf_counter()
-    keeper = _Keeper(out)
-    state = _build(torch, config, group, batches)
-    built = time.perf_counter()
-    try:
-        timed = _timed(torch, state, batches, config, recorder, keeper, on_step)
-    finally:
-        # Whatever happened, no thread may still be inside the driver when the process ends.
-        telemetry = recorder.stop() if recorder else None
-    trained = time.perf_counter()
-    samples = tuple(recorder.samples) if recorder else ()
-    keeper.write("telemetry.jsonl", "".join(dumps(sample, indent=None) + "\n" for sample in samples))
-    run = dataclasses.replace(
-        _recorded(torch, config, state, timed),
-        dataset_sha256=text_set.sha256,
-        dataset_rows=text_set.rows,
-        distinct_texts=len(set(text_set.texts)),
-        order=tuple(b.sha256[:16] for b in batches[: config.steps]) if group else _prescribed(config, text_set),
-        telemetry=telemetry,
-    )
-    if timed.error is None:
-        if group:
-            group.trained(state.model)
-        run = _witnesses(run, state, timed.steps, batches, is_alone=group is None)
-    timings = Timings(
-        import_s=imported - began,
-        data_s=loaded - imported,
-        build_s=built - loaded,
-        train_s=trained - built,
-        witnesses_s=time.perf_counter() - trained,
-    )
-    run = dataclasses.replace(run, timings=timings)
-    keeper.write("training.json", dumps(run))
-    if timed.error is not None:
-        raise timed.error
-    return Measured(run, tuple(timed.steps), samples)
+    from kit.gpu.proof import jit_control
+    from kit.train.witness import Watch
+
+    times.append(time.perf_counter())
+    batches, text_set = group.share(config, config.steps) if group else _batches(config)
+    times.append(time.perf_counter())
+    state = _build(config, group, batches)
+    times.append(time.perf_counter())
+    nonce = os.environ.get("KIT_NONCE") or secrets.token_hex(8)
+    # A step that one rank looks into holds up the others, so all look into the same.
+    watch = Watch(state.model, state.optimizer, config, group.all_of(nonce)[0] if group else nonce)
+    steps: list[StepRecord] = []
+    windows, error = (None, None), None
+    with _kept(out) as keep:
+
+        def each(record: StepRecord) -> None:
+            steps.append(record)
+            keep("steps.jsonl", dumps(record, indent=None) + "\n")
+            if on_step:
+                on_step(record)
+
+        try:
+            windows = _timed(state, batches, config, watch, recorder, each)
+        except RuntimeError as caught:
+            error = _failed(caught, config)
+        finally:
+            # Whatever happened, no thread may still be inside the driver when the process ends.
+            telemetry = recorder.stop() if recorder else None
+        times.append(time.perf_counter())
+        samples = tuple(recorder.samples) if recorder else ()
+        keep("telemetry.jsonl", "".join(dumps(sample, indent=None) + "\n" for sample in samples))
+        run = TrainingRun(
+            config=config,
+            device_name=torch.cuda.get_device_name() if recorder else "CPU",
+            weights_note=state.weights_note,
+            dataset_sha256=text_set.sha256,
+            dataset_rows=text_set.rows,
+            distinct_texts=len(set(text_set.texts)),
+            order=tuple(batch.sha256[:16] for batch in batches) if group else _prescribed(config, text_set),
+            parameters=sum(p.numel() for p in state.model.parameters()),
+            timings=Timings(),
+            audits=tuple(watch.audits),
+            telemetry=telemetry,
+            versions=_versions(torch),
+            device_window_s=windows[0],
+            wall_window_s=windows[1],
+            compute_capability=torch.cuda.get_device_capability() if recorder else None,
+            error=str(error) if error else None,
+            nonce=watch.nonce,
+            jit_control=jit_control(torch.cuda.current_device()) if recorder else None,
+        )
+        if error is None:
+            if group:
+                group.trained(state.model)
+            run = _witnesses(run, state, steps, batches, is_alone=group is None)
+        times.append(time.perf_counter())
+        run = dataclasses.replace(run, timings=Timings(*(end - start for start, end in itertools.pairwise(times))))
+        keep("training.json", dumps(run))
+    if error is not None:
+        raise error
+    return Measured(run, tuple(steps), samples)
 
 
 def _start(config: TrainConfig, group: Group | None):
     """Imports what the run needs while the device starts beside it. Returns the torch module."""
+    begin_proof()
     keep_bytecode()
     torch = require_device(config.device)
     if group:
@@ -258,24 +209,49 @@ def _start(config: TrainConfig, group: Group | None):
     return torch
 
 
-def _recorded(torch, config: TrainConfig, state: _State, timed: _Timed) -> TrainingRun:
-    """The record of the timed steps; data, telemetry and times are still to be put in."""
-    is_cuda = config.device == "cuda"
-    return TrainingRun(
-        config=config,
-        device_name=torch.cuda.get_device_name() if is_cuda else "CPU",
-        weights_note=state.weights_note,
-        dataset_sha256="",
-        dataset_rows=0,
-        parameters=sum(p.numel() for p in state.model.parameters()),
-        timings=Timings(),
-        audits=tuple(timed.audits),
-        versions=_versions(torch),
-        device_window_s=timed.device_window_s,
-        wall_window_s=timed.wall_window_s,
-        compute_capability=torch.cuda.get_device_capability() if is_cuda else None,
-        error=str(timed.error) if timed.error else None,
+@contextlib.contextmanager
+def _kept(out: str | Path | None) -> Iterator[Callable[[str, str], None]]:
+    """Gives a function that adds text to a file in `out`, at once; it keeps nothing where no folder was named."""
+    files: dict[str, Any] = {}
+
+    def keep(name: str, text: str) -> None:
+        if not out:
+            return
+        try:
+            if name not in files:
+                Path(out).mkdir(parents=True, exist_ok=True)
+                files[name] = stack.enter_context(open(Path(out) / name, "w", 1, encoding="utf-8", newline="\n"))
+            files[name].write(text)
+        except OSError as error:
+            raise UsageError(
+                f"{Path(out) / name} cannot be written: {error.strerror}",
+                expected="a folder you may write to, with space",
+                todo="name another folder with --out",
+            ) from error
+
+    with contextlib.ExitStack() as stack:
+        keep("steps.jsonl", "")
+        yield keep
+
+
+def _batches(config: TrainConfig):
+    """A batch for each step, and the texts that they came from."""
+    from kit.train import data
+
+    text_set = data.load_texts(config.dataset)
+    endless = data.batches(
+        text_set, data.load_tokenizer("gpt2"), batch_size=config.batch_size, seq_len=config.seq_len, seed=config.seed
     )
+    return list(itertools.islice(endless, config.steps)), text_set
+
+
+def _prescribed(config: TrainConfig, text_set) -> tuple[str, ...]:
+    from kit.train import data
+
+    hashes = data.prescribed(
+        text_set, data.load_tokenizer("gpt2"), batch_size=config.batch_size, seq_len=config.seq_len, seed=config.seed
+    )
+    return tuple(digest[:16] for digest in itertools.islice(hashes, config.steps))
 
 
 @dataclasses.dataclass
@@ -294,79 +270,7 @@ class _State:
     canary_before: float | None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Timed:
-    """The steps that count, the error that ended them early, and their window by the device's and the wall's clock."""
-
-    steps: list
-    audits: list
-    error: TrainingFailed | None
-    device_window_s: float | None
-    wall_window_s: float | None
-
-
-class _Keeper:
-    """Writes what was measured as soon as it exists; keeps nothing where no folder was named."""
-
-    def __init__(self, out: str | Path | None) -> None:
-        self.folder = Path(out) if out else None
-        if self.folder:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                (self.folder / "steps.jsonl").write_text("", encoding="utf-8")
-            except OSError as error:
-                raise _unwritable(self.folder, error) from error
-
-    def write(self, name: str, text: str) -> None:
-        if self.folder:
-            try:
-                (self.folder / name).write_text(text, encoding="utf-8", newline="\n")
-            except OSError as error:
-                raise _unwritable(self.folder / name, error) from error
-
-    def add_step(self, record: StepRecord) -> None:
-        if self.folder:
-            with (self.folder / "steps.jsonl").open("a", encoding="utf-8", newline="\n") as file:
-                file.write(dumps(record, indent=None) + "\n")
-
-
-def _unwritable(path: Path, error: OSError) -> UsageError:
-    return UsageError(
-        f"{path} cannot be written: {error.strerror}",
-        expected="a folder you may write to, with space",
-        todo="name another folder with --out",
-    )
-
-
-def _recorder(config: TrainConfig):
-    if config.device != "cuda":
-        return None
-    from kit.train.telemetry import Recorder
-
-    return Recorder()
-
-
-def _batches(config: TrainConfig):
-    """As many batches as there are steps, and two more for the profiler."""
-    from kit.train import data
-
-    text_set = data.load_texts(config.dataset)
-    endless = data.batches(
-        text_set, data.load_tokenizer("gpt2"), batch_size=config.batch_size, seq_len=config.seq_len, seed=config.seed
-    )
-    return list(itertools.islice(endless, config.steps + 2)), text_set
-
-
-def _prescribed(config: TrainConfig, text_set) -> tuple[str, ...]:
-    from kit.train import data
-
-    hashes = data.prescribed(
-        text_set, data.load_tokenizer("gpt2"), batch_size=config.batch_size, seq_len=config.seq_len, seed=config.seed
-    )
-    return tuple(digest[:16] for digest in itertools.islice(hashes, config.steps))
-
-
-def _build(torch, config: TrainConfig, group: Group | None, batches: Sequence) -> _State:
+def _build(config: TrainConfig, group: Group | None, batches: Sequence) -> _State:
     from kit.train.model import build_model, build_optimizer
     from kit.train.witness import canary_loss
 
@@ -382,48 +286,30 @@ def _build(torch, config: TrainConfig, group: Group | None, batches: Sequence) -
     return _State(model, network, build_optimizer(model, config), initial, note, before)
 
 
-def _timed(torch, state, batches, config, recorder, keeper, on_step) -> _Timed:
+def _timed(state, batches, config, watch, recorder, each) -> tuple[float | None, float]:
+    """Trains, and gives each step's record to `each`. Returns the window of the steps by the device's own clock, None
+    on the CPU, and by the wall clock."""
+    import torch
+
     from kit.train.loop import training_steps
     from kit.train.model import precision
-    from kit.train.witness import Auditor
 
-    audited = {1, (config.steps + 1) // 2, config.steps}
-    auditor = Auditor(state.model, state.optimizer, config.device, audited)
-    steps: list[StepRecord] = []
-    error = None
-    events = _events(torch, config)
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if recorder else []
     if recorder:
         recorder.bind(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid))
     began, began_wall = time.perf_counter(), time.time()
     if recorder:
         recorder.start(began)
-    if events:
         events[0].record()
-    try:
-        with precision(config):
-            for record in training_steps(
-                state.network, state.optimizer, batches[: config.steps], config, began_s=began, audit=auditor
-            ):
-                if events:
-                    events[1].record()
-                ended_wall = time.time()
-                steps.append(record)
-                keeper.add_step(record)
-                if on_step:
-                    on_step(record)
-    except RuntimeError as caught:
-        error = _failed(caught, config)
-    window_s = None
-    if events and steps and error is None:
+    with precision(config):
+        for record in training_steps(state.network, state.optimizer, batches, config, began_s=began, watch=watch):
+            if events:
+                events[1].record()
+            ended_wall = time.time()
+            each(record)
+    if events:
         events[1].synchronize()
-        window_s = events[0].elapsed_time(events[1]) / 1000
-    return _Timed(steps, auditor.audits, error, window_s, ended_wall - began_wall if steps else None)
-
-
-def _events(torch, config):
-    if config.device != "cuda":
-        return None
-    return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    return events[0].elapsed_time(events[1]) / 1000 if events else None, ended_wall - began_wall
 
 
 def _failed(error: RuntimeError, config: TrainConfig) -> TrainingFailed:
@@ -449,19 +335,16 @@ def _witnesses(run: TrainingRun, state: _State, steps, batches: Sequence, *, is_
     """Everything that is measured after the timed steps, each part on the state the one before it left."""
     from kit.train import witness
 
-    config = run.config
+    config, before = run.config, state.canary_before
     after = witness.canary_loss(state.model, batches[0], config)
     learning = witness.measure_learning(state.model, state.initial, None, after)
     with witness.precision(config):
-        # The last batch of a pass over the data may be smaller; the first is whole.
-        profile = witness.profile_step(state.network, state.optimizer, 2 * batches[:1], config)
-    run, before = (
-        dataclasses.replace(run, profile=profile, precision=witness.measure_precision(config)),
-        state.canary_before,
-    )
+        # The first batch is full, as the last of a pass over the data may not be.
+        profile = witness.profile_step(state.network, state.optimizer, batches[0], config)
+    run = dataclasses.replace(run, profile=profile, precision=witness.measure_precision(config))
     if is_alone:
-        again, before = replay(state, batches[: config.steps], config, tuple(step.loss for step in steps))
-        run = dataclasses.replace(run, replay=again, cpu_reference=cpu_reference(state, batches, config))
+        again, before = witness.replay(state, batches, config, [step.loss for step in steps])
+        run = dataclasses.replace(run, replay=again, cpu_reference=witness.cpu_reference(state, batches, config))
     return dataclasses.replace(run, learning=dataclasses.replace(learning, canary_before=before))
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import dataclasses
 import functools
 import json
 import math
 import re
 import tempfile
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,12 +18,8 @@ from typing import Any
 
 import torch
 
+from kit.train.loop import synchronize
 from kit.train.steps import KernelProfile
-
-# Reads a profiler trace: which kernels ran on the device, and which matrix products did not.
-#
-# Input is the Chrome trace that torch.profiler exports, so a recorded trace can be judged on
-# a machine without a GPU.
 
 # Kinds of kernels by the names that cuBLAS, CUTLASS, cuDNN, Triton and ATen give them.
 KINDS = (
@@ -40,7 +38,8 @@ LARGE_FLOP = 1e6
 
 
 def read_trace(trace: dict[str, Any], *, step_time_s: float) -> KernelProfile:
-    """`step_time_s`: wall time of the profiled step, which the shares refer to."""
+    """Which kernels of a Chrome trace ran on the device, and which matrix products did not. step_time_s: wall time of
+    the profiled step, which the shares refer to."""
     events = [event for event in trace.get("traceEvents", ()) if event.get("ph") == "X"]
     kernels = [event for event in events if event.get("cat") == "kernel"]
     copies = [event for event in events if event.get("cat") == "gpu_memcpy" and _is_over_the_bus(event["name"])]
@@ -131,11 +130,13 @@ def matmul_flop(dims: Sequence[Any]) -> float:
     return 2.0 * math.prod(left) * right[-1]
 
 
-def _profiler():
-    # The profiler below torch.profiler, which imports torch's compiler when it starts: seconds.
+def start_profiler(device: str):
+    """A profiler, to be entered. It stands below torch.profiler, which imports torch's compiler when it starts: seconds."""
     from torch.autograd.profiler import profile
 
-    return profile(use_kineto=True, use_device="cuda")
+    # A torch that cannot trace CUDA would time every operator by hand; without it the trace has no kernel.
+    can_trace = torch.profiler.ProfilerActivity.CUDA in torch.profiler.supported_activities()
+    return profile(use_kineto=True, use_device="cuda" if device == "cuda" and can_trace else None, record_shapes=True)
 
 
 def _read(recorded, step_time_s: float) -> KernelProfile:
@@ -147,13 +148,14 @@ def _read(recorded, step_time_s: float) -> KernelProfile:
 
 
 @contextlib.contextmanager
-def profiled(step_time_s: float) -> Iterator[Callable[[], KernelProfile]]:
-    """Profiles the CUDA work of the code inside. Gives a function that reads it afterwards. step_time_s: of the same
-    step without a profiler, which slows every launch."""
-    recorded = _profiler()
-    with recorded:
-        yield lambda: _read(recorded, step_time_s)
-        torch.cuda.synchronize()
+def profiled(device: str, step_time_s: float | None = None) -> Iterator[Callable[..., KernelProfile]]:
+    """Profiles the code inside. Gives a function that reads it afterwards, with what is to be put beside it.
+    step_time_s: of the same step without a profiler, which slows every launch; else it is measured under it."""
+    with start_profiler(device) as recorded:
+        start = time.perf_counter()
+        yield lambda **more: dataclasses.replace(_read(recorded, step_time_s or measured), **more)
+        synchronize(device)
+        measured = time.perf_counter() - start
 
 
 @functools.cache
@@ -164,7 +166,7 @@ def profiler_problem() -> str | None:
     if torch.profiler.ProfilerActivity.CUDA not in torch.profiler.supported_activities():
         return "this torch cannot trace CUDA"
     try:
-        with _profiler():
+        with start_profiler("cuda"):
             torch.ones(1, device="cuda").add_(1)
             torch.cuda.synchronize()
     except RuntimeError as error:
@@ -190,7 +192,7 @@ class Between:
         self._calls += 1
         if self._calls == self._number:
             torch.cuda.synchronize()
-            self._recorded = _profiler()
+            self._recorded = start_profiler("cuda")
             self._recorded.__enter__()
         elif self._calls == self._number + 1:
             torch.cuda.synchronize()

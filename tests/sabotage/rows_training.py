@@ -209,9 +209,11 @@ def b19():
 def b19b():
     real = measure._timed
 
-    def timed(torch, *args):
+    def timed(*args):
+        import torch
+
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            return real(torch, *args)
+            return real(*args)
 
     return trained(mock.patch.object(measure, "_timed", timed), dtype="bfloat16")
 

@@ -11,6 +11,7 @@ from kit.train import witness
 from kit.train.config import MODELS, TrainConfig, parameters, step_flop, weight_flop, weight_products
 from kit.train.loop import applied_steps, eager_step, training_steps
 from kit.train.model import autocast, build_model, build_optimizer, precision
+from kit.train.steps import audited_steps, watched_steps
 
 TINY = TrainConfig(model="tiny", device="cpu", batch_size=2, seq_len=16, lr=1e-3)
 
@@ -134,35 +135,144 @@ def test_evaluation_mode_and_a_profiler_are_recorded(trained):
     assert (audit.is_training, audit.is_profiled) == (False, True)
 
 
-def test_the_auditor_looks_at_its_steps_only_and_leaves_no_hook():
+# --- every step ---------------------------------------------------------------------
+
+
+def watched(model, config=TINY, count=4):
+    """The steps of a small model under the watch of a run, and the watch."""
+    config = dataclasses.replace(config, steps=count)
+    optimizer = build_optimizer(model, config)
+    watch = witness.Watch(model, optimizer, config, "nonce")
+    return list(training_steps(model, optimizer, map(batch, range(count)), config, began_s=0.0, watch=watch)), watch
+
+
+def small():
     torch.manual_seed(0)
-    model = Small()
-    optimizer = build_optimizer(model, TINY)
-    auditor = witness.Auditor(model, optimizer, "cpu", {1, 3})
-    steps = list(training_steps(model, optimizer, map(batch, range(4)), TINY, began_s=0.0, audit=auditor))
-    assert [audit.step for audit in auditor.audits] == [1, 3] and len(steps) == 4
-    assert all(audit.product_dtypes == {"float32": 2} and audit.kinds["gradient"] == 5 for audit in auditor.audits)
-    assert not any(module._forward_hooks for module in model.modules())
+    return Small()
 
 
-def test_what_the_matrix_layers_put_out_shows_whether_autocast_is_active(monkeypatch):
+def test_every_step_is_looked_at_and_the_drawn_ones_with_all_their_tensors():
+    steps, watch = watched(small(), count=30)
+    assert {step.products for step in steps} == {3} and not any(step.elsewhere for step in steps)
+    assert {step.step for step in steps if step.is_watched} == watched_steps("nonce", 30)
+    assert {audit.step for audit in watch.audits} == audited_steps("nonce", 30)
+    assert all(audit.product_dtypes == {"float32": 3} and audit.kinds["gradient"] == 5 for audit in watch.audits)
+    assert not any(audit.strays for audit in watch.audits)
+
+
+def test_which_steps_are_drawn_follows_from_the_nonce_alone():
+    assert watched_steps("a", 30) == watched_steps("a", 30) != watched_steps("b", 30)
+    assert [len(watched_steps("a", n)) for n in (1, 2, 14, 50, 2_000_000)] == [1, 2, 2, 5, 16]
+    assert all(set(watched_steps(str(n), 7)) <= set(range(1, 8)) for n in range(50))
+
+
+class Leave(torch.autograd.Function):
+    """To 'meta', the only other device that every machine has."""
+
+    @staticmethod
+    def forward(ctx, tensor):
+        return torch.empty_like(tensor, device="meta")
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return torch.zeros(gradient.shape)
+
+
+class Back(torch.autograd.Function):
+    """What is computed elsewhere takes part, and the result is at home."""
+
+    @staticmethod
+    def forward(ctx, hidden, away):
+        return hidden.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, torch.empty_like(gradient, device="meta")
+
+
+def visits_meta(forward, weight):
+    return lambda hidden: Back.apply(forward(hidden), Leave.apply(hidden) @ Leave.apply(weight))
+
+
+class InNumpy(torch.autograd.Function):
+    """A product that torch does not see."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight):
+        ctx.save_for_backward(hidden, weight)
+        return torch.from_numpy(hidden.numpy() @ weight.numpy().T)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        hidden, weight = (saved.numpy() for saved in ctx.saved_tensors)
+        flat = gradient.flatten(0, 1).numpy()
+        return torch.from_numpy(flat @ weight).view_as(gradient), torch.from_numpy(
+            flat.T @ hidden.reshape(len(flat), -1)
+        )
+
+
+def in_steps(which, model, layer, forward):
+    """`layer` computes with `forward` in these steps only; nothing else about it changes."""
+    plain, calls = layer.forward, []
+
+    def call(hidden):
+        calls.append(1)
+        return (forward if len(calls) in which else plain)(hidden)
+
+    layer.forward = call
+    return model
+
+
+def test_a_product_elsewhere_is_named_at_each_step_though_its_layer_puts_out_at_home():
+    model = small()
+    steps, _ = watched(
+        in_steps({3, 4}, model, model.blocks[1], visits_meta(model.blocks[1].forward, model.blocks[1].weight)), count=6
+    )
+    assert [bool(step.elsewhere) for step in steps] == [False, False, True, True, False, False]
+    assert "Mm of blocks.1.weight on meta" in steps[2].elsewhere and steps[2].products == 3
+
+
+def test_a_product_that_torch_does_not_see_is_missing_at_its_step():
+    model = small()
+    weight = model.blocks[0].weight
+    steps, _ = watched(in_steps({2}, model, model.blocks[0], lambda hidden: InNumpy.apply(hidden, weight)))
+    assert [step.products for step in steps] == [3, 2, 3, 3]
+
+
+def test_large_operators_elsewhere_in_a_drawn_step_are_strays_whoever_calls_them():
+    """Outside modules and outside autograd: what an optimizer does, or a hook."""
+    model = small()
+    model.embedding.weight.register_hook(
+        lambda grad: grad if torch.zeros(64, 128, device="meta").add_(1).dim() else None
+    )
+    _, watch = watched(model)
+    drawn = [audit for audit in watch.audits if audit.step in watched_steps("nonce", 4)]
+    assert drawn and all("operator aten::add_ on meta" in audit.strays for audit in drawn)
+
+
+def test_the_change_of_a_weight_in_a_step_is_of_the_order_of_the_learning_rate():
+    steps, _ = watched(small())
+    assert steps[0].update == pytest.approx(TINY.lr, rel=1e-3) and all(0 < s.update <= 2 * TINY.lr for s in steps)
+    weak, _ = watched(small(), dataclasses.replace(TINY, lr=1e-7))
+    assert max(step.update for step in weak) < 1e-6
+
+
+def test_what_the_products_put_out_shows_whether_autocast_is_active(monkeypatch):
     """B19: declared and not active."""
     config = dataclasses.replace(TINY, dtype="bfloat16")
-
-    def dtypes():
-        model = Small()
-        optimizer = build_optimizer(model, config)
-        auditor = witness.Auditor(model, optimizer, "cpu", {1})
-        list(training_steps(model, optimizer, [batch()], config, began_s=0.0, audit=auditor))
-        return auditor.audits[0].product_dtypes
-
-    assert dtypes() == {"bfloat16": 2}
+    assert watched(small(), config)[1].audits[0].product_dtypes == {"bfloat16": 3}
     monkeypatch.setattr("kit.train.loop.autocast", lambda config: contextlib.nullcontext())
-    assert dtypes() == {"float32": 2}
+    assert watched(small(), config)[1].audits[0].product_dtypes == {"float32": 3}
 
 
-def test_the_layers_of_gpt2_that_multiply_are_its_four_a_block_and_the_head(tiny):
-    assert 3 * len(witness.matrix_layers(tiny)) == weight_products(MODELS["tiny"])
+def test_the_products_of_gpt2s_forward_pass_are_its_four_a_block_and_the_head(tiny):
+    ids = batch(0, 50257).input_ids
+    strays, dtypes = witness.look_back(tiny(input_ids=ids, labels=ids).loss, tiny, "cpu")
+    assert 3 * dtypes["float32"] == weight_products(MODELS["tiny"]) and strays == []
+
+
+def test_a_loss_without_a_graph_has_no_product():
+    assert witness.look_back(torch.ones(()), small(), "cpu") == ([], {})
 
 
 # --- kernels ------------------------------------------------------------------------
@@ -171,8 +281,7 @@ def test_the_layers_of_gpt2_that_multiply_are_its_four_a_block_and_the_head(tiny
 def test_products_are_counted_by_device_with_their_flop(tiny):
     """Forward and backward, against the formula; attention is a kernel of its own and not counted here."""
     optimizer = build_optimizer(tiny, TINY)
-    batches = [batch(n, 50257) for n in range(2)]
-    profile = witness.profile_step(tiny, optimizer, batches, TINY)
+    profile = witness.profile_step(tiny, optimizer, batch(0, 50257), TINY)
     assert profile.products == {"cpu": weight_products(MODELS["tiny"])}
     assert profile.product_flop == {"cpu": weight_flop(MODELS["tiny"], 32)}
     assert profile.positions == 32 and profile.error is None and profile.kernels == 0
@@ -206,7 +315,7 @@ def test_a_profiler_that_does_not_start_is_a_reason_and_no_crash(tiny, monkeypat
         raise RuntimeError("CUPTI is in use\nby another")
 
     monkeypatch.setattr("torch.autograd.profiler.profile", broken)
-    profile = witness.profile_step(tiny, build_optimizer(tiny, TINY), [batch(0, 50257)] * 2, TINY)
+    profile = witness.profile_step(tiny, build_optimizer(tiny, TINY), batch(0, 50257), TINY)
     assert profile.error == "the profiler did not run: CUPTI is in use" and profile.step_time_s is None
 
 
