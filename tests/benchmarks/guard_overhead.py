@@ -1,21 +1,19 @@
-"""What the guard adds to a training step at the smoke's size: blocks of steps without and with it, in turn.
+"""What the guard adds to 500 training steps at the smoke's size: chunks of steps without and with it, in turn.
 
     python -m tests.benchmarks.guard_overhead [--device cuda]
 
-The guard works on the host between launches: after each forward pass it looks at what came out,
-after each optimizer step at every parameter and buffer, and at the first step of each hundred at
-everything. So what it costs is a share of the step only where the host is the slower side, as at
+The guard works on the host: after each step it looks at every parameter and buffer, and in some steps, ever more
+rarely, at each operator. So what it costs is a share of the step only where the host is the slower side, as at
 4 × 64 on a fast card.
 
-Three arms, in one process, on one model: the kit's eager step alone; the same inside
-`with gpu_guard(model, optimizer):`, a new guard for each block, whose making stands before the
-clock; and with `GpuGuardCallback`, whose methods are called as the Trainer calls them. A round is
-A B C C B A, so that a drift of clocks or heat meets every arm alike; the overhead is a ratio of
-blocks within one round. The device is waited for after every step, as `kit train` does. In a
-block of 20 steps one is looked at in full, five times as often as in a long run.
+Three arms in one process, on one model: the kit's eager step alone; the same under one `gpu_guard`; and under one
+`GpuGuardCallback`, whose methods are called as the Trainer calls them. Chunks of 25 steps go A B C C B A, so that a
+drift of clocks or heat meets every arm alike; a guard counts on from one of its chunks to the next, so that it meets
+its watched steps as in one loop of 500. The device is waited for after every step, as `kit train` does.
 
-The last line is one JSON object. The ratio carries the noise of the steps; the guard's own time
-in a step, by its own clock, stands beside it.
+Two figures for each arm. `total`: the sum of its steps over that of the arm without. `by_step`: the medians of the
+steps that are not watched, and each watched step as it was; it leaves out the hiccups of the host, which a sum of
+500 steps does not. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -35,13 +33,12 @@ from kit.show import Table
 from kit.train.config import MODELS, TrainConfig
 from kit.train.loop import eager_step, synchronize
 from kit.train.model import build_model, build_optimizer
-from kit.units import Spread, seconds, spread
+from kit.units import seconds, spread
 
-# Of a step: what the guard may cost.
+# Of the steps: what the guard may cost.
 LIMIT = 0.01
 ARMS = ("without", "gpu_guard", "callback")
-# Blocks without the guard before anything is kept: caches, allocator, clocks.
-WARM_UP_BLOCKS = 2
+CHUNK, WARM_UP = 25, 30
 
 
 class Job:
@@ -59,102 +56,76 @@ class Job:
         synchronize(self.config.device)
 
 
-@contextlib.contextmanager
-def _without(job: Job) -> Iterator[Callable[[], None]]:
-    yield job.step
+class Arm:
+    """One guard over all its chunks; between them its hooks are gone. times_s: of each step, and of those watched."""
+
+    def __init__(self, job: Job, name: str) -> None:
+        self.job, self.name, self.times_s, self.watched_s = job, name, [], []
+        self.guard = self.callback = None
+        if name == "gpu_guard":
+            self.guard = gpu_guard(job.model, job.optimizer, device=job.config.device)
+        if name == "callback":
+            self.callback = GpuGuardCallback(device=job.config.device)
+            self.callback.on_train_begin(None, None, None, model=job.model, optimizer=job.optimizer)
+            self.guard = self.callback._guard
+            self.callback._leave()
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        if self.guard is None:
+            yield
+            return
+        hook = self.callback and self.job.model.register_forward_hook(self.callback._count, with_kwargs=True)
+        with self.guard:
+            yield
+        if hook:
+            hook.remove()
+
+    def chunk(self, steps: int) -> None:
+        with self._guarded():
+            for _ in range(steps):
+                is_watched = self.guard is not None and self.guard.steps >= self.guard._due
+                began = time.perf_counter()
+                if self.callback:
+                    self.callback.on_step_begin(None, None, None)
+                self.job.step()
+                if self.callback:
+                    self.callback.on_step_end(None, None, None)
+                (self.watched_s if is_watched else self.times_s).append(time.perf_counter() - began)
+
+    def overhead(self, without: Arm) -> dict[str, float]:
+        usual, mine, n = statistics.median(without.times_s), statistics.median(self.times_s), len(self.times_s)
+        extra = n * (mine - usual) + sum(one - usual for one in self.watched_s)
+        total = sum(self.times_s) + sum(self.watched_s)
+        return {
+            "by_step": extra / (usual * (n + len(self.watched_s))),
+            "total": total / sum(without.times_s) - 1,
+            "watched_steps": len(self.watched_s),
+            "a_watched_step": statistics.median(self.watched_s) / usual,
+            "another_step": mine / usual - 1,
+        }
 
 
-@contextlib.contextmanager
-def _guarded(job: Job) -> Iterator[Callable[[], None]]:
-    with gpu_guard(job.model, job.optimizer, device=job.config.device):
-        yield job.step
-
-
-@contextlib.contextmanager
-def _called_back(job: Job) -> Iterator[Callable[[], None]]:
-    """The callback's methods around the same step, in the Trainer's order; the Trainer itself is not measured."""
-    callback = GpuGuardCallback(device=job.config.device)
-
-    def step() -> None:
-        callback.on_step_begin(None, None, None)
-        job.step()
-        callback.on_optimizer_step(None, None, None, optimizer=job.optimizer)
-        callback.on_step_end(None, None, None)
-
-    callback.on_train_begin(None, None, None, model=job.model)
-    yield step
-    callback.on_train_end(None, None, None)
-
-
-_MAKE = dict(zip(ARMS, (_without, _guarded, _called_back)))
-
-
-def block(job: Job, arm: str, steps: int) -> float:
-    """Seconds a step, over a block of steps, from a device that has nothing to do to one that has nothing left."""
-    with _MAKE[arm](job) as step:
-        synchronize(job.config.device)
-        began = time.perf_counter()
-        for _ in range(steps):
-            step()
-        return (time.perf_counter() - began) / steps
-
-
-class _Timed(gpu_guard):
-    """The guard with a clock around what it does in a step."""
-
-    def __enter__(self) -> gpu_guard:
-        self.spent_s = []
-        return super().__enter__()
-
-    def after_step(self) -> None:
-        began = time.perf_counter()
-        super().after_step()
-        self.spent_s[-1] += time.perf_counter() - began
-
-    def _after_forward(self, *args) -> None:
-        began = time.perf_counter()
-        super()._after_forward(*args)
-        self.spent_s.append(time.perf_counter() - began)
-
-
-def own_times(job: Job, steps: int) -> dict[str, float | None]:
-    """Seconds that the guard itself spends in its first step, where it looks at everything, and in the others."""
-    with _Timed(job.model, job.optimizer, device=job.config.device) as guard:
-        for _ in range(steps):
-            job.step()
-    first, *others = guard.spent_s
-    return {"first_step_s": first, "other_steps_s": statistics.median(others) if others else None}
-
-
-def measure(config: TrainConfig, *, rounds: int, steps: int) -> dict:
-    """What the last line says. rounds: each has two blocks of every arm."""
+def measure(config: TrainConfig, *, steps: int, rounds: int) -> dict:
+    """What the last line says. rounds: of `steps` steps for each arm, with new guards."""
     job = Job(config)
-    for _ in range(WARM_UP_BLOCKS):
-        block(job, ARMS[0], steps)
-    blocks: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    for _ in range(min(WARM_UP, steps)):
+        job.step()
+    found = []
     for _ in range(rounds):
-        for arm in (*ARMS, *reversed(ARMS)):
-            blocks[arm].append(block(job, arm, steps))
-    own = own_times(job, steps)
+        arms = [Arm(job, name) for name in ARMS]
+        for number in range(-(-steps // CHUNK)):
+            for arm in arms if number % 2 else reversed(arms):
+                arm.chunk(min(CHUNK, steps))
+        found.append(arms)
     return {
         "benchmark": "guard_overhead", "device": config.device, "device_name": _device_name(config.device),
         "torch": torch.__version__, "python": platform.python_version(), "model": config.model,
         "parameters": sum(1 for _ in job.model.parameters()), "batch_size": config.batch_size,
-        "seq_len": config.seq_len, "dtype": config.dtype, "rounds": rounds, "steps_a_block": steps, "limit": LIMIT,
-        "step_s": {arm: _figures(spread(values)) for arm, values in blocks.items()},
-        "overhead": {arm: _figures(spread(_overheads(blocks[ARMS[0]], blocks[arm]))) for arm in ARMS[1:]},
-        "own": own, "blocks_s": blocks,
+        "seq_len": config.seq_len, "dtype": config.dtype, "rounds": rounds, "steps": steps, "limit": LIMIT,
+        "step_s": {arm.name: vars(spread(arm.times_s)) for arm in found[0]},
+        "overhead": {ARMS[i]: [arms[i].overhead(arms[0]) for arms in found] for i in (1, 2)},
     }  # fmt: skip
-
-
-def _overheads(without: Sequence[float], within: Sequence[float]) -> list[float]:
-    """One for each round, from its two blocks of each arm: 0.01 is one percent longer."""
-    pairs = zip(without[::2], without[1::2], within[::2], within[1::2])
-    return [(first + second) / (begin + end) - 1 for begin, end, first, second in pairs]
-
-
-def _figures(found: Spread) -> dict[str, float | int]:
-    return {"n": found.n, "median": found.median, "q1": found.q1, "q3": found.q3, "iqr": found.iqr}
 
 
 def _device_name(device: str) -> str:
@@ -162,27 +133,18 @@ def _device_name(device: str) -> str:
 
 
 def text(found: dict) -> str:
-    rows = []
-    for arm in ARMS:
-        times, over = found["step_s"][arm], found["overhead"].get(arm)
-        rows.append((
-            arm, str(times["n"]), seconds(times["median"], 4), seconds(times["iqr"], 2),
-            f"{over['median']:+.2%} ({over['q1']:+.2%} to {over['q3']:+.2%})" if over else "–",
-        ))  # fmt: skip
-    own, plain = found["own"], found["step_s"][ARMS[0]]["median"]
-    others = own["other_steps_s"]
+    rows = [("without", seconds(found["step_s"]["without"]["median"], 4), "–", "–", "–", "–")]
+    for arm in ARMS[1:]:
+        for one in found["overhead"][arm]:
+            figures = [f"{one[key]:+.2%}" for key in ("by_step", "total", "another_step")]
+            watched = f"{one['watched_steps']}, each {one['a_watched_step']:.2f} steps long"
+            rows.append((arm, seconds(found["step_s"][arm]["median"], 4), *figures, watched))
     said = (
         f"{found['model']} at {found['batch_size']} × {found['seq_len']} in {found['dtype']} on {found['device_name']}, "
-        f"torch {found['torch']}: {found['parameters']} parameters, {found['rounds']} rounds A B C C B A of "
-        f"{found['steps_a_block']} steps a block"
+        f"torch {found['torch']}: {found['parameters']} parameters, {found['rounds']} rounds of {found['steps']} steps"
     )
-    spent = f"the guard's own time: {seconds(own['first_step_s'])} in the first step"
-    if others is not None:
-        spent += f", {seconds(others)} in each of the others ({others / plain:.3%} of a step)"
-    table = Table(
-        ("arm", "blocks", "step, median", "IQR", f"overhead, median and quartiles (limit {LIMIT:.0%})"), tuple(rows)
-    )
-    return f"{said}\n\n{table}\n\n{spent}"
+    head = ("arm", "step, median", f"by step (limit {LIMIT:.0%})", "total", "a step not watched", "watched steps")
+    return f"{said}\n\n{Table(head, tuple(rows))}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -192,11 +154,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if is_gpu else "cpu")
     parser.add_argument("--model", choices=tuple(MODELS), help="gpt2 on a GPU, tiny on a CPU, where no other is given")
-    parser.add_argument("--rounds", type=int, default=10, help="each has two blocks of every arm")
-    parser.add_argument("--steps", type=int, default=20, help="steps a block")
+    parser.add_argument("--rounds", type=int, default=2, help="each of so many steps for every arm, with new guards")
+    parser.add_argument("--steps", type=int, default=500)
     args = parser.parse_args(arguments)
     config = TrainConfig(model=args.model or ("gpt2" if args.device == "cuda" else "tiny"), device=args.device)
-    found = measure(config, rounds=args.rounds, steps=args.steps)
+    found = measure(config, steps=args.steps, rounds=args.rounds)
     print(text(found))
     print(json.dumps(found))
 
