@@ -116,6 +116,13 @@ def worst(outcomes: Iterable[Outcome]) -> Outcome:
     return max(outcomes, key=_WORSE.__getitem__, default=Outcome.INCONCLUSIVE)
 
 
+def fields_of(kind: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What of `given`, such as the options of a command, are fields of `kind`; None leaves a field its default."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    found = {name: value for name, value in given.items() if name in names and value is not None}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+
+
 # --- JSON ---------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import io
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from kit.errors import UsageError
 from kit.gpu.check import CheckResult, check, resolve_device
 from kit.gpu.facts import MachineFacts
 from kit.process import ROOT, begin_proof
-from kit.records import Outcome, dumps, from_json, loads, to_json
+from kit.records import Outcome, dumps, fields_of, from_json, loads, to_json
 from kit.show import Table, card, escape
 
 # Model of a notebook's parameter `model="auto"`, by device.
@@ -46,6 +46,10 @@ class Session:
                 expected="an existing folder, or empty to keep nothing",
                 todo="create it or leave it empty",
             )
+
+    def config(self, kind: type, given: Mapping[str, Any]) -> Any:
+        """The plan `kind` of a notebook: its parameters as they stand in `given`, on this session's device."""
+        return kind(**{**fields_of(kind, given), "device": self.device, "model": self.model(given["model"])})
 
     def model(self, name: str) -> str:
         """The model's name; 'auto' is GPT-2 on a GPU and a tiny model in a rehearsal."""

@@ -8,12 +8,23 @@ import io
 import itertools
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from kit.errors import UsageError
 from kit.records import Check, Outcome
 from kit.show import Table
-from kit.train.config import MODELS, TrainConfig, adamw_step_bytes, least_step_flop, step_flop
+from kit.train.config import (
+    DEVICES,
+    DTYPES,
+    ENGINES,
+    MODELS,
+    TrainConfig,
+    adamw_step_bytes,
+    least_step_flop,
+    parameter,
+    refuse_wrong,
+    step_flop,
+)
 from kit.units import UNKNOWN, number, percent, quantity, seconds, spread
 
 # Which points a sweep measures, and in which order.
@@ -21,55 +32,38 @@ from kit.units import UNKNOWN, number, percent, quantity, seconds, spread
 
 @dataclasses.dataclass(frozen=True)
 class SweepPlan:
-    """A grid of shapes with some points beside it, and how long each is measured.
+    """A grid of shapes with some points beside it, and how long each is measured."""
 
-    more_points: (batch size, tokens a sample, precision) each, for all engines. blocks:
-    synchronised blocks a point, the unit of the median and its spread. block_s: least seconds
-    of a block. seed: of the order, so that a drift does not follow the grid.
-    """
-
-    batch_sizes: tuple[int, ...] = (1, 4, 16)
-    seq_lens: tuple[int, ...] = (64, 256)
-    dtypes: tuple[str, ...] = ("float32",)
-    engines: tuple[str, ...] = ("eager",)
-    model: str = "gpt2"
-    device: str = "cuda"
-    blocks: int = 5
-    block_s: float = 0.2
-    seed: int = 42
-    more_points: tuple[tuple[int, int, str], ...] = ()
+    batch_sizes: tuple[int, ...] = parameter((1, 4, 16), "samples a step", least=1)
+    seq_lens: tuple[int, ...] = parameter((64, 256), "tokens a sample, without padding", least=2)
+    dtypes: tuple[str, ...] = parameter(("float32",), "float32 (IEEE), tf32, bfloat16 (autocast)", choices=DTYPES)
+    engines: tuple[str, ...] = parameter(
+        ("eager",), "what runs the step: trainer, eager, compiled, captured, graphed", choices=ENGINES
+    )
+    model: str = parameter("gpt2", "gpt2 (124M) or tiny", choices=MODELS)
+    device: str = parameter("cuda", "cuda, or cpu (a rehearsal)", choices=DEVICES)
+    blocks: int = parameter(5, "timed blocks a point, the n of each median", least=1)
+    block_s: float = parameter(0.2, "least seconds of a block", least=1e-9)
+    seed: int = parameter(42, "of the order in which points are measured")
+    more_points: tuple[tuple[int, int, str], ...] = parameter(
+        (), "[samples a step, tokens a sample, precision] each, beside the grid"
+    )
 
     def __post_init__(self) -> None:
+        refuse_wrong(self, self._problems())
+
+    def _problems(self) -> Iterator[tuple[str, str]]:
         for name in ("batch_sizes", "seq_lens", "dtypes", "engines"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
-                raise UsageError(
-                    f"{name}={list(values)}",
-                    expected=f"at least one of {name}, each once",
-                    todo="correct the parameter",
-                )
-        if self.blocks < 1 or not self.block_s > 0:
-            raise UsageError(
-                f"blocks={self.blocks}, block_s={self.block_s}", expected="both positive", todo="correct the parameter"
-            )
+                yield f"{name}={list(values)}", f"at least one of {name}, each once"
         shapes = self._shapes()
-        if len(set(shapes)) != len(shapes):
-            twice = next(shape for shape in shapes if shapes.count(shape) > 1)
-            raise UsageError(
-                f"more_points: {list(twice)} is measured already",
-                expected="points that are not in the grid, each once",
-                todo="leave it out",
-            )
+        twice = [list(shape) for shape in dict.fromkeys(shapes) if shapes.count(shape) > 1]
+        if twice:
+            yield f"more_points: {twice[0]} is measured already", "points that are not in the grid, each once"
         self.configs()
 
     def _shapes(self) -> list[tuple[int, int, str]]:
-        for point in self.more_points:
-            if not isinstance(point, (list, tuple)) or [type(value) for value in point] != [int, int, str]:
-                raise UsageError(
-                    f"more_points: {point!r}",
-                    todo="correct the parameter",
-                    expected="[batch size, tokens a sample, precision], such as [4, 64, float32]",
-                )
         return [*itertools.product(self.batch_sizes, self.seq_lens, self.dtypes), *map(tuple, self.more_points)]
 
     def configs(self) -> tuple[TrainConfig, ...]:

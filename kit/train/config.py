@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import typing
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from kit.errors import UsageError
+from kit.records import from_json, to_json
 
 DEVICES = ("cuda", "cpu")
 DTYPES = ("float32", "tf32", "bfloat16")
@@ -35,59 +40,88 @@ MODELS = {
 }
 
 
+def parameter(
+    default: Any, help: str, *, choices: Iterable[str] = (), least: float | None = None, below: float | None = None
+) -> Any:
+    """A field of a plan, with its meaning and what it may be. Written here once: the options of a command, the check
+    of a parameter file and the notebooks' parameters follow from it."""
+    limits = {"choices": tuple(choices), "least": least, "below": below}
+    return dataclasses.field(default=default, metadata={"help": help, **limits})
+
+
+def refuse_wrong(plan: Any, together: Iterator[tuple[str, str]]) -> None:
+    """Raises UsageError with all that is wrong with a plan. together: what is wrong with the fields together, found and
+    expected; it is asked only where each field is right by itself."""
+    problems = [*_wrong_fields(plan)] or [(*problem, "") for problem in together]
+    if problems:
+        found, expected, meant = zip(*problems)
+        hints = [word for word in meant if word]
+        todo = f"did you mean {' and '.join(hints)}?" if hints else "correct the parameter"
+        raise UsageError("; ".join(found), expected="; ".join(expected), todo=todo)
+
+
+def _wrong_fields(plan: Any) -> Iterator[tuple[str, str, str]]:
+    """What is wrong with single fields: what was found, what is expected, and what may have been meant."""
+    kinds = typing.get_type_hints(type(plan))
+    for field in dataclasses.fields(plan):
+        value, kind, limits = getattr(plan, field.name), kinds[field.name], field.metadata
+        found = f"{field.name}={value!r}"
+        try:
+            from_json(kind, to_json(value), field.name)
+        except (UsageError, TypeError, ValueError):
+            yield found, f"{field.name} as {_KINDS.get(kind, kind)}", _meant(field.name, kind, value)
+            continue
+        choices, least, below = (limits.get(name) for name in ("choices", "least", "below"))
+        for one in value if isinstance(value, (tuple, list)) else (value,):
+            if choices and one not in choices:
+                # Far enough that nobody who means a GPU is led to the CPU.
+                close = difflib.get_close_matches(one, choices, n=1, cutoff=0.7)
+                yield found, f"{field.name} one of {', '.join(choices)}", f"{close[0]!r}" if close else ""
+            elif (least is not None and not one >= least) or (below is not None and not one < below):
+                wanted = f"{least} <= {field.name}" + (f" < {below}" if below is not None else "")
+                yield found, wanted, ""
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "text"}
+
+
+def _meant(name: str, kind: Any, value: Any) -> str:
+    """'steps=14' for the text '14' where a number belongs."""
+    try:
+        return f"{name}={kind(value)!r}" if isinstance(value, str) else ""
+    except (TypeError, ValueError):
+        return ""
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One training run. The defaults are the smoke run: GPT-2 124M, 14 steps of 4 × 64 in float32.
+    """One training run. The defaults are the smoke run: GPT-2 124M, 14 steps of 4 × 64 in float32."""
 
-    model: a key of `MODELS`. weights: 'random' is a seeded initialisation, 'pretrained'
-    loads `gpt2` through the Hugging Face cache or hub. dataset: 'dev-reasoning-v2' or a
-    path. dtype: 'float32' is IEEE, 'tf32' allows TF32 matrix products, 'bfloat16' is
-    autocast over float32 weights. lr is constant. max_grad_norm: gradients are clipped to
-    this global norm. engine: what computes a step; each gives the same losses.
-    """
-
-    model: str = "gpt2"
-    weights: str = "random"
-    dataset: str = "dev-reasoning-v2"
-    device: str = "cuda"
-    dtype: str = "float32"
-    batch_size: int = 4
-    seq_len: int = 64
-    steps: int = 14
-    lr: float = 2e-5
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    seed: int = 42
-    engine: str = "eager"
+    model: str = parameter("gpt2", "gpt2 (124M) or tiny", choices=MODELS)
+    weights: str = parameter("random", "random (seeded), or pretrained (gpt2 from cache or hub)", choices=WEIGHTS)
+    dataset: str = parameter("dev-reasoning-v2", "the kit's own, or the path of a .jsonl or .txt file")
+    device: str = parameter("cuda", "cuda, or cpu (a rehearsal)", choices=DEVICES)
+    dtype: str = parameter("float32", "float32 (IEEE), tf32, or bfloat16 (autocast)", choices=DTYPES)
+    batch_size: int = parameter(4, "samples a step", least=1)
+    seq_len: int = parameter(64, "tokens a sample; shorter ones are padded, and padding is not counted", least=2)
+    steps: int = parameter(14, "optimizer steps", least=1)
+    lr: float = parameter(2e-5, "learning rate of AdamW, constant", least=0, below=10)
+    weight_decay: float = parameter(0.01, "of AdamW", least=0, below=10)
+    max_grad_norm: float = parameter(1.0, "gradients are clipped to this global norm", least=1e-9)
+    seed: int = parameter(42, "of the initialisation and of the order of the data")
+    engine: str = parameter("eager", "what computes a step; each gives the same losses", choices=ENGINES)
 
     def __post_init__(self) -> None:
-        problems = list(self._problems())
-        if problems:
-            found, expected = zip(*problems)
-            raise UsageError("; ".join(found), expected="; ".join(expected), todo="correct the parameter")
+        refuse_wrong(self, self._problems())
 
     @property
     def shape(self) -> ModelShape:
         return MODELS[self.model]
 
-    def _problems(self):
-        choices = {"model": tuple(MODELS), "weights": WEIGHTS, "device": DEVICES, "dtype": DTYPES, "engine": ENGINES}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                yield f"{name}={getattr(self, name)!r}", f"{name} one of {', '.join(allowed)}"
-        for name in ("batch_size", "seq_len", "steps"):
-            if getattr(self, name) < 1:
-                yield f"{name}={getattr(self, name)}", f"{name} >= 1"
-        if self.model in MODELS and self.seq_len > self.shape.n_positions:
-            limit = self.shape.n_positions
+    def _problems(self) -> Iterator[tuple[str, str]]:
+        limit = self.shape.n_positions
+        if self.seq_len > limit:
             yield f"seq_len={self.seq_len}", f"seq_len <= {limit}, the longest that {self.model} was made for"
-        if self.seq_len == 1:
-            yield "seq_len=1", "seq_len >= 2, since a token is predicted from the one before it"
-        for name in ("lr", "weight_decay"):
-            if not 0 <= getattr(self, name) < 10:
-                yield f"{name}={getattr(self, name)}", f"0 <= {name} < 10"
-        if not self.max_grad_norm > 0:
-            yield f"max_grad_norm={self.max_grad_norm}", "max_grad_norm > 0"
         if self.model != "gpt2" and self.weights == "pretrained":
             yield f"weights=pretrained with model={self.model}", "model=gpt2: only it has published weights"
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from kit.errors import UsageError
 from kit.show import Table
-from kit.train.config import TrainConfig
+from kit.train.config import TrainConfig, parameter, refuse_wrong
 from kit.train.steps import StepRecord, TelemetrySample, TrainingRun
 from kit.units import UNKNOWN, Spread, memory, number, percent, quantity, seconds, spread
 
@@ -397,35 +397,25 @@ DEFAULT_STEPS = {"cuda": (32, 1024, "bfloat16"), "cpu": (4, 64, "float32")}
 @dataclasses.dataclass(frozen=True)
 class ScalePlan:
     """Numbers of GPUs, and the step that is measured on each. `config.batch_size`: samples a GPU and step
-    in weak scaling, and of the whole batch in strong scaling.
-
-    parallel: 'ddp' holds a copy of the model on each GPU, 'fsdp' a part of it (torch's FSDP2).
-    """
+    in weak scaling, and of the whole batch in strong scaling."""
 
     gpus: tuple[int, ...]
     config: TrainConfig
-    modes: tuple[str, ...] = MODES
-    parallel: str = "ddp"
-    blocks: int = 5
-    block_s: float = 0.3
+    modes: tuple[str, ...] = parameter(MODES, "of scaling", choices=MODES)
+    parallel: str = parameter("ddp", "ddp (a copy of the model on each GPU) or fsdp (a part of it)", choices=PARALLELS)
+    blocks: int = parameter(5, "timed blocks a point, the n of each median", least=1)
+    block_s: float = parameter(0.3, "least seconds of a block", least=1e-9)
 
     def __post_init__(self) -> None:
-        problems = list(self._problems())
-        if problems:
-            found, expected = zip(*problems)
-            raise UsageError("; ".join(found), expected="; ".join(expected), todo="correct the parameter")
+        refuse_wrong(self, self._problems())
 
-    def _problems(self):
+    def _problems(self) -> Iterator[tuple[str, str]]:
         if not self.gpus or self.gpus[0] != 1 or list(self.gpus) != sorted(set(self.gpus)):
             yield f"gpus={list(self.gpus)}", "gpus growing from 1, since all others are compared with one"
-        if not self.modes or set(self.modes) - set(MODES):
-            yield f"modes={list(self.modes)}", f"modes of {', '.join(MODES)}"
-        if self.parallel not in PARALLELS:
-            yield f"parallel={self.parallel!r}", f"parallel one of {', '.join(PARALLELS)}"
+        if not self.modes:
+            yield "modes=[]", f"modes of {', '.join(MODES)}"
         if self.config.engine != "eager":
             yield f"engine={self.config.engine}", "engine=eager, the one that exchanges gradients"
-        if self.blocks < 1 or not self.block_s > 0:
-            yield f"blocks={self.blocks}, block_s={self.block_s}", "both positive"
 
     def points(self, world_size: int) -> tuple[tuple[str, TrainConfig], ...]:
         """The modes with each rank's own config. One GPU is measured once: it is the base of both modes. A batch
