@@ -211,8 +211,8 @@ class Telemetry:
     """What the driver said over the run. idle: a reading before training. counters: before and after.
 
     device_name: as the driver calls the device. reserved_before_bytes: what torch already held on it
-    at the idle reading, in a process that had used it before. interval_s: between the readings that are kept; where a
-    long run thinned them out, those that hold an extreme of any reading stayed.
+    at the idle reading, in a process that had used it before. readings: how many were taken; a long run keeps fewer,
+    among them those that hold an extreme of any reading.
     """
 
     device_uuid: str | None = None
@@ -227,7 +227,7 @@ class Telemetry:
     device_name: str | None = None
     memory_total_bytes: int | None = None
     reserved_before_bytes: int | None = None
-    interval_s: float | None = None
+    readings: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

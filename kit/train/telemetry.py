@@ -6,26 +6,25 @@ never red by itself. Utilisation is context, not a witness: a spinning kernel sh
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
+from kit.gpu.nvml import Nvml, NvmlError
 from kit.train.steps import Telemetry, TelemetrySample
 
-INTERVAL_S = 0.02
-# Errors of NVML that concern one reading; any other means that the driver or the card is gone.
-_MISSING = (
-    "NotSupported",
-    "NoPermission",
-    "FunctionNotFound",
-    "NoData",
-    "NotFound",
-    "InvalidArgument",
-    "Unknown",
-)
+# Between two readings: a hundredth of the time that has passed, within these. The thread takes Python's lock from the
+# steps each time.
+INTERVAL_S, LONGEST_INTERVAL_S = 0.02, 0.5
+# Memory, power and clock are read each time, the slower questions only now and then.
+FULL_EVERY = 5
+# A sample is about 250 bytes in a bundle.
+MOST_SAMPLES = 4096
 # Numbers by which the driver knew this process in earlier recordings: in a container they are not ours.
 _learned: set[int] = set()
 
@@ -51,52 +50,43 @@ class Recorder:
 
     def __init__(self) -> None:
         self.samples: list[TelemetrySample] = []
+        self._taken = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._nvml: Any = None
+        self._open = contextlib.ExitStack()
+        self._nvml = Nvml()
         self._handle: Any = None
         self._devices: dict[str, _Device] = {}
         self._device: _Device | None = None
-        self._missing: set[str] = set()
         self._error: str | None = "not bound to a device"
         self._reserved_before = _torch_reserved()
         try:
-            import pynvml
-
-            pynvml.nvmlInit()
-            self._nvml = pynvml
-            handles = [pynvml.nvmlDeviceGetHandleByIndex(n) for n in range(pynvml.nvmlDeviceGetCount())]
-            self._devices = {_plain(device.uuid): device for device in map(self._baseline, handles)}
-        except ImportError:
-            self._error = "nvidia-ml-py is not installed"
-        except Exception as error:  # NVML raises its own hierarchy; the reason is recorded, training goes on
-            self._error = f"NVML: {error}"
+            self._open.enter_context(self._nvml)
+            self._devices = {_plain(device.uuid): device for device in map(self._baseline, self._nvml.handles())}
+        except NvmlError as error:
+            self._error = error.found if error.found.startswith("nvidia-ml-py") else f"NVML: {error.found}"
 
     def _baseline(self, handle: Any) -> _Device:
         self._handle = handle
-        uuid = _text(self._nvml.nvmlDeviceGetUUID(handle))
+        uuid = self._ask("nvmlDeviceGetUUID") or ""
         return _Device(handle, uuid, self._read(0.0), self._counters(), frozenset(self._processes() or ()))
 
     def bind(self, torch_uuid: str) -> None:
         """Called once CUDA runs: finds torch's device by its UUID, and learns which process is ours."""
         if not self._devices:
             return
-        try:
-            device = self._devices.get(_plain(torch_uuid)) or self._slice(_plain(torch_uuid))
-            self._handle = device.handle
-            appeared = set(self._processes() or ()) - device.processes
-        except Exception as error:
-            self._error = f"NVML does not know torch's device: {error}"
+        plain = _plain(torch_uuid)
+        # NVML does not list a MIG slice; our own work is on it already, so nothing is idle.
+        slice_of = self._nvml.ask("nvmlDeviceGetHandleByUUID", f"MIG-{plain}") if plain not in self._devices else None
+        device = self._devices.get(plain) or (slice_of and _Device(slice_of, f"MIG-{plain}"))
+        if not device:
+            self._error = "NVML does not know torch's device"
             return
-        self._device, self._error = device, None
-        self._missing.clear()
+        self._nvml.missing.clear()
+        self._device, self._handle, self._error = device, device.handle, None
+        appeared = set(self._processes() or ()) - device.processes
         if len(appeared) == 1:
             _learned.update(appeared)
-
-    def _slice(self, plain: str) -> _Device:
-        """A MIG slice, which NVML does not list; our own work is on it already, so nothing is idle."""
-        handle = self._nvml.nvmlDeviceGetHandleByUUID(f"MIG-{plain}")
-        return _Device(handle, f"MIG-{plain}")
 
     def start(self, began_s: float) -> None:
         if self._error is None:
@@ -110,139 +100,116 @@ class Recorder:
             self._thread.join(timeout=5)
             if self._thread.is_alive():
                 self._error = "NVML did not answer for 5 s"
-        found = self._telemetry()
-        self._close()
-        return found
-
-    def _telemetry(self) -> Telemetry:
-        device = self._device
-        after: dict[str, int] = {}
-        readings: dict[str, Any] = {}
+        device, last = self._device, {}
         if self._error is None:
             try:
-                after = self._counters()
-                readings = {
-                    "power_limit_w": self._try("power_limit", lambda n, h: n.nvmlDeviceGetEnforcedPowerLimit(h) / 1000),
-                    "power_limit_default_w": self._try(
-                        "power_limit", lambda n, h: n.nvmlDeviceGetPowerManagementDefaultLimit(h) / 1000
-                    ),
-                    "device_name": self._try("name", lambda n, h: _text(n.nvmlDeviceGetName(h))),
-                    "memory_total_bytes": self._try("memory", lambda n, h: n.nvmlDeviceGetMemoryInfo(h).total),
-                }
-            except Exception as error:
-                self._error = f"NVML stopped answering: {error}"
+                last = self._last()
+            except NvmlError as error:
+                self._error = f"NVML stopped answering: {error.found}"
+        if not (self._thread and self._thread.is_alive()):
+            self._open.close()
         return Telemetry(
             device_uuid=device.uuid if device else None,
             is_bound_by_uuid=device is not None,
             idle=device.idle if device else None,
             counters_before=device.counters if device else {},
-            counters_after=after,
-            missing=tuple(sorted(self._missing)),
+            missing=tuple(sorted(self._nvml.missing)),
             error=self._error,
             reserved_before_bytes=self._reserved_before,
-            **readings,
+            readings=self._taken,
+            **last,
         )
-
-    def _close(self) -> None:
-        """NVML counts its starts; one that is never ended is torn down by the process's exit."""
-        if self._nvml is None or (self._thread is not None and self._thread.is_alive()):
-            return
-        try:
-            self._nvml.nvmlShutdown()
-        except self._nvml.NVMLError:
-            pass
-        self._nvml = self._handle = None
 
     def _run(self, began_s: float) -> None:
         while not self._stop.is_set():
+            at_s = time.perf_counter() - began_s
             try:
-                self.samples.append(self._read(time.perf_counter() - began_s))
-            except Exception as error:
-                self._error = f"NVML stopped answering: {error}"
+                self.samples.append(self._read(at_s, is_full=self._taken % FULL_EVERY == 0))
+            except NvmlError as error:
+                self._error = f"NVML stopped answering: {error.found}"
                 return
-            self._stop.wait(INTERVAL_S)
+            self._taken += 1
+            if len(self.samples) > MOST_SAMPLES:
+                self.samples = thinned(self.samples)
+            self._stop.wait(min(max(INTERVAL_S, at_s / 100), LONGEST_INTERVAL_S))
 
-    # --- readings -------------------------------------------------------------------
+    # --- readings; numbers of constants are nvml.h's ----------------------------------
 
-    def _read(self, at_s: float) -> TelemetrySample:
-        processes = self._processes()
-        return TelemetrySample(
+    def _ask(self, function: str, *arguments: Any, told: str = "", per: float | None = None) -> Any:
+        """Of the device. per: what makes NVML's unit ours."""
+        value = self._nvml.ask(function, self._handle, *arguments, told=told)
+        return value / per if per and value is not None else value
+
+    def _read(self, at_s: float, *, is_full: bool = True) -> TelemetrySample:
+        memory = self._ask("nvmlDeviceGetMemoryInfo", told="memory")
+        found = TelemetrySample(
             at_s=at_s,
-            memory_used_bytes=self._try("memory", lambda n, h: n.nvmlDeviceGetMemoryInfo(h).used),
-            own_memory_bytes=_own_memory(processes),
-            power_w=self._try("power", lambda n, h: n.nvmlDeviceGetPowerUsage(h) / 1000),
-            clock_mhz=self._try("clock", lambda n, h: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_SM)),
-            utilization=self._try("utilization", lambda n, h: n.nvmlDeviceGetUtilizationRates(h).gpu / 100),
-            temperature_c=self._try("temperature", lambda n, h: n.nvmlDeviceGetTemperature(h, n.NVML_TEMPERATURE_GPU)),
-            throttle_bits=self._try("throttle_reasons", _throttle_bits),
-            foreign_processes=_foreign(processes),
+            memory_used_bytes=memory and memory.used,
+            power_w=self._ask("nvmlDeviceGetPowerUsage", told="power", per=1000),
+            # NVML_CLOCK_SM
+            clock_mhz=self._ask("nvmlDeviceGetClockInfo", 1, told="clock"),
+        )
+        if not is_full:
+            return found
+        processes, rates = self._processes(), self._ask("nvmlDeviceGetUtilizationRates", told="utilization")
+        reasons = "nvmlDeviceGetCurrentClocksEventReasons"
+        if not hasattr(self._nvml.library, reasons):
+            # Older packages know the question by its older name.
+            reasons = "nvmlDeviceGetCurrentClocksThrottleReasons"
+        return dataclasses.replace(
+            found,
+            own_memory_bytes=sum(used or 0 for pid, used in (processes or {}).items() if pid in _ours()) or None,
+            utilization=rates and rates.gpu / 100,
+            # NVML_TEMPERATURE_GPU
+            temperature_c=self._ask("nvmlDeviceGetTemperature", 0, told="temperature"),
+            throttle_bits=self._ask(reasons, told="throttle_reasons"),
+            # An empty list says nothing about others: where we are not listed ourselves, who is?
+            foreign_processes=len(set(processes) - _ours()) if processes else None,
         )
 
     def _processes(self) -> dict[int, int | None] | None:
         """Memory of each compute process on the card, by the driver's number for it."""
-        found = self._try("processes", lambda n, h: n.nvmlDeviceGetComputeRunningProcesses(h))
-        if found is None:
-            return None
-        used = {process.pid: process.usedGpuMemory for process in found}
+        found = self._ask("nvmlDeviceGetComputeRunningProcesses", told="processes")
+        used = {process.pid: process.usedGpuMemory for process in found or ()}
         if used and not any(used.values()):
             # Windows lists every program that draws and tells of none what it uses: not what is asked.
-            self._missing.add("processes")
+            self._nvml.missing.add("processes")
             return None
-        return used
+        return used if found is not None else None
 
     def _counters(self) -> dict[str, int]:
-        found = {}
-        for name, corrected in (("ecc_corrected", "CORRECTED"), ("ecc_uncorrected", "UNCORRECTED")):
-            kind = getattr(self._nvml, f"NVML_MEMORY_ERROR_TYPE_{corrected}")
-            value = self._try(
-                "ecc", lambda n, h, kind=kind: n.nvmlDeviceGetTotalEccErrors(h, kind, n.NVML_VOLATILE_ECC)
-            )
-            if value is not None:
-                found[name] = value
-        rows = self._try("remapped_rows", lambda n, h: n.nvmlDeviceGetRemappedRows(h))
-        if rows is not None:
-            found |= {
-                "remapped_uncorrected": rows[1],
-                "remap_pending": int(rows[2]),
-                "remap_failure": int(rows[3]),
-            }
-        return found
+        # NVML_MEMORY_ERROR_TYPE_*, and NVML_VOLATILE_ECC
+        kinds = {"ecc_corrected": 0, "ecc_uncorrected": 1}
+        found = {name: self._ask("nvmlDeviceGetTotalEccErrors", kind, 0, told="ecc") for name, kind in kinds.items()}
+        rows = self._ask("nvmlDeviceGetRemappedRows", told="remapped_rows") or ()
+        names = ("remapped_uncorrected", "remap_pending", "remap_failure")
+        found |= {name: int(value) for name, value in zip(names, rows[1:])}
+        return {name: value for name, value in found.items() if value is not None}
 
-    def _try(self, what: str, ask) -> Any:
-        """One reading, or None with its name noted where this card does not give it."""
-        if self._handle is None:
-            return None
-        try:
-            return ask(self._nvml, self._handle)
-        except AttributeError:
-            self._missing.add(what)
-        except self._nvml.NVMLError as error:
-            if type(error).__name__.removeprefix("NVMLError_") not in _MISSING:
-                raise
-            self._missing.add(what)
-        return None
+    def _last(self) -> dict[str, Any]:
+        memory = self._ask("nvmlDeviceGetMemoryInfo", told="memory")
+        enforced, default = "nvmlDeviceGetEnforcedPowerLimit", "nvmlDeviceGetPowerManagementDefaultLimit"
+        return {
+            "counters_after": self._counters(),
+            "power_limit_w": self._ask(enforced, told="power_limit", per=1000),
+            "power_limit_default_w": self._ask(default, told="power_limit", per=1000),
+            "device_name": self._ask("nvmlDeviceGetName", told="name"),
+            "memory_total_bytes": memory and memory.total,
+        }
 
 
-def _throttle_bits(nvml: Any, handle: Any) -> int:
-    """Older packages know the question by its older name."""
-    ask = getattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons", None)
-    return (ask or nvml.nvmlDeviceGetCurrentClocksThrottleReasons)(handle)
+def thinned(samples: Sequence[TelemetrySample]) -> list[TelemetrySample]:
+    """Every second sample, and all that hold an extreme of any reading, or a set of throttle bits that no other has."""
+    kept = {*range(0, len(samples), 2), *({sample.throttle_bits: n for n, sample in enumerate(samples)}.values())}
+    for field in dataclasses.fields(TelemetrySample):
+        told = [(getattr(sample, field.name), n) for n, sample in enumerate(samples)]
+        told = [(value, n) for value, n in told if value is not None]
+        kept |= {min(told)[1], max(told)[1]} if told else set()
+    return [samples[n] for n in sorted(kept)]
 
 
 def _ours() -> set[int]:
     return _learned | {os.getpid()}
-
-
-def _own_memory(processes: dict[int, int | None] | None) -> int | None:
-    own = [used for pid, used in (processes or {}).items() if pid in _ours() and used]
-    return sum(own) if own else None
-
-
-def _foreign(processes: dict[int, int | None] | None) -> int | None:
-    """Others on the card. An empty list says nothing: where we are not listed ourselves, who is?"""
-    if not processes:
-        return None
-    return len(set(processes) - _ours())
 
 
 def _torch_reserved() -> int | None:
@@ -255,7 +222,3 @@ def _torch_reserved() -> int | None:
 
 def _plain(uuid: str) -> str:
     return uuid.lower().removeprefix("gpu-").removeprefix("mig-")
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else value

@@ -20,6 +20,7 @@ OURS, OTHER = "GPU-aaaa", "GPU-bbbb"
 def forget(monkeypatch):
     monkeypatch.setattr(telemetry, "_learned", set())
     monkeypatch.setattr(telemetry, "INTERVAL_S", 0.001)
+    monkeypatch.setattr(telemetry, "FULL_EVERY", 1)
 
 
 @pytest.fixture
@@ -174,9 +175,33 @@ def test_what_torch_held_before_is_recorded(watch, monkeypatch):
 
 def test_a_driver_that_hangs_is_a_reason(watch, monkeypatch):
     real = Recorder._read
-    monkeypatch.setattr(Recorder, "_read", lambda self, at_s: time.sleep(0.3) if self.samples else real(self, at_s))
+    monkeypatch.setattr(
+        Recorder, "_read", lambda self, at_s, **more: time.sleep(0.3) if self.samples else real(self, at_s)
+    )
     join = telemetry.threading.Thread.join
     monkeypatch.setattr(telemetry.threading.Thread, "join", lambda self, timeout=None: join(self, 0.01))
     found, samples, _ = watch(ours())
     assert found.error == "NVML did not answer for 5 s" and len(samples) == 1
     time.sleep(0.35)
+
+
+def test_a_long_run_keeps_few_samples_and_every_extreme(watch, monkeypatch):
+    """What happened once in a day is still there, and it is said how many readings there were."""
+    monkeypatch.setattr(telemetry, "MOST_SAMPLES", 20)
+    frames = [working(os.getpid(), power=300 + n % 7, clock=2500 - n % 5) for n in range(400)]
+    frames[11] = working(os.getpid(), power=699, bits=0x80)
+    frames[14] = working(os.getpid(), clock=210, processes=[[os.getpid(), 5], [4711, 2]])
+    frames[17] = working(os.getpid(), used=9_000_000_000)
+    found, samples, _ = watch(card(OURS, frames=frames), wait_s=0.3)
+    assert found.readings > 60 and 10 < len(samples) <= 40
+    assert max(s.power_w for s in samples) == 699 and min(s.clock_mhz for s in samples) == 210
+    assert any(s.throttle_bits == 0x80 for s in samples) and any(s.foreign_processes for s in samples)
+    assert max(s.memory_used_bytes for s in samples) == 9_500_000_000
+    assert [s.at_s for s in samples] == sorted(s.at_s for s in samples)
+
+
+def test_the_slower_questions_are_asked_now_and_then(watch, monkeypatch):
+    monkeypatch.setattr(telemetry, "FULL_EVERY", 5)
+    _, samples, _ = watch(ours())
+    assert [sample.temperature_c is not None for sample in samples[:10]] == 2 * [True, False, False, False, False]
+    assert all(sample.power_w and sample.memory_used_bytes and sample.clock_mhz for sample in samples)
