@@ -188,6 +188,7 @@ def _add_device(command: argparse.ArgumentParser, default: str | None) -> None:
 def _add_expectation(command: argparse.ArgumentParser) -> None:
     command.add_argument("--expect-gpu", metavar="NAME", help='words of the name the GPU must have, such as "RTX 5090"')
     command.add_argument("--min-cuda", metavar="X.Y", help="lowest CUDA that torch may be built for, such as 12.8")
+    command.add_argument("--gpus", type=int, metavar="N", help="how many GPUs torch must see")
 
 
 def _add_train(command: argparse.ArgumentParser) -> None:
@@ -278,6 +279,7 @@ def run_check(args: argparse.Namespace) -> Answer:
         device=args.device,
         expect_gpu=args.expect_gpu,
         min_cuda=args.min_cuda,
+        gpus=args.gpus,
         facts=facts,
         kernel=args.kernel and args.kernel.resolve(),
     )
@@ -513,6 +515,7 @@ def run_report(args: argparse.Namespace) -> Answer:
         out=args.out,
         expect_gpu=args.expect_gpu,
         min_cuda=args.min_cuda,
+        gpus=args.gpus,
         nonce=args.nonce,
         progress=progress_line(),
     )

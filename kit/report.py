@@ -64,13 +64,14 @@ def report(
     out: Path = Path("reports"),
     expect_gpu: str | None = None,
     min_cuda: str | None = None,
+    gpus: int | None = None,
     nonce: str | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Report:
     """Runs the notebooks into a new bundle below `out`.
 
     device: 'cuda' or 'cpu'; None takes the parameter file's, else 'cuda'. params: a YAML file of
-    notebook parameters, else the one of the kit that fits the device. nonce: a
+    notebook parameters, else the one of the kit that fits the device. gpus: how many torch must see. nonce: a
     reviewer's challenge, kept in the bundle. progress: called with one line of text at a time.
     Raises UsageError before anything runs; later failures are what the bundle tells.
     """
@@ -78,11 +79,13 @@ def report(
     in_file = given.pop("device", "cuda")
     device = resolve_device(device or in_file)
     for name, value in (("expect_gpu", expect_gpu), ("min_cuda", min_cuda)):
-        if value:
+        if value is not None:
             given[name] = value
     parameters = split_parameters(given)
     _check_values(parameters, device)
-    expectation = expect(device=device, expect_gpu=given.get("expect_gpu"), min_cuda=given.get("min_cuda"))
+    # In a parameter file and a notebook an empty word accepts any; as an argument it is an unset variable.
+    wanted = {"expect_gpu": given.get("expect_gpu") or expect_gpu, "min_cuda": given.get("min_cuda") or min_cuda}
+    expectation = expect(device=device, gpus=gpus, **wanted)
     run_id = _run_id(device)
     with open_bundle(out, run_id) as bundle:
         record = RunRecord(

@@ -11,7 +11,7 @@ from kit.gpu.judge_machine import Expectation, judge
 from kit.gpu.remedy import Remedy, remedy
 from kit.records import Outcome, Verdict
 from kit.show import Table, card, escape, verdict_html, verdict_text
-from kit.units import UNKNOWN, memory, seconds
+from kit.units import dotted, memory, pair, seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,7 @@ class CheckResult:
         rows = []
         for witness, source in (("driver (NVML)", self.facts.driver), ("torch", self.facts.torch)):
             for gpu in source.gpus if source else ():
-                capability = ".".join(map(str, gpu.compute_capability)) if gpu.compute_capability else UNKNOWN
-                rows.append((witness, gpu.index, gpu.name, capability, memory(gpu.memory_bytes)))
+                rows.append((witness, gpu.index, gpu.name, dotted(gpu.compute_capability), memory(gpu.memory_bytes)))
         return Table(
             ("witness", "device", "name", "compute capability", "memory"),
             tuple(rows) or (("none", "–", "no NVIDIA device was seen", "–", "–"),),
@@ -84,36 +83,49 @@ def check(
     device: str = "auto",
     expect_gpu: str | None = None,
     min_cuda: str | None = None,
+    gpus: int | None = None,
     facts: MachineFacts | None = None,
     kernel: Path | None = None,
 ) -> CheckResult:
     """Judges this machine, or `facts` that were recorded on another.
 
     device: 'cuda' is strict, 'cpu' a rehearsal, 'auto' the GPU wherever the machine has an NVIDIA
-    device. expect_gpu: words of the name it must have. min_cuda: '12.8'. Raises UsageError for an
-    expectation that cannot be read. kernel: a shared library whose `int kernel(void)` has to run
+    device, or where one is expected. expect_gpu: words of the name it must have. min_cuda: '12.8'. gpus: how
+    many torch must see. Raises UsageError for an expectation that is empty or contradicts the device. kernel: a shared library whose `int kernel(void)` has to run
     natively too.
     """
+    if device == "auto" and (facts or any(demand is not None for demand in (expect_gpu, min_cuda, gpus))):
+        device = "cuda"
+    expectation = expect(device=resolve_device(device), expect_gpu=expect_gpu, min_cuda=min_cuda, gpus=gpus)
     if facts is None:
         from kit.gpu.probe import probe
 
-        device = resolve_device(device)
-        facts = probe(proof_device=device, library=kernel)
-    expectation = expect(device="cuda" if device == "auto" else device, expect_gpu=expect_gpu, min_cuda=min_cuda)
+        facts = probe(proof_device=expectation.device, library=kernel)
     verdict = judge(facts, expectation)
     return CheckResult(facts, expectation, verdict, remedy(verdict, facts))
 
 
-def expect(*, device: str, expect_gpu: str | None = None, min_cuda: str | None = None) -> Expectation:
-    """An expectation from the words a person gives; empty words expect nothing."""
-    return Expectation(gpu_name=expect_gpu or None, min_cuda=_version(min_cuda) if min_cuda else None, device=device)
-
-
-def _version(text: str) -> tuple[int, int]:
-    parts = text.split(".")
-    if len(parts) != 2 or not all(part.isdigit() for part in parts):
-        raise UsageError(f"min_cuda={text!r}", expected="a CUDA version such as 12.8", todo="correct --min-cuda")
-    return int(parts[0]), int(parts[1])
+def expect(
+    *, device: str, expect_gpu: str | None = None, min_cuda: str | None = None, gpus: int | None = None
+) -> Expectation:
+    """An expectation from the words a person gives. An empty word is an unset variable more often than a wish, and
+    a rehearsal on the CPU fulfils no demand of a GPU: both are wrong arguments."""
+    given = {"expect_gpu": expect_gpu, "min_cuda": min_cuda, "gpus": gpus}
+    named = [f"{name}={value!r}" for name, value in given.items() if value is not None]
+    if device == "cpu" and named:
+        raise UsageError(
+            f"device=cpu with {', '.join(named)}", expected="a demand of a GPU on device cuda", todo="leave one out"
+        )
+    if expect_gpu is not None and not expect_gpu.strip():
+        raise UsageError(
+            "expect_gpu is empty", expected='words of a name such as "RTX 5090"', todo="set it or leave it out"
+        )
+    version = pair(min_cuda)
+    if min_cuda is not None and dotted(version) != min_cuda:
+        raise UsageError(f"min_cuda={min_cuda!r}", expected="a CUDA version such as 12.8", todo="correct --min-cuda")
+    if gpus is not None and gpus < 1:
+        raise UsageError(f"gpus={gpus}", expected="at least 1", todo="correct --gpus")
+    return Expectation(gpu_name=expect_gpu, min_cuda=version, device=device, gpus=gpus)
 
 
 def resolve_device(device: str) -> str:

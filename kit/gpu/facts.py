@@ -161,8 +161,9 @@ class MachineFacts:
     environment: variables that change what CUDA does, by name (an allow-list).
     nvidia_smi_exit_code: None where the program was not found or not run.
     messages: warnings and errors seen, verbatim, in the order they came.
-    xids: error numbers of the NVIDIA driver in the kernel log; None where the log could
-    not be read. notes: why something is unknown. source: 'live', 'recorded' or 'text'.
+    packages: those that hold GPU code or go with one torch, by name, with their versions.
+    xids: error numbers of the NVIDIA driver in the kernel log that speak of the driver or the hardware; None where
+    the log could not be read. notes: why something is unknown. source: 'live', 'recorded' or 'text'.
     """
 
     source: str = "live"

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.gpu import nvml
-from kit.gpu.facts import Gpu, MachineFacts, Platform, Torch
+from kit.gpu.facts import Driver, Gpu, MachineFacts, Platform, Torch
 from kit.gpu.proof import jit_allowed, prove
 from kit.units import pair
 
@@ -51,6 +52,15 @@ _SMI_FIELDS = (
     "index,name,driver_version,compute_cap,memory.total,memory.used,power.draw,power.limit,"
     "clocks.sm,temperature.gpu,utilization.gpu,persistence_mode,mig.mode.current"
 )
+# Packages that hold GPU code or are built for one torch: what an installation of another torch has to name too.
+NEIGHBOURS = re.compile(
+    r"torch|torchvision|torchaudio|torchtext|triton|pytorch-triton|nvidia-.+|xformers|flash-attn|bitsandbytes|vllm"
+    r"|transformers|accelerate|deepspeed|apex|cupy-.+|onnxruntime-gpu|tensorrt|causal-conv1d|mamba-ssm"
+)
+# What a program's own error writes into the log (13 engine exception, 31 page fault, 43 and 45 a stopped program),
+# and what the hardware put right by itself (63 a row remapped, 94 a contained error). NVIDIA, Xid Errors, 2026-11.
+_HARMLESS = frozenset({13, 31, 43, 45, 63, 94})
+_XID = re.compile(r"NVRM: Xid \(PCI:([0-9a-fA-F:]+)[^)]*\): (\d+)")
 SMI_QUERY = (f"--query-gpu={_SMI_FIELDS}", "--format=csv")
 
 
@@ -109,7 +119,9 @@ def probe(*, proof_device: str | None = None, with_torch: bool = True, library: 
         has_nvidia_device=nvml.has_nvidia_hardware() or bool(driver and driver.gpus),
         nvidia_smi_exit_code=smi.exit_code,
         nvidia_smi_gpus=_smi_names(smi),
+        packages=_packages(),
         messages=tuple(messages),
+        xids=_xids(driver, notes),
         notes=tuple(notes),
     )
 
@@ -120,6 +132,34 @@ def _smi_names(smi: Capture) -> tuple[str, ...]:
         return ()
     rows = [line.split(", ") for line in smi.text.splitlines()[1:]]
     return tuple(row[1].strip() for row in rows if len(row) > 2)
+
+
+def _packages() -> dict[str, str]:
+    """Torch's neighbours in this interpreter, by their normalised names."""
+    found = {}
+    for distribution in importlib.metadata.distributions():
+        name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower()
+        if NEIGHBOURS.fullmatch(name):
+            # The first in the path is the one that an import finds.
+            found.setdefault(name, distribution.version)
+    return dict(sorted(found.items()))
+
+
+def _xids(driver: Driver | None, notes: list[str]) -> tuple[int, ...] | None:
+    """Xid numbers of the hardware and the driver that the kernel log holds since it began, of this machine's GPUs;
+    None with a note where nobody may read it."""
+    if not (driver and driver.gpus):
+        return None
+    for argv in (("dmesg",), ("journalctl", "-k", "-b", "-o", "cat", "--no-pager")):
+        log = capture(*argv)
+        if log.exit_code == 0 and log.text.strip():
+            ours = {gpu.pci_bus for gpu in driver.gpus}
+            found = [(bus.lower(), int(number)) for bus, number in _XID.findall(log.text)]
+            return tuple(
+                dict.fromkeys(xid for bus, xid in found if xid not in _HARMLESS and (bus in ours or None in ours))
+            )
+    notes.append("the kernel log may not be read here: whether it holds Xid errors is not known")
+    return None
 
 
 # --- platform -----------------------------------------------------------------------
@@ -188,7 +228,7 @@ def _read_torch(torch: Any) -> Torch:
             gpus=tuple(_torch_gpu(torch, index) for index in range(count)) if is_available else (),
             cudnn=str(torch.backends.cudnn.version() or "") or None if is_available else None,
         )
-    except (RuntimeError, AssertionError) as caught:
+    except Exception as caught:  # CUDA's start fails in many ways; each is what the judge has to hear
         return dataclasses.replace(found, arch_list=_flags(torch), error=str(caught).strip())
 
 

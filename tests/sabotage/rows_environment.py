@@ -211,12 +211,12 @@ def a29():
 # --- whole processes ----------------------------------------------------------------
 
 
-def checked(*, recipe=None, name="NVIDIA GeForce RTX 5090", smi_name=None, smi_code=0, has_nvml=True):
+def checked(*argv, recipe=None, name="NVIDIA GeForce RTX 5090", smi_code=0, log="", env=None):
     """`kit check` in a process of its own, with the world around it faked."""
     with tempfile.TemporaryDirectory() as folder:
-        smi = fake_smi(Path(folder) / "bin", text=smi_text(smi_name or name), exit_code=smi_code)
-        nvml = nvml_file(Path(folder) / "nvml.json", card(name=name)) if has_nvml else None
-        return child("check", "--device", "cuda", recipe=recipe, nvml=nvml, smi=smi)[1]
+        smi = fake_smi(Path(folder) / "bin", text=smi_text(name), exit_code=smi_code, log=log)
+        nvml = nvml_file(Path(folder) / "nvml.json", card(name=name))
+        return child("check", *(argv or ("--device", "cuda")), recipe=recipe, nvml=nvml, smi=smi, env=env)[1]
 
 
 on_process = functools.partial(row, seam="smi + nvml + site", must=FAIL, twin=healthy, is_slow=True)
@@ -247,3 +247,76 @@ def a21p():
 @on_process("A27p", "the same as a process: torch.version.hip is set", at="environment.torch_build", words="ROCm")
 def a27p():
     return checked(recipe="rocm")
+
+
+@on_process(
+    "A07p",
+    "PYTORCH_NVML_BASED_CUDA_CHECK=1 and a stub libcuda: CUDA is there until it starts",
+    at="environment.cuda_starts",
+    words="stub",
+)
+def a07p():
+    return checked(recipe="stub")
+
+
+def rehearsed():
+    return checked("--device", "cpu")
+
+
+for _letter, _error in zip("en", ("SystemExit", "NameError")):
+    for _device, _twin in (("cuda", healthy), ("cpu", rehearsed)):
+        on_process(
+            f"A30{_letter}{_device[1]}",
+            f"the import of torch ends in {_error}, --device {_device}",
+            at="environment.torch_build",
+            words=_error,
+            twin=_twin,
+        )(functools.partial(checked, "--device", _device, recipe="broken_import", env={"SABOTAGE_RAISES": _error}))
+
+
+def xid(number):
+    return checked("--device", "cuda", log=f"[ 1.0] NVRM: Xid (PCI:0000:c1:00): {number}, pid=1, name=python")
+
+
+def no_xid():
+    """Another program's page fault; what else a machine without a GPU is told does not matter here."""
+    said = xid(31)
+    return Said.of(Verdict.of([said.checks["environment.driver_state"]] if "environment.driver_state" in said.checks
+                              else [still_there(facts(), facts())]))  # fmt: skip
+
+
+on_process(
+    "A31",
+    "the kernel log says that the GPU fell off the bus; the twin's that a program read a wrong address",
+    at="environment.driver_state",
+    words="Xid 79",
+    twin=no_xid,
+)(functools.partial(xid, 79))
+
+for _letter, _argv in {
+    "a": ("--expect-gpu", ""),
+    "b": ("--min-cuda", ""),
+    "c": ("--device", "cpu", "--expect-gpu", "RTX 5090"),
+    "d": ("--device", "cpu", "--min-cuda", "12.8"),
+    "e": ("--device", "cpu", "--gpus", "2"),
+}.items():
+    on_process(f"A32{_letter}", f"kit check {' '.join(map(repr, _argv))}", at="error", twin=rehearsed)(
+        functools.partial(checked, *_argv)
+    )
+
+
+@on_facts(
+    "A33",
+    "CUDA_VISIBLE_DEVICES='0,9' leaves one GPU of two, and says nothing",
+    must=INCONCLUSIVE,
+    at="environment.visible_devices",
+    words="'9'",
+    twin=functools.partial(visible, "0"),
+)
+def a33():
+    return visible("0,9")
+
+
+@on_facts("A34", "two GPUs are demanded and one is there", at="environment.gpu_count", words="sees 1")
+def a34():
+    return Said.of(judge(facts(), Expectation(device="cuda", gpus=2)))

@@ -2,11 +2,15 @@
 
 import contextlib
 import functools
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
+from pathlib import Path
 from unittest import mock
 
+from kit.process import child_environment
 from kit.records import Verdict
 from kit.train import train
 from kit.train.config import TrainConfig
@@ -15,6 +19,7 @@ from .rows_training import built
 from .seams import Said, child
 from .table import FAIL, INCONCLUSIVE, row
 
+KERNEL = Path(__file__).parents[1] / "gpu" / "kernel.cu"
 # Long enough for the driver to be asked often, short enough for a table of many rows.
 TINY = {"model": "tiny", "batch_size": 16, "steps": 60, "lr": 1e-3}
 SHORT = {"model": "tiny", "steps": 5, "batch_size": 2, "seq_len": 32, "lr": 1e-3}
@@ -39,8 +44,8 @@ def healthy_tiny():
     return trained(**TINY)
 
 
-def check(**more):
-    return child("check", "--device", "cuda", **more)[1]
+def check(*argv, **more):
+    return child("check", "--device", "cuda", *argv, **more)[1]
 
 
 @functools.cache
@@ -74,6 +79,31 @@ def a02():
 )
 def a12():
     return check(env={"CUDA_FORCE_PTX_JIT": "1"})
+
+
+@functools.cache
+def kernel(*code, is_cached=False):
+    """`kit check --kernel` with tests/gpu/kernel.cu built so; is_cached: after the driver compiled and kept it."""
+    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "libkernel.so"
+        subprocess.run([nvcc, "-shared", "-Xcompiler", "-fPIC", *code, str(KERNEL), "-o", str(library)], check=True)
+        if is_cached:
+            allowed = child_environment(CUDA_DISABLE_PTX_JIT=None, CUDA_CACHE_DISABLE=None)
+            call = f"import ctypes; raise SystemExit(ctypes.CDLL({str(library)!r}).kernel())"
+            subprocess.run([sys.executable, "-c", call], env=allowed, check=True)
+        return check("--kernel", str(library))
+
+
+PTX_ALONE = ("-gencode", "arch=compute_80,code=compute_80")
+native = functools.partial(kernel, "-arch=native")
+for _id, _what, _cached in (
+    ("A12k", "a kernel that nvcc built as PTX alone; the twin is the same source in the card's own code", False),
+    ("A12l", "the same after the driver compiled it once and keeps it in its cache", True),
+):
+    on_gpu(_id, _what, at="native.without_ptx_jit", words="PTX", twin=native)(
+        functools.partial(kernel, *PTX_ALONE, is_cached=_cached)
+    )
 
 
 @on_gpu("A28g", "torch calls the card by another name", at="environment.two_witnesses", words="RTX 5090", twin=checked)

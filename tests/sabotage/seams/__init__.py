@@ -69,14 +69,16 @@ def gpu(side="driver", **changes):
 # --- programs and processes ---------------------------------------------------------
 
 
-def fake_smi(folder, *, text="", exit_code=0):
-    """A folder for the front of PATH whose nvidia-smi prints `text` and ends with `exit_code`."""
+def fake_smi(folder, *, text="", exit_code=0, log=""):
+    """A folder for the front of PATH whose nvidia-smi prints `text` and ends with `exit_code`, and whose dmesg
+    prints `log`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "said.txt").write_text(text, encoding="utf-8", newline="\n")
-    program = folder / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\ncat '{folder}/said.txt'\nexit {exit_code}\n", encoding="utf-8", newline="\n")
-    program.chmod(0o755)
+    for name, said, code in (("nvidia-smi", text, exit_code), ("dmesg", log or "a quiet kernel", 0)):
+        (folder / f"{name}.txt").write_text(said, encoding="utf-8", newline="\n")
+        program = folder / name
+        program.write_text(f"#!/bin/sh\ncat '{folder}/{name}.txt'\nexit {code}\n", encoding="utf-8", newline="\n")
+        program.chmod(0o755)
     return folder
 
 
@@ -115,7 +117,8 @@ def _read(done):
     except ValueError:
         text = done.stderr.decode("utf-8", "replace")[-2000:]
         return Said(Outcome.INVALID, {"crash": Check("crash", Outcome.INVALID, text, "one JSON object")})
-    outcome = Outcome(answer["verdict"])
+    # A wrong argument has no verdict; it is no success either.
+    outcome = Outcome(answer["verdict"] or Outcome.FAIL)
     checks = [Check("verdict", outcome, f"exit code {done.returncode}", "")]
     if "error" in answer:
         error = answer["error"]
