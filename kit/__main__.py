@@ -22,16 +22,10 @@ def main(argv=None):
             "To do: install one and run it by name, for example `python3.12 -m kit report`.\n" % (found, sys.executable)
         )
         return 2
-    argv = sys.argv[1:] if argv is None else argv
+    from kit.cli import main as run
     from kit.process import begin_proof
-    from kit.setup.enter import start
 
     begin_proof()
-    code = start(argv)
-    if code is not None:
-        return code
-    from kit.cli import main as run
-
     return run(argv)
 
 

@@ -12,6 +12,9 @@ Every message has three parts: what was found, what was expected, what to do.
 
 from __future__ import annotations
 
+import errno
+from typing import Any
+
 EXIT_PASS = 0
 EXIT_FAIL = 1
 EXIT_USAGE = 2
@@ -23,14 +26,24 @@ EXIT_SIGTERM = 143
 
 
 class KitError(Exception):
-    """An error with a cause, an expectation and a remedy; `str()` joins the three."""
+    """An error with a cause, an expectation and a remedy; `str()` joins the three.
+
+    diagnosis: one word of `kit.gpu.judge_machine.DIAGNOSES` where the error is such a finding.
+    """
 
     exit_code = EXIT_INTERNAL
 
-    def __init__(self, found: str, *, expected: str = "", todo: str = "") -> None:
-        self.found, self.expected, self.todo = found, expected, todo
+    def __init__(self, found: str, *, expected: str = "", todo: str = "", diagnosis: str | None = None) -> None:
+        self.found, self.expected, self.todo, self.diagnosis = found, expected, todo, diagnosis
         parts = [found, f"Expected: {expected}" if expected else "", f"To do: {todo}" if todo else ""]
         super().__init__("\n".join(part for part in parts if part))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The one JSON object that --json prints for it: the verdict where the error is one, and the three parts."""
+        verdict = {EXIT_FAIL: "FAIL", EXIT_INCONCLUSIVE: "INCONCLUSIVE", EXIT_INVALID: "INVALID"}.get(self.exit_code)
+        error = {"found": self.found, "expected": self.expected, "todo": self.todo}
+        return {"verdict": verdict, "diagnosis": self.diagnosis, "error": error}
 
     def _render_traceback_(self) -> list[str]:
         """What a notebook shows in place of a traceback: the three parts."""
@@ -55,3 +68,18 @@ class TrainingFailed(KitError):
 
 class BundleInvalid(KitError):
     exit_code = EXIT_INVALID
+
+
+# A full or read-only disk, a folder of somebody else, a path that leads through a file.
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
+               errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}  # fmt: skip
+
+
+def is_unwritable(error: OSError) -> bool:
+    """Whether it is the person's disk that refuses, and no mistake of the kit."""
+    return error.errno in _UNWRITABLE
+
+
+def unwritable(path: object, error: OSError, todo: str = "free space there or name another place") -> UsageError:
+    """What every part of the kit says where it cannot write."""
+    return UsageError(f"{path} cannot be written: {error.strerror}", expected="a place you may write to", todo=todo)

@@ -7,10 +7,15 @@ should is shown by `kit.gpu.proof.jit_control`, never by their being set.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import shutil
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).resolve().parents[1]
 # The driver compiles no PTX, and takes none that it compiled before from its cache (~/.nv/ComputeCache):
@@ -52,3 +57,42 @@ def keep_bytecode() -> str | None:
     sys.pycache_prefix = str(cache_folder("bytecode"))
     sys.dont_write_bytecode = False
     return reason
+
+
+def _share() -> Path:
+    installed = Path(__file__).resolve().parent / "share"
+    return installed if installed.is_dir() else ROOT
+
+
+# Notebooks, parameter sets, recorded machines and pins: in the package where it is installed, else the checkout.
+SHARE = _share()
+IS_CHECKOUT = SHARE.name != "share"
+# How a person starts the kit here; on Windows `python3` may be the store's stub.
+COMMAND = "py -m kit" if os.name == "nt" else "python3 -m kit"
+_LOG_EVERY_S = 30.0
+
+
+def progress(stream: TextIO | None = None) -> Callable[[str], None]:
+    """What shows long work on stderr: a text that ends in a newline stays, another gives way to the next one.
+
+    In a log the others are lines, at most one in half a minute. A stream that was closed ends the display, never
+    the work.
+    """
+    stream = stream or sys.stderr
+    is_terminal = stream.isatty()
+    width = shutil.get_terminal_size().columns - 1
+    last = [time.monotonic()]
+
+    def show(text: str) -> None:
+        stays, now = text.endswith("\n"), time.monotonic()
+        if is_terminal:
+            text = f"\r{text.strip():<{width}}\n" if stays else f"\r{text[:width]:<{width}}"
+        elif not stays and now - last[0] < _LOG_EVERY_S:
+            return
+        else:
+            text, last[0] = text.strip() + "\n", now
+        with contextlib.suppress(OSError, ValueError):
+            stream.write(text)
+            stream.flush()
+
+    return show

@@ -16,7 +16,6 @@ import secrets
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from kit.gpu.facts import MachineFacts
 from kit.gpu.judge_machine import judge
 from kit.gpu.probe import SMI_QUERY, Capture, capture, probe
 from kit.gpu.remedy import remedy
-from kit.process import ROOT, child_environment, keep_bytecode
+from kit.process import ROOT, SHARE, child_environment, keep_bytecode
 from kit.records import Outcome, Verdict, from_json, loads
 
 NOTEBOOKS = ("01_env_check", "02_smoke_training", "03_throughput", "04_scaling")
@@ -75,7 +74,7 @@ def report(
     reviewer's challenge, kept in the bundle. progress: called with one line of text at a time.
     Raises UsageError before anything runs; later failures are what the bundle tells.
     """
-    given = load_params(params or ROOT / "params" / DEFAULT_PARAMS[resolve_device(device or "cuda")])
+    given = load_params(params or SHARE / "params" / DEFAULT_PARAMS[resolve_device(device or "cuda")])
     in_file = given.pop("device", "cuda")
     device = resolve_device(device or in_file)
     for name, value in (("expect_gpu", expect_gpu), ("min_cuda", min_cuda)):
@@ -113,13 +112,15 @@ def load_params(path: Path) -> dict[str, Any]:
     """A flat YAML mapping of parameters. Raises UsageError where the file is missing or is not one."""
     import yaml
 
+    # An installed kit has the parameter sets of the documentation too, wherever it is run.
+    path = path if path.exists() or not (SHARE / path).is_file() else SHARE / path
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(
             f"{path}: {error.strerror}", expected="a YAML file of notebook parameters", todo="see params/ for examples"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: {error}", expected="YAML in UTF-8", todo="repair the file") from error
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise UsageError(
@@ -132,7 +133,7 @@ def load_params(path: Path) -> dict[str, Any]:
 
 def split_parameters(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Each notebook's part of `given`, checked. A name that no notebook knows is a UsageError."""
-    known = {name: read_parameters(ROOT / "notebooks" / f"{name}.ipynb") for name in NOTEBOOKS}
+    known = {name: read_parameters(SHARE / "notebooks" / f"{name}.ipynb") for name in NOTEBOOKS}
     everything = {key: value for parameters in known.values() for key, value in parameters.items() if key not in _OWN}
     checked = check_parameters(given, everything, where="parameters")
     return {name: {key: value for key, value in checked.items() if key in known[name]} for name in NOTEBOOKS}
@@ -207,7 +208,7 @@ def _run_one(bundle: Bundle, record: RunRecord, name: str, progress: Callable[[s
     folder.mkdir(exist_ok=True)
     given = {"out": str(bundle.path.resolve()), "nonce": record.nonce, "device": record.device}
     run = execute(
-        ROOT / "notebooks" / f"{name}.ipynb",
+        SHARE / "notebooks" / f"{name}.ipynb",
         folder / f"{name}.ipynb",
         parameters={**record.parameters[name], **given},
         progress=lambda notebook, cell, cells, s: progress(f"{notebook}: cell {cell} of {cells}, {s:.0f} s"),
@@ -219,7 +220,7 @@ def _run_one(bundle: Bundle, record: RunRecord, name: str, progress: Callable[[s
 def _not_run(name: str, reason: str) -> NotebookRun:
     from kit.evidence.notebook import source_sha256
 
-    template = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
+    template = json.loads((SHARE / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
     return NotebookRun(name, "not_run", None, 0, 0, None, reason, source_sha256(template))
 
 
@@ -304,25 +305,6 @@ def _run_id(device: str) -> str:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-
-
-def progress_line(stream=None) -> Callable[[str], None]:
-    """Writes progress to stderr: one line that changes in a terminal, a line for each notebook in a log."""
-    stream = stream or sys.stderr
-    is_terminal = stream.isatty()
-    last = [0.0]
-
-    def show(line: str) -> None:
-        if line.endswith("\n"):
-            stream.write(f"\r{line.strip():<72}\n" if is_terminal else line)
-        elif is_terminal:
-            stream.write(f"\r{line:<72}")
-        elif time.monotonic() - last[0] > 30:
-            last[0] = time.monotonic()
-            stream.write(line + "\n")
-        stream.flush()
-
-    return show
 
 
 # The captures of a bundle: what other programs print of this machine while the notebooks run.

@@ -18,7 +18,7 @@ from typing import Any
 from kit.errors import UsageError
 from kit.gpu.check import CheckResult, check, resolve_device
 from kit.gpu.facts import MachineFacts
-from kit.process import ROOT, begin_proof
+from kit.process import SHARE, begin_proof
 from kit.records import Outcome, dumps, fields_of, from_json, loads, to_json
 from kit.show import Table, card, escape
 
@@ -142,9 +142,9 @@ def recorded_machines(*names: str) -> Table:
     """What the judge says of recorded machines, one a row; `names` are files of tests/machines."""
     rows = []
     for name in names:
-        path = ROOT / "tests" / "machines" / f"{name}.json"
+        path = SHARE / "tests" / "machines" / f"{name}.json"
         if not path.is_file():
-            raise UsageError(f"{path} is no file", expected="a recorded machine", todo="run in a checkout of the kit")
+            raise UsageError(f"{path} is no file", expected="a recorded machine", todo="correct the name")
         facts = from_json(MachineFacts, loads(path.read_bytes())["facts"])
         result = check(device="cuda", facts=facts)
         variants = () if result.verdict.outcome is Outcome.PASS else result.remedy.torch_variants

@@ -9,6 +9,8 @@ from __future__ import annotations
 import codecs
 import dataclasses
 import html
+import io
+import json
 import os
 import re
 import shutil
@@ -24,14 +26,16 @@ from kit.records import Check, Outcome, Verdict
 _ASCII = {"×": "x", "µ": "u", "–": "-", "→": "->", "…": "~", "·": "-"}
 # Narrower than this no table of ours can be read.
 _LEAST_WIDTH = 60
+_NO_LIMIT = (100_000, 100_000)
 
 
-def prepare() -> None:
-    """From here on a character that a stream cannot show becomes one that it can, and never a crash."""
+def prepare(*, as_json: bool = False) -> None:
+    """From here on a character that a stream cannot show becomes one that it can, and never a crash. JSON is UTF-8,
+    whatever a Windows console or a pipe speaks."""
     codecs.register_error("kit", in_ascii)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="kit")
+    for stream, encoding in ((sys.stdout, "utf-8" if as_json else None), (sys.stderr, None)):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding=encoding, errors="kit")
 
 
 def in_ascii(error: UnicodeError) -> tuple[str, int]:
@@ -49,8 +53,8 @@ def is_coloured() -> bool:
 
 
 def size() -> tuple[int, int]:
-    """Columns and lines; 80 × 24 where nobody tells."""
-    columns, lines = shutil.get_terminal_size(fallback=(80, 24))
+    """Columns and lines of the terminal, or what COLUMNS and LINES say; no limit where stdout is a file or a pipe."""
+    columns, lines = shutil.get_terminal_size(fallback=_NO_LIMIT if not sys.stdout.isatty() else (80, 24))
     return max(columns, _LEAST_WIDTH), lines
 
 
@@ -94,6 +98,11 @@ def plain(text: object) -> str:
     return visible(str(text), keep="\n")
 
 
+def in_json(text: str) -> str:
+    """JSON in which nothing hides: the same value, its control and format characters as JSON's own escapes."""
+    return _HIDDEN.sub(lambda found: found[0] if found[0] == "\n" else json.dumps(found[0])[1:-1], text)
+
+
 def escape(text: object) -> str:
     return html.escape(plain(text), quote=True)
 
@@ -130,10 +139,7 @@ _TERMINAL_COLOURS = {
 }  # fmt: skip
 
 
-def screen(
-    verdict: Verdict, *, title: str, advice: Sequence[str] = (), width: int = 80, height: int = 24,
-    is_coloured: bool = False,
-) -> str:  # fmt: skip
+def screen(verdict: Verdict, *, title: str, advice: Sequence[str] = (), width: int = 80, height: int = 24) -> str:
     """A verdict that fits a terminal: one line a check, cut to `width`, and everything about the worst ones.
 
     advice: lines below the checks; one that begins with a space is a command and never broken. Where it would
@@ -147,8 +153,7 @@ def screen(
     if rows >= height:
         lines = _screen_lines(verdict, width, is_short=True)
     head = f"{title}: {verdict.outcome}" + (f" ({plain(verdict.diagnosis)})" if verdict.diagnosis else "")
-    text = "\n".join([head, "", *lines, *([""] if below else []), *below])
-    return _coloured(text) if is_coloured else text
+    return "\n".join([head, "", *lines, *([""] if below else []), *below])
 
 
 def _screen_lines(verdict: Verdict, width: int, *, is_short: bool) -> list[str]:
@@ -174,8 +179,10 @@ def _cut(line: str, width: int) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
-def _coloured(text: str) -> str:
-    """The outcome at the beginning of a line, and in the head line, in its colour."""
+def coloured(text: str) -> str:
+    """Where stdout shows colours, the outcome at the beginning of a line and in the head line in its colour."""
+    if not is_coloured():
+        return text
     words = "|".join(Outcome)
     return re.sub(
         rf"^({words})\b|(?<=: )({words})\b(?=[^\n]*\n\n)",

@@ -6,179 +6,110 @@ that the command must fail. What it decides is in `plan`; what it does, in `envi
 
 from __future__ import annotations
 
-import dataclasses
+import argparse
 import functools
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from kit.errors import EXIT_FAIL, EXIT_SIGINT, EXIT_SIGTERM, KitError, SetupFailed, UsageError
+from kit import process
+from kit.errors import SetupFailed, UsageError
 from kit.gpu import nvml
-from kit.process import ROOT, child_environment
-from kit.records import Outcome, dumps
+from kit.process import progress
 from kit.setup import environment as env
-from kit.setup.environment import PYPI, can_reach
-from kit.setup.plan import NO_GPU, Machine, Request, TorchPick, missing, no_gpu, pick_torch, read_request
+from kit.setup.plan import Machine, Request, TorchPick, missing, no_gpu, pick_torch, read_request
 
 PINS, TEST_PINS = "requirements-gpu.txt", "requirements-test.txt"
-_IMPATIENT = ("--retries", "0", "--timeout", "5")
 
 
-@dataclasses.dataclass(frozen=True)
-class World:
-    """What set-up touches, so that tests can put something else in its place."""
-
-    root: Path
-    environ: Mapping[str, str]
-    look: Callable[[], Machine]
-    can_reach: Callable[[str], bool]
-    run: env.Run
-    go_on: Callable[[Path, Sequence[str]], None]
-    say: env.Say
+def home() -> Path:
+    """Where environments are made: in the checkout, or in the user's cache for a kit that was installed."""
+    return process.ROOT if process.IS_CHECKOUT else process.cache_folder("environments")
 
 
-def ensure(argv: Sequence[str], world: World | None = None) -> None:
+def ensure(argv: Sequence[str], args: argparse.Namespace) -> None:
     """Returns where this Python has what the command needs; else goes on in an environment that has.
 
     Raises GpuNotUsable, UsageError or SetupFailed where that cannot be.
     """
-    request = read_request(argv)
+    request = read_request(args)
     absent = missing(request.needs) if request else ()
     if request is None or not absent:
         return
-    world = world or _this_world()
-    files = env.digests(world.root, (PINS, TEST_PINS) if request.is_test else (PINS,))
-    device = request.device
-    if device == "auto":
-        device = "cuda" if world.look().has_driver else "cpu"
-    found = _ready(request, device, files, world)
-    if found is None and device == "cuda" and not world.look().has_driver:
-        if request.command == "check":
+    machine = look()
+    device = request.device if request.device != "auto" else "cuda" if machine.has_driver else "cpu"
+    pick = pick_torch(device, machine) if device == "cpu" or machine.has_driver else None
+    found = _ready(request, pick)
+    if found is None and pick is None:
+        if args.command == "check":
             # The judge itself says what is wrong; it needs no package for that.
             return
-        raise no_gpu(world.look())
+        raise no_gpu(machine)
     if found is None:
-        found = _set_up(request, absent, files, world)
-    _refuse_to_loop(found, absent)
-    world.go_on(found.python, argv)
-
-
-def start(argv: Sequence[str]) -> int | None:
-    """`ensure` for the command line: None to go on in this process, else the exit code, everything said."""
-    try:
-        ensure(argv)
-    except KitError as error:
-        print(error, file=sys.stderr)
-        if "--json" in argv:
-            print(dumps(_as_answer(error)))
-        return error.exit_code
-    except KeyboardInterrupt:
-        _say("interrupted. The next run starts the set-up afresh.")
-        return EXIT_SIGINT
-    return None
-
-
-def _as_answer(error: KitError) -> dict[str, object]:
-    """The one JSON object on stdout: the verdict where the error is one, and the error's three parts."""
-    return {
-        "verdict": str(Outcome.FAIL) if error.exit_code == EXIT_FAIL else None,
-        "diagnosis": NO_GPU if error.found.startswith(NO_GPU) else None,
-        "error": {"found": error.found, "expected": error.expected, "todo": error.todo},
-    }
-
-
-def _refuse_to_loop(found: env.Environment, absent: Sequence[str]) -> None:
-    """In the environment itself, yet something is missing: its Python was changed under it."""
+        found = _set_up(request, absent, pick)
     if Path(sys.prefix).resolve() == found.folder.resolve():
-        found.disown()
+        (found.folder / env.STAMP).unlink(missing_ok=True)
         raise SetupFailed(
-            f"{found.folder} looks whole, but its Python does not find {', '.join(absent)}.",
-            expected="an environment that works.",
-            todo="run the same command again: it builds the environment anew.",
+            f"{found.folder} looks whole, but its Python does not find {', '.join(absent)}",
+            expected="an environment that works",
+            todo=f"remove {found.folder} and run the same command again: it builds the environment anew",
         )
+    go_on(found.python, argv)
 
 
-def _ready(request: Request, device: str, files: Mapping[str, str], world: World) -> env.Environment | None:
-    """A finished environment that serves, its own first. For a rehearsal any build of torch does."""
-    kinds = ("gpu",) if device == "cuda" else ("cpu", "gpu")
-    names = (".venv-gpu", ".venv-test") if device == "cuda" else (".venv-cpu", ".venv-test", ".venv-gpu")
-    for name in (".venv-test",) if request.is_test else names:
-        candidate = env.Environment(world.root / name)
-        if candidate.serves(request.needs, kinds=kinds, files=files, root=world.root):
+def _files(name: str) -> list[Path]:
+    """What is installed into the folder of that name."""
+    return [process.SHARE / pins for pins in ((PINS, TEST_PINS) if name == ".venv-test" else (PINS,))]
+
+
+def _wanted(name: str, pick: TorchPick | None) -> dict[str, str]:
+    """The stamp that the folder must carry. For a rehearsal any build of torch does; where the driver does not
+    answer, whatever build there is can still show it."""
+    return env.stamp(process.ROOT, _files(name), pick.requirement if pick and pick.kind == "gpu" else None)
+
+
+def _ready(request: Request, pick: TorchPick | None) -> env.Environment | None:
+    """A finished environment that serves, its own first."""
+    is_gpu = pick is None or pick.kind == "gpu"
+    names = [".venv-gpu", ".venv-test"] if is_gpu else [".venv-cpu", ".venv-test", ".venv-gpu"]
+    for name in [".venv-test"] if request.command == "test" else names:
+        candidate = env.Environment(home() / name)
+        serves = candidate.unfit(_wanted(name, pick), request.needs) is None
+        if serves and not (is_gpu and candidate.cuda is None):
             return candidate
     return None
 
 
-def _set_up(request: Request, absent: Sequence[str], files: Mapping[str, str], world: World) -> env.Environment:
-    pick = pick_torch(request.device, world.look())
-    place = env.Environment(world.root / (".venv-test" if request.is_test else f".venv-{pick.kind}"))
+def _set_up(request: Request, absent: Sequence[str], pick: TorchPick) -> env.Environment:
+    name = ".venv-test" if request.command == "test" else f".venv-{pick.kind}"
+    place, files = env.Environment(home() / name), _files(name)
+    wanted, say = _wanted(name, pick), progress()
+    why = place.unfit(wanted, request.needs)
     if place.is_foreign:
         raise UsageError(
-            f"{place.folder} was not made by the kit and lacks {', '.join(place.lacks(request.needs))}.",
-            expected=f"an environment with {', '.join(files)} installed, or no folder of that name.",
-            todo=f"install the rest into it, or move it away: `{place.python} -m pip install -r {PINS}`.",
+            f"{place.folder} was not made by the kit, and {why}",
+            expected=f"an environment with {', '.join(file.name for file in files)} installed, or no such folder",
+            todo=f"install the rest into it, or move it away: `{place.python} -m pip install -r {files[0]}`",
         )
-    _announce(request, absent, pick, place, files, world.say)
-    signal.signal(signal.SIGTERM, _stop)
-    try:
-        with env.locked(place.folder.with_name(place.folder.name + ".lock"), world.say) as lock:
-            if not place.serves(request.needs, kinds=(pick.kind,), files=files, root=world.root):
-                _build(place, request, pick, files, world, lock)
-    except OSError as error:
-        raise UsageError(
-            f"{world.root} cannot be written ({error}).",
-            expected="a folder for the environment.",
-            todo=f"use a checkout that you own, or `pip install -r {PINS}` into your own Python.",
-        ) from error
+    say(f"kit: `kit {request.command}` needs packages that {sys.executable} does not have: {', '.join(absent)}.\n")
+    if place.folder.is_dir():
+        say(f"kit: {place.folder} is built anew: {why}.\n")
+    say(f"kit: they are installed once, into {place.folder}; nothing else on this machine is changed.\n")
+    say(f"kit:   torch     {pick.requirement} from {pick.index_url or 'the ordinary package index'}\n")
+    say(f"kit:   because   {pick.reason}\n")
+    say(f"kit:   download  {pick.size}\n")
+    place.folder.parent.mkdir(parents=True, exist_ok=True)
+    with env.locked(place.folder.with_name(place.folder.name + ".lock"), say):
+        if place.unfit(wanted, request.needs):
+            env.build(place, pick, request.needs, files, wanted)
     return place
 
 
-def _build(
-    place: env.Environment,
-    request: Request,
-    pick: TorchPick,
-    files: Mapping[str, str],
-    world: World,
-    lock: int,
-) -> None:
-    index = pick.index_url
-    if index and not world.can_reach(index):
-        note = "a mirror or a folder of wheels must hold this very build" if pick.cuda else "pip may take a CUDA build"
-        world.say(f"{index} cannot be reached; asking pip's ordinary index instead ({note}).")
-        index = None
-    ordinary = world.environ.get("PIP_INDEX_URL", PYPI)
-    patience = () if world.can_reach(ordinary) else _IMPATIENT
-    env.build(
-        place, pick, request.needs, files=files, root=world.root, index_url=index, patience=patience,
-        run=lambda command: world.run(command, keep_open=lock), say=world.say,
-    )  # fmt: skip
-
-
-def _announce(
-    request: Request,
-    absent: Sequence[str],
-    pick: TorchPick,
-    place: env.Environment,
-    files: Mapping[str, str],
-    say: env.Say,
-) -> None:
-    say(f"`kit {request.command}` needs packages that {sys.executable} does not have: {', '.join(absent)}.")
-    say(f"They are installed once, into {place.folder}; nothing else on this machine is changed.")
-    say(f"  torch     {pick.requirement} from {pick.index_url or 'the ordinary package index'}")
-    say(f"  because   {pick.reason}")
-    say(f"  packages  {', '.join(files)}")
-
-
-def _this_world() -> World:
-    return World(ROOT, os.environ, _look, can_reach, env.run_program, go_on, _say)
-
-
 @functools.cache
-def _look() -> Machine:
+def look() -> Machine:
     return Machine(
         driver=nvml.read_driver(),
         has_hardware=nvml.has_nvidia_hardware(),
@@ -189,31 +120,22 @@ def _look() -> Machine:
     )
 
 
-def _say(text: str) -> None:
-    print(f"kit: {text}", file=sys.stderr, flush=True)
-
-
 def go_on(python: Path, argv: Sequence[str]) -> NoReturn:
     """The same command in the environment's Python: the process is replaced, or on Windows waited for.
 
-    PYTHONPATH is replaced by the kit's own place: what the caller's path holds could
-    shadow what was just pinned.
+    PYTHONPATH is replaced by the checkout's place, or taken out: what the caller's path holds could shadow what was
+    just pinned.
     """
-    environ = child_environment(PYTHONPATH=str(ROOT))
+    environ = process.child_environment(PYTHONPATH=str(process.ROOT) if process.IS_CHECKOUT else None)
     command = [str(python), "-m", "kit", *argv]
     sys.stdout.flush()
     sys.stderr.flush()
     if os.name == "posix":
         os.execve(command[0], command, environ)
-    process = subprocess.Popen(command, env=environ)
+    child = subprocess.Popen(command, env=environ)
     while True:
         try:
-            sys.exit(process.wait())
+            sys.exit(child.wait())
         except KeyboardInterrupt:
-            # Ctrl-C reached the child too; it decides how to end.
+            # Ctrl-C and Ctrl-Break reached the child too; it decides how to end.
             continue
-
-
-def _stop(number: int, frame: object) -> NoReturn:
-    """SIGTERM as an exception, so that a pip under way ends with the set-up that started it."""
-    raise SystemExit(EXIT_SIGTERM)

@@ -1,9 +1,9 @@
-"""One virtual environment of the kit: its state on disk, and how it is built or repaired.
+"""One virtual environment of the kit: whether it serves, and how it is built.
 
-A folder carries a marker from its first moment: `kit-setup-started` while it is being
-built, renamed to `kit-setup.json` in one step when everything is in place. A folder
-that is still 'started' was interrupted and is built anew. A folder without any marker
-was made by somebody else and is used if it serves, but never changed.
+A stamp, `kit-setup.json`, says what a folder was made for: the torch build, the pins, the Python, the kit. It is
+empty while the folder is being built and is filled in when everything is in place, so that one that was interrupted,
+or made for another card, is built anew with the reason. A folder without a stamp was made by somebody else: it is
+used if it serves, and never changed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -22,22 +23,232 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from kit.errors import SetupFailed, UsageError
-from kit.records import dumps, from_json, loads
+from kit import process
+from kit.errors import SetupFailed
 from kit.setup.plan import Need, TorchPick, missing
+from kit.units import memory
 
-# The network as set-up sees it: is an index there, and pip itself where a Python comes without it.
-
+STAMP = "kit-setup.json"
 PYPI = "https://pypi.org/simple"
-LIMIT_S = 3.0
+# Debian and Ubuntu split pip off their Python. Checked against the sha256 below, https://pypi.org/project/pip/26.3/.
 PIP_URL = (
     "https://files.pythonhosted.org/packages/07/25/"
     "ee8c38ae72d66b844ce8eb9711ba905dba21ca1a8a0c960057c41cd23337/pip-26.3-py3-none-any.whl"
 )
 PIP_SHA256 = "f3b60b20ffaadd4415ed7957212a38ac63fa4c5fa375bd0f4a797777940fad13"
+# Of the settings of pip and uv, those that say where packages come from. Any other, such as PIP_TARGET, PIP_DRY_RUN
+# or the PIP_CONSTRAINT of a vendor's container, would send the packages elsewhere or keep them out.
+_KEPT = re.compile(
+    r"(PIP|UV)_(DEFAULT_INDEX|INDEX.*|EXTRA_INDEX_URL|FIND_LINKS|NO_INDEX|OFFLINE|CERT|CLIENT_CERT|TRUSTED_HOST"
+    r"|INSECURE_HOST|NATIVE_TLS|SYSTEM_CERTS|PROXY|KEYRING_PROVIDER|CACHE_DIR|NO_CACHE.*|.*TIMEOUT|.*RETRIES"
+    r"|CONFIG_FILE|CONCURRENT_.*|LINK_MODE|DISABLE_PIP_VERSION_CHECK|ROOT_USER_ACTION|PRE)"
+)
+# What uv does not read of pip's.
+_FOR_UV = {"PIP_INDEX_URL": "UV_DEFAULT_INDEX", "PIP_EXTRA_INDEX_URL": "UV_INDEX", "PIP_FIND_LINKS": "UV_FIND_LINKS"}
 
 
-def can_reach(index_url: str, limit_s: float = LIMIT_S) -> bool:
+@dataclasses.dataclass(frozen=True)
+class Environment:
+    folder: Path
+
+    @property
+    def python(self) -> Path:
+        return self.folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+    @property
+    def site_packages(self) -> Path | None:
+        if os.name == "nt":
+            return self.folder / "Lib" / "site-packages"
+        return next((self.folder / "lib").glob("python3.*/site-packages"), None)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether somebody else put something here."""
+        return self.folder.is_dir() and any(self.folder.iterdir()) and not (self.folder / STAMP).exists()
+
+    @property
+    def cuda(self) -> tuple[int, int] | None:
+        """What its torch was built for, from torch/version.py read as text: `cuda: Optional[str] = '12.8'`."""
+        try:
+            text = (self.folder if not self.site_packages else self.site_packages / "torch/version.py").read_text(
+                encoding="utf-8"
+            )
+        except OSError:
+            return None
+        match = re.search(r"""^cuda\b[^=\n]*=\s*['"](\d+)\.(\d+)""", text, re.MULTILINE)
+        return (int(match[1]), int(match[2])) if match else None
+
+    def lacks(self, needs: Sequence[Need]) -> tuple[str, ...]:
+        if not self.python.exists() or self.site_packages is None:
+            return ("Python itself",)
+        return missing(needs, self.site_packages)
+
+    def unfit(self, stamp: Mapping[str, str], needs: Sequence[Need]) -> str | None:
+        """Why it does not serve, in words; None where it does. `stamp` says what is wanted of it."""
+        if not self.folder.is_dir():
+            return "it is not there"
+        if not self.is_foreign:
+            try:
+                found = json.loads((self.folder / STAMP).read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                found = {}
+            if not isinstance(found, dict) or not found:
+                return "its set-up was interrupted"
+            for name, wanted in stamp.items():
+                if found.get(name) != wanted:
+                    return f"it was made for another {name} ({found.get(name)}, now {wanted})"
+        lacking = self.lacks(needs)
+        return f"it lacks {', '.join(lacking)}" if lacking else None
+
+
+def stamp(root: Path, files: Sequence[Path], torch: str | None) -> dict[str, str]:
+    """What an environment must have been made for. torch: the requirement; None where any build serves."""
+    digest = hashlib.sha256()
+    for file in files:
+        # git may have turned the line ends into Windows ones.
+        digest.update(file.read_bytes().replace(b"\r\n", b"\n"))
+    wanted = {"Python": ".".join(map(str, sys.version_info[:2])), "kit": str(root), "pins": digest.hexdigest()[:12]}
+    return wanted if torch is None else {**wanted, "torch": torch}
+
+
+def build(environment: Environment, pick: TorchPick, needs: Sequence[Need], files: Sequence[Path],
+          wanted: Mapping[str, str]) -> None:  # fmt: skip
+    """Makes the environment in three stages, each one line. Raises SetupFailed, which names the log.
+
+    With uv where it is on PATH, else pip. PyTorch's own index is asked where it answers; else the ordinary one must
+    have this very build.
+    """
+    began, folder = time.monotonic(), environment.folder
+    work = _Work(folder.with_name(folder.name + ".log"))
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / STAMP).write_text("{}\n", encoding="utf-8", newline="\n")
+    install = work.make(environment)
+    index = pick.index_url
+    if index and not can_reach(index):
+        note = "a mirror or a folder of wheels must hold this very build" if pick.cuda else "it may be a CUDA build"
+        work.say(f"{index} cannot be reached; asking the ordinary index for {pick.requirement} ({note}).\n")
+        index = None
+    from_index = [*(["--index-url", index] if index else []), pick.requirement]
+    work.stage(f"[2/3] {pick.requirement}", folder, [*install, *from_index])
+    names = ", ".join(file.name for file in files)
+    work.stage(f"[3/3] {names}", folder, [*install, *(word for file in files for word in ("-r", str(file)))])
+    _check_result(environment, pick, needs, work.log)
+    _point_to_kit(environment)
+    (folder / STAMP).write_text(json.dumps({**wanted, "torch": pick.requirement}), encoding="utf-8", newline="\n")
+    work.say(f"ready after {time.monotonic() - began:.0f} s: {folder}\n")
+
+
+class _Work:
+    """Runs the programs of a set-up: their words into a log, one line a stage on stderr."""
+
+    def __init__(self, log: Path) -> None:
+        self.log, show = log, process.progress()
+        self.say: Callable[[str], None] = lambda text: show(f"kit: {text}")
+        self.environ = clean_environment(os.environ)
+        dropped = sorted(set(os.environ) - set(self.environ) - {"PYTHONPATH", "PYTHONHOME"})
+        if dropped:
+            self.say(f"left out for this: {', '.join(dropped)}\n")
+        log.write_bytes(b"")
+
+    def make(self, environment: Environment) -> list[str]:
+        """Stage 1, the folder with its Python. Returns the command that installs into it."""
+        folder, uv = environment.folder, shutil.which("uv")
+        # The environment's own Python cannot make it anew: it stands in the folder that was just removed.
+        python = getattr(sys, "_base_executable", None) or sys.executable
+        title = f"[1/3] Python {sys.version.split()[0]}"
+        if uv:
+            self.stage(title, folder, [uv, "venv", "--seed", "--allow-existing", "--python", python, str(folder)])
+            return [uv, "pip", "install", "--python", str(environment.python)]
+        self.say("pip does it; with uv on PATH it is several times quicker (https://docs.astral.sh/uv/).\n")
+        if importlib.util.find_spec("ensurepip"):
+            self.stage(title, folder, [python, "-m", "venv", str(folder)])
+        else:
+            self.stage(title, folder, [python, "-m", "venv", "--without-pip", str(folder)])
+            wheel = folder / PIP_URL.rpartition("/")[2]
+            wheel.write_bytes(fetch_pip())
+            own = [str(environment.python), str(wheel / "pip"), "install", "--no-index", str(wheel)]
+            self.stage("pip", folder, own)
+        options = ["--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
+        if not can_reach(os.environ.get("PIP_INDEX_URL", PYPI)):
+            options += ["--retries", "0", "--timeout", "5"]
+        return [str(environment.python), "-m", "pip", "install", *options]
+
+    def stage(self, title: str, folder: Path, argv: Sequence[str]) -> None:
+        """Runs one program. Its output goes to the log alone."""
+        began, before = time.monotonic(), _size(folder)
+        with self.log.open("ab") as log:
+            log.write(f"$ {' '.join(argv)}\n".encode())
+            log.flush()
+            code = self._run(argv, log, title, began)
+        if code:
+            last = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-4:]
+            raise SetupFailed(
+                f"{title} failed (exit code {code}):\n  " + "\n  ".join(last),
+                expected="an index, a mirror (PIP_INDEX_URL, UV_DEFAULT_INDEX) or a folder of wheels that has it",
+                todo=f"read {self.log}; check network, proxy (HTTPS_PROXY) and disk space, and run it again",
+            )
+        grown = _size(folder) - before
+        self.say(f"{title}: {time.monotonic() - began:.0f} s" + (f", {memory(grown)} on disk\n" if grown else "\n"))
+
+    def _run(self, argv: Sequence[str], log, title: str, began: float) -> int:
+        child = subprocess.Popen(argv, env=self.environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            while True:
+                try:
+                    return child.wait(timeout=1)
+                except subprocess.TimeoutExpired:
+                    self.say(f"{title}: {time.monotonic() - began:.0f} s, at work ({self.log.name})")
+        finally:
+            if child.poll() is None:
+                # Interrupted: a pip under way ends with the set-up that started it.
+                child.terminate()
+                child.wait()
+
+
+def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Without what would send packages elsewhere, or take those of another place for installed."""
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if name not in ("PYTHONPATH", "PYTHONHOME") and (not name.startswith(("PIP_", "UV_")) or _KEPT.fullmatch(name))
+    }
+    return {**{uv: kept[pip] for pip, uv in _FOR_UV.items() if pip in kept}, **kept}
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
+
+
+def _check_result(environment: Environment, pick: TorchPick, needs: Sequence[Need], log: Path) -> None:
+    """Exit code 0 is not believed: what is needed must be there, and torch carry the right CUDA."""
+    lacking, cuda = environment.lacks(needs), environment.cuda
+    if lacking:
+        raise SetupFailed(
+            f"after the installation {environment.folder} still lacks {', '.join(lacking)}", todo=f"read {log}"
+        )
+    if pick.cuda is not None and cuda != pick.cuda:
+        raise SetupFailed(
+            f"a torch build with {f'CUDA {cuda[0]}.{cuda[1]}' if cuda else 'no CUDA'} was installed",
+            expected=f"{pick.requirement} with CUDA {pick.cuda[0]}.{pick.cuda[1]}; nothing takes its place",
+            todo=f"see in {log} where it came from, and run the same command again",
+        )
+
+
+def _point_to_kit(environment: Environment) -> None:
+    """Notebooks and kernels of this environment find the kit from any folder: a checkout by a .pth file (which Python
+    reads in the locale's encoding), an installed kit as a copy, since its neighbours must not come along."""
+    site = environment.site_packages
+    if site and process.IS_CHECKOUT:
+        (site / "kit-checkout.pth").write_text(f"{process.ROOT}\n", encoding="locale", newline="\n")
+    elif site:
+        shutil.copytree(process.ROOT / "kit", site / "kit", dirs_exist_ok=True)
+
+
+# The network as set-up sees it: is an index there, and pip itself where a Python comes without it.
+
+
+def can_reach(index_url: str, limit_s: float = 3.0) -> bool:
     """Whether the index hands out its page for torch, through the proxy that the environment names.
 
     In a daemon thread, because looking up a name has no time limit of its own.
@@ -66,16 +277,12 @@ def fetch_pip(url: str = PIP_URL) -> bytes:
         with _open(url, 30) as answer:
             content = answer.read()
     except OSError as error:
-        raise SetupFailed(
-            f"This Python has no pip of its own, and PyPI's could not be fetched ({error}).",
-            expected="Python's `ensurepip`, or a way to files.pythonhosted.org.",
-            todo="`apt install python3-venv` (or what your system calls it) and run the command again.",
-        ) from error
+        content = str(error).encode()
     if hashlib.sha256(content).hexdigest() != PIP_SHA256:
         raise SetupFailed(
-            f"{url} is another file than it should be.",
-            expected=f"sha256 {PIP_SHA256}.",
-            todo="find out who answers in its place (a proxy?), or `apt install python3-venv`.",
+            f"this Python has no pip, and {url} gave another file than pip ({content[:80]!r})",
+            expected="Python's `ensurepip`, uv on PATH, or a way to files.pythonhosted.org",
+            todo="`apt install python3-venv` (or what your system calls it) and run the command again",
         )
     return content
 
@@ -92,248 +299,14 @@ def _open(url: str, limit_s: float):
     return urllib.request.urlopen(request, timeout=limit_s, context=context)
 
 
-STARTED, DONE = "kit-setup-started", "kit-setup.json"
-Run = Callable[..., int]
-Say = Callable[[str], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """What decides whether a finished folder still serves: saved as its marker.
-
-    kind: 'gpu' or 'cpu'. torch: the requirement it was built with. requirements: file
-    name -> sha256. root: where the kit stood, since a virtual environment cannot be moved.
-    """
-
-    kind: str
-    torch: str
-    requirements: Mapping[str, str]
-    root: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Environment:
-    folder: Path
-
-    @property
-    def python(self) -> Path:
-        return self.folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-
-    @property
-    def site_packages(self) -> Path | None:
-        if os.name == "nt":
-            return self.folder / "Lib" / "site-packages"
-        return next((self.folder / "lib").glob("python3.*/site-packages"), None)
-
-    def recipe(self) -> Recipe | None:
-        """The marker of a finished folder; None where there is none that can be read."""
-        try:
-            return from_json(Recipe, loads((self.folder / DONE).read_text(encoding="utf-8")))
-        except (OSError, ValueError, UsageError):
-            return None
-
-    def lacks(self, needs: Sequence[Need]) -> tuple[str, ...]:
-        if not self.python.exists() or self.site_packages is None:
-            return ("Python itself",)
-        return missing(needs, self.site_packages)
-
-    @property
-    def is_foreign(self) -> bool:
-        """Whether somebody else put something here."""
-        inside = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
-        return bool(inside) and not inside & {STARTED, DONE}
-
-    def disown(self) -> None:
-        """Takes the finished mark away, so that the next run builds the folder anew."""
-        with contextlib.suppress(FileNotFoundError):
-            (self.folder / DONE).replace(self.folder / STARTED)
-
-    def serves(self, needs: Sequence[Need], *, kinds: Sequence[str], files: Mapping[str, str], root: Path) -> bool:
-        """Whether it is finished, of a kind that is wanted, up to date with the pins, and whole."""
-        if self.is_foreign:
-            return not self.lacks(needs) and ("gpu" if cuda_of_installed_torch(self) else "cpu") in kinds
-        recipe = self.recipe()
-        return (
-            recipe is not None
-            and recipe.kind in kinds
-            and recipe.root == str(root)
-            and all(recipe.requirements.get(name) == digest for name, digest in files.items())
-            and not self.lacks(needs)
-        )
-
-
-def digests(root: Path, names: Sequence[str]) -> dict[str, str]:
-    """sha256 of the requirement files, line ends aside. Raises UsageError where the kit is no checkout."""
-    found = {}
-    for name in names:
-        try:
-            text = (root / name).read_text(encoding="utf-8")
-        except OSError:
-            raise UsageError(
-                f"{name} is not beside the kit ({root}), so there is nothing to install from.",
-                expected="a checkout of the project, or a Python that has the packages.",
-                todo="run it in a checkout, or `pip install` what is missing.",
-            ) from None
-        found[name] = hashlib.sha256(text.encode()).hexdigest()
-    return found
-
-
-def build(
-    environment: Environment,
-    pick: TorchPick,
-    needs: Sequence[Need],
-    *,
-    files: Mapping[str, str],
-    root: Path,
-    index_url: str | None,
-    patience: Sequence[str] = (),
-    run: Run,
-    say: Say,
-) -> None:
-    """Makes the folder and fills it: Python, torch, the pinned packages, the way to the kit itself.
-
-    index_url: torch's index if it can be reached. patience: pip options where the
-    ordinary index cannot. Raises SetupFailed where a step fails; the folder then stays
-    'started', so that the next run builds it anew.
-    """
-    began = time.monotonic()
-    recipe = Recipe(pick.kind, pick.requirement, dict(files), str(root))
-    folder = environment.folder
-    is_kept = _is_same_but_for_pins(environment, recipe, needs)
-    if is_kept:
-        environment.disown()
-    else:
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir()
-        (folder / STARTED).write_text("set-up has begun\n", encoding="utf-8", newline="\n")
-        say(f"[1/3] Python {sys.version.split()[0]} in {folder}")
-        _make_venv(environment, run)
-    pip = [
-        str(environment.python),
-        "-m",
-        "pip",
-        "install",
-        "--no-input",
-        "--disable-pip-version-check",
-        *patience,
-    ]
-    if not is_kept:
-        where = ["--index-url", index_url] if index_url else []
-        say(f"[2/3] {pick.requirement}" + (f" from {index_url}" if index_url else ""))
-        _pip([*pip, *where, pick.requirement], run, pick.requirement)
-    say(f"[3/3] packages of {', '.join(files)}")
-    _pip([*pip, *(word for name in files for word in ("-r", str(root / name)))], run, ", ".join(files))
-    _check_result(environment, pick, needs)
-    _point_to_kit(environment, root)
-    (folder / STARTED).write_text(dumps(recipe) + "\n", encoding="utf-8", newline="\n")
-    (folder / STARTED).replace(folder / DONE)
-    say(f"ready after {time.monotonic() - began:.0f} s: {folder}")
-
-
-def _is_same_but_for_pins(environment: Environment, recipe: Recipe, needs: Sequence[Need]) -> bool:
-    """Only the pins changed: pip can bring the folder up to date in place."""
-    found = environment.recipe()
-    return (
-        found is not None
-        and dataclasses.replace(found, requirements={}) == dataclasses.replace(recipe, requirements={})
-        and found.requirements != recipe.requirements
-        and environment.site_packages is not None
-        and environment.python.exists()
-    )
-
-
-def _make_venv(environment: Environment, run: Run) -> None:
-    """With the Python's own pip, or PyPI's where a distribution has split it off (Debian, Ubuntu)."""
-    has_pip = importlib.util.find_spec("ensurepip") is not None
-    options = [] if has_pip else ["--without-pip"]
-    # The environment's own Python cannot make it anew: it stands in the folder that was just removed.
-    python = getattr(sys, "_base_executable", None) or sys.executable
-    if run([python, "-m", "venv", *options, str(environment.folder)]) != 0:
-        raise SetupFailed(
-            f"Python could not make a virtual environment in {environment.folder}.",
-            expected="`python3 -m venv` to work.",
-            todo="see its message above; on Debian and Ubuntu `apt install python3-venv` helps.",
-        )
-    if not has_pip:
-        wheel = environment.folder / PIP_URL.rpartition("/")[2]
-        wheel.write_bytes(fetch_pip())
-        _pip(
-            [str(environment.python), str(wheel / "pip"), "install", "--no-index", "--quiet", str(wheel)],
-            run,
-            "pip",
-        )
-
-
-def _pip(argv: list[str], run: Run, what: str) -> None:
-    code = run(argv)
-    if code != 0:
-        raise SetupFailed(
-            f"pip could not install {what} (exit code {code}); its own message stands above.",
-            expected="an index, a mirror (PIP_INDEX_URL) or a folder of wheels (PIP_FIND_LINKS) that has it.",
-            todo="check network, proxy (HTTPS_PROXY) and disk space, then run the same command again.",
-        )
-
-
-def _check_result(environment: Environment, pick: TorchPick, needs: Sequence[Need]) -> None:
-    """Exit code 0 is not believed: what is needed must be there, and torch carry the right CUDA."""
-    lacking = environment.lacks(needs)
-    if lacking:
-        raise SetupFailed(f"after the installation {environment.folder} still lacks {', '.join(lacking)}.")
-    cuda = cuda_of_installed_torch(environment)
-    if pick.cuda is not None and cuda != pick.cuda:
-        raise SetupFailed(
-            f"pip installed a torch build with {f'CUDA {cuda[0]}.{cuda[1]}' if cuda else 'no CUDA'}.",
-            expected=f"{pick.requirement} with CUDA {pick.cuda[0]}.{pick.cuda[1]}; nothing takes its place.",
-            todo="see where pip took it from (`pip config list`) and run the same command again.",
-        )
-
-
-def cuda_of_installed_torch(environment: Environment) -> tuple[int, int] | None:
-    """From torch/version.py read as text: `cuda: Optional[str] = '12.8'`."""
-    try:
-        text = ((environment.site_packages or environment.folder) / "torch" / "version.py").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    match = re.search(r"""^cuda\b[^=\n]*=\s*['"](\d+)\.(\d+)""", text, re.MULTILINE)
-    return (int(match[1]), int(match[2])) if match else None
-
-
-def _point_to_kit(environment: Environment, root: Path) -> None:
-    """A .pth file, so that notebooks and kernels of this environment find the kit from any folder.
-
-    Python reads .pth files in the locale's encoding.
-    """
-    if environment.site_packages:
-        (environment.site_packages / "kit-checkout.pth").write_text(f"{root}\n", encoding="locale", newline="\n")
-
-
-def run_program(argv: Sequence[str], *, keep_open: int | None = None) -> int:
-    """Runs it with its output on stderr, so that stdout stays the command's own; returns its exit code.
-
-    PYTHONPATH and a `--user` setting are left out: with them pip would take packages
-    of another place for installed. keep_open: the lock's descriptor; a pip that
-    outlives a killed set-up thereby holds the lock until it ends.
-    """
-    environ = {
-        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PIP_USER", "PYTHONHOME")
-    }
-    pass_fds = (keep_open,) if keep_open is not None and os.name == "posix" else ()
-    return subprocess.run(argv, env=environ, stdin=subprocess.DEVNULL, stdout=sys.stderr, pass_fds=pass_fds).returncode
-
-
 @contextlib.contextmanager
-def locked(path: Path, say: Say) -> Iterator[int]:
-    """Holds `path` against a second set-up; yields the descriptor. The system frees it at the end."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        if not _try_lock(descriptor):
-            say(f"another set-up is at work ({path.name}); waiting for it.")
-            while not _try_lock(descriptor):
-                time.sleep(0.5)
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Holds `path` against a second set-up, as jobs of one array start it. The system frees it at the end."""
+    with path.open("a") as file:
+        while not _try_lock(file.fileno()):
+            say(f"kit: another set-up is at work ({path.name}); waiting for it")
+            time.sleep(0.5)
+        yield
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -7,6 +7,8 @@ may hold it, and where none does, pip fails in seconds rather than taking anothe
 
 from __future__ import annotations
 
+import argparse
+import csv
 import dataclasses
 import importlib.machinery
 import importlib.metadata
@@ -18,6 +20,7 @@ from pathlib import Path
 from kit.errors import GpuNotUsable, UsageError
 from kit.gpu import wheels
 from kit.gpu.facts import Driver
+from kit.process import COMMAND
 
 # What each command needs from the environment, and what of it is missing.
 #
@@ -42,10 +45,6 @@ class Request:
     command: str
     device: str
     needs: tuple[Need, ...]
-
-    @property
-    def is_test(self) -> bool:
-        return self.command == "test"
 
 
 # `check` judges whatever torch it finds, an old one too, so it names no lowest version.
@@ -75,38 +74,33 @@ _TEST = (
 )
 _NVML = Need("pynvml", "nvidia-ml-py")
 
-# Options of `check` that judge files and not this Python.
-_WITHOUT_PACKAGES = ("--facts", "--wheel", "--installed", "--environments")
-
-# command -> (needs, device where none is named)
-COMMANDS = {
+# What a command needs beyond the standard library, and its device where none is named. Every command stands here.
+NEEDS: dict[str, tuple[tuple[Need, ...], str]] = {
+    "report": (_REPORT, "cuda"),
     "check": (_CHECK, "cuda"),
+    "explain": ((), "auto"),
+    "wheel": ((), "auto"),
     "train": (_TRAIN, "cuda"),
     "sweep": ((*_TRAIN, *_TABLES), "cuda"),
-    "report": (_REPORT, "cuda"),
+    # The Trainer, its baseline, needs accelerate.
+    "bench": ((*_TRAIN, Need("accelerate", "accelerate")), "cuda"),
+    "verify": ((), "auto"),
+    "sign": ((), "auto"),
+    "compare": ((), "auto"),
     "lab": (_LAB, "auto"),
     "test": (_TEST, "auto"),
 }
 
 
-def read_request(argv: Sequence[str]) -> Request | None:
-    """The request that a command line makes; None where it needs no packages.
-
-    A wrong command line is no business of set-up: it also gives None, and the command's
-    own parser says what is wrong with it. `check` with recorded facts needs nothing.
-    """
-    command = argv[0] if argv else ""
-    if command not in COMMANDS or {"-h", "--help"} & set(argv):
+def read_request(args: argparse.Namespace) -> Request | None:
+    """What a command line needs; None where the standard library will do, as for `check` of recorded facts."""
+    needs, default = NEEDS[args.command]
+    if not needs or getattr(args, "facts", None):
         return None
-    if any(_option(argv, name) is not None for name in _WITHOUT_PACKAGES):
-        return None
-    needs, default = COMMANDS[command]
-    device = _option(argv, "--device") or _device_of_file(_option(argv, "--params")) or default
-    if device not in ("cuda", "cpu", "auto"):
-        return None
-    if device == "cuda" and command != "check":
+    device = getattr(args, "device", None) or _device_of_file(getattr(args, "params", None)) or default
+    if device == "cuda" and args.command != "check":
         needs = (*needs, _NVML)
-    return Request(command, device, needs)
+    return Request(args.command, device, needs)
 
 
 def missing(needs: Sequence[Need], folder: Path | None = None) -> tuple[str, ...]:
@@ -117,11 +111,27 @@ def missing(needs: Sequence[Need], folder: Path | None = None) -> tuple[str, ...
 def _problem(need: Need, folder: Path | None) -> str | None:
     if not _is_there(need.module, folder):
         return need.distribution
-    found = _version(need.distribution, folder)
-    numbers = tuple(int(part) for part in re.findall(r"\d+", found or "")[:3])
-    if need.minimum and numbers and numbers < need.minimum:
-        return f"{need.distribution} {'.'.join(map(str, need.minimum))} or newer (found {found})"
+    where = {"path": [str(folder)]} if folder is not None else {}
+    # A module without metadata, as in some vendors' builds, is taken as it is.
+    for found in importlib.metadata.distributions(name=need.distribution, **where):
+        numbers = tuple(int(part) for part in re.findall(r"\d+", found.version)[:3])
+        if need.minimum and numbers < need.minimum:
+            return f"{need.distribution} {'.'.join(map(str, need.minimum))} or newer (found {found.version})"
+        for file in _damaged(found, need.module) if folder else ():
+            return f"{need.distribution} whole ({file} is not as it was installed)"
+        break
     return None
+
+
+def _damaged(found: importlib.metadata.Distribution, module: str) -> list[str]:
+    """Files at the top of a module that are gone or have another size than its record says."""
+    wrong = []
+    for name, _, size in csv.reader((found.read_text("RECORD") or "").splitlines()):
+        if name.startswith(module + "/") and name.count("/") == 1 and size:
+            file = Path(str(found.locate_file(name)))
+            if not file.is_file() or file.stat().st_size != int(size):
+                wrong.append(name)
+    return wrong
 
 
 def _is_there(module: str, folder: Path | None) -> bool:
@@ -136,37 +146,16 @@ def _is_there(module: str, folder: Path | None) -> bool:
     return spec is not None and spec.origin is not None
 
 
-def _version(distribution: str, folder: Path | None) -> str | None:
-    """None where a module stands there without metadata, as in some vendors' builds."""
-    where = {"path": [str(folder)]} if folder is not None else {}
-    for found in importlib.metadata.distributions(name=distribution, **where):
-        return found.metadata["Version"]
-    return None
-
-
-def _option(argv: Sequence[str], name: str) -> str | None:
-    """The value of `--name value` or `--name=value`; the last one counts, as it does for argparse."""
-    found = None
-    for index, word in enumerate(argv):
-        if word.startswith(name + "="):
-            found = word.partition("=")[2]
-        elif word == name:
-            found = argv[index + 1] if index + 1 < len(argv) else ""
-    return found
-
-
-def _device_of_file(path: str | None) -> str | None:
+def _device_of_file(path: Path | None) -> str | None:
     """The top-level `device:` of a parameter file, read as text because YAML cannot be parsed yet.
 
     It only decides which environment is looked for; the command reads the file properly.
     """
-    if not path:
-        return None
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8") if path else ""
     except (OSError, UnicodeDecodeError):
         return None
-    match = re.search(r"""^device\s*:\s*["']?(\w+)""", text, re.MULTILINE)
+    match = re.search(r"""^device\s*:\s*["']?(cuda|cpu)\b""", text, re.MULTILINE)
     return match[1] if match else None
 
 
@@ -177,7 +166,7 @@ CPU_INDEX = f"{wheels.INDEX}/cpu"
 CPU_TORCH = "torch==2.13.0"
 # Checked 2026-11: numpy 2.4.6 and PyYAML 6.0.3 have no wheels for 3.15.
 NEWEST_PYTHON = (3, 14)
-REHEARSE = "`python3 -m kit report --device cpu` rehearses everything but the GPU"
+REHEARSE = f"`{COMMAND} report --device cpu` rehearses everything but the GPU"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,6 +200,13 @@ class TorchPick:
     reason: str
     cuda: tuple[int, int] | None = None
 
+    @property
+    def size(self) -> str:
+        """What will be downloaded with all packages, and how long that takes at 20 to 100 Mbit/s and more."""
+        if self.kind == "cpu":
+            return "about 0.5 GB, 2 GB on disk: half a minute to four minutes"
+        return "about 3.5 GB, 8 GB on disk: two to twenty minutes"
+
 
 def pick_torch(device: str, machine: Machine) -> TorchPick:
     """The build for a device. Raises GpuNotUsable where the GPU was asked for and none can be served."""
@@ -234,7 +230,9 @@ def no_gpu(machine: Machine) -> GpuNotUsable:
     expected = "an NVIDIA GPU with a driver that answers (device=cuda)."
     said = machine.driver.nvml_error or "the driver lists no GPU"
     if not machine.has_hardware:
-        return GpuNotUsable(f"{NO_GPU}: no NVIDIA GPU was found ({said}).", expected=expected, todo=f"{REHEARSE}.")
+        return GpuNotUsable(
+            f"{NO_GPU}: no NVIDIA GPU was found ({said}).", expected=expected, todo=f"{REHEARSE}.", diagnosis=NO_GPU
+        )
     if "mismatch" in said.lower():
         todo = "restart the machine: the driver was upgraded while its old kernel module stayed loaded."
     elif machine.is_container:
@@ -245,6 +243,7 @@ def no_gpu(machine: Machine) -> GpuNotUsable:
         f"{NO_GPU}: an NVIDIA GPU is there, but its driver does not answer ({said}).",
         expected=expected,
         todo=f"{todo} Until then {REHEARSE}.",
+        diagnosis=NO_GPU,
     )
 
 

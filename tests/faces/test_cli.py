@@ -1,6 +1,9 @@
 """The command line: documented exit codes, one JSON object, no traceback for a person's mistake."""
 
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 
@@ -22,10 +25,52 @@ def needs_no_gpu():
         pytest.skip("this machine has a GPU; the law is about machines without one")
 
 
-def test_every_command_documents_the_exit_codes():
-    commands = next(action for action in parser()._actions if action.dest == "command").choices
-    assert set(commands) >= {"report", "check", "explain", "train", "sweep", "verify", "compare", "lab", "test"}
-    assert all("exit codes" in command.format_help() for command in commands.values())
+def test_every_command_documents_its_exit_codes_choices_and_defaults():
+    for name, command in parser()[1].items():
+        text = command.format_help()
+        assert "exit codes" in text
+        # What has no words must at least say its default.
+        assert all(action.help and "see TrainConfig" not in action.help for action in command._actions), name
+    assert "default: 14" in parser()[1]["train"].format_help()
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("chekc", "did you mean 'check'?"),
+        ("nothing-like-it", "no command 'nothing-like-it'"),
+        ("check --expect-gup x", "did you mean '--expect-gpu'?"),
+        ("train --steps many", "invalid int value: 'many'"),
+        ("report --device gpu", "invalid choice: 'gpu'"),
+        ("", "required: COMMAND"),
+    ],
+)
+def test_a_mistyped_line_is_told_what_was_meant(capsys, line, words):
+    code, out, err = run(capsys, *line.split())
+    assert code == 2 and words in err and "--help" in err and not out
+    code, out, _ = run(capsys, *line.split(), "--json")
+    assert code == 2 and words in json.loads(out)["error"]["found"]
+
+
+def test_the_version_names_the_commit_of_a_checkout(capsys):
+    code, out, _ = run(capsys, "--version")
+    assert code == 0 and re.fullmatch(r"kit \S+ \(commit [0-9a-f]{40}\)\n", out)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_with_its_code_and_without_a_traceback(number):
+    program = (
+        "import sys, time; from kit import cli\n"
+        "def work(args): print('ready', flush=True); time.sleep(60)\n"
+        "cli.COMMANDS['explain'] = cli.Command(work, 'works'); sys.exit(cli.main(['explain']))"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=-1, stderr=-1, cwd=ROOT) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(number)
+        err = process.communicate(timeout=30)[1]
+    assert process.returncode == 128 + number
+    assert b"interrupted" in err and b"Traceback" not in err
 
 
 def test_asking_for_cuda_without_a_gpu_is_a_fail_with_a_diagnosis(capsys):
@@ -98,12 +143,6 @@ def test_a_mistake_is_one_message_and_exit_code_2(capsys, argv):
     assert "Expected:" in err and "Traceback" not in err
 
 
-def test_a_wrong_argument_is_exit_code_2():
-    with pytest.raises(SystemExit) as caught:
-        main(["train", "--steps", "many"])
-    assert caught.value.code == 2
-
-
 def test_a_report_with_a_misspelt_parameter_runs_nothing(capsys, tmp_path):
     params = tmp_path / "p.yaml"
     params.write_text("device: cpu\nbatchsize: 4\n", encoding="utf-8")
@@ -113,11 +152,32 @@ def test_a_report_with_a_misspelt_parameter_runs_nothing(capsys, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_folder_that_cannot_be_made_is_a_usage_error(capsys, tmp_path):
+@pytest.mark.parametrize("line", ["report --device cpu --out", "check --device cpu --save", "lab --out"])
+def test_an_output_that_cannot_be_written_is_a_usage_error(capsys, tmp_path, line):
     (tmp_path / "file").write_text("", encoding="utf-8")
-    code, _, err = run(capsys, "report", "--device", "cpu", "--out", str(tmp_path / "file" / "reports"))
-    assert code in (1, 2, 5)
-    assert "Traceback" not in err and "Expected:" in err
+    code, _, err = run(capsys, *line.split(), str(tmp_path / "file" / "below"))
+    assert code == 2
+    assert "Traceback" not in err and "cannot be written" in err
+
+
+def test_yaml_that_is_nested_too_deeply_is_a_wrong_file(capsys, tmp_path):
+    (tmp_path / "deep.yaml").write_text("[" * 100_000, encoding="utf-8")
+    code, _, err = run(capsys, "report", "--params", str(tmp_path / "deep.yaml"))
+    assert code == 2 and "Traceback" not in err
+
+
+def test_jupyterlab_works_on_copies_and_as_root(capsys, tmp_path, monkeypatch):
+    labapp = pytest.importorskip("jupyterlab.labapp")
+    started = []
+    monkeypatch.setattr(labapp.LabApp, "launch_instance", lambda argv: started.append(argv))
+    monkeypatch.setattr(os, "geteuid", lambda: 0, raising=False)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    (tmp_path / "02_smoke_training.ipynb").write_text("mine")
+    code, _, err = run(capsys, "lab", "--out", str(tmp_path), "--no-browser")
+    assert code == 0 and "stays as it is" in err and "as root" in err
+    assert (tmp_path / "02_smoke_training.ipynb").read_text() == "mine"
+    assert (tmp_path / "01_env_check.ipynb").read_bytes() == (ROOT / "notebooks/01_env_check.ipynb").read_bytes()
+    assert {"--allow-root", "--no-browser", f"--ServerApp.root_dir={tmp_path}"} <= set(started[0])
 
 
 @pytest.mark.parametrize("module", ["kit", "kit.cli", "kit.records", "kit.gpu.judge_machine", "kit.evidence.verify"])
@@ -145,3 +205,57 @@ def test_verify_and_explain_run_on_the_standard_library_alone(tmp_path):
         )
         assert "ModuleNotFoundError" not in done.stderr
         assert done.returncode in (0, 1, 3, 4)
+
+
+NOTEBOOK = {
+    "cells": [
+        {"cell_type": "code", "execution_count": 1, "id": "a", "metadata": {"tags": ["nbval-check-output"]},
+         "source": "import kit\n1 + 1",
+         "outputs": [{"output_type": "execute_result", "execution_count": 1, "metadata": {},
+                      "data": {"text/plain": "2"}}]},
+    ],
+    "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+    "nbformat": 4, "nbformat_minor": 5,
+}  # fmt: skip
+
+
+def kit_test(project, *arguments):
+    """`kit test` over a checkout of its own, in a process of its own."""
+    (project / "tests").mkdir()
+    (project / "notebooks").mkdir()
+    (project / "pytest.ini").write_text("[pytest]\n")
+    (project / "tests" / "test_one.py").write_text(
+        "import pytest\ndef test_one():\n    assert True\n"
+        "@pytest.mark.skipif(True, reason='why')\ndef test_two():\n    pass\n"
+        "def test_three():\n    assert False\n"
+    )
+    program = f"import pathlib, sys, kit.cli; kit.cli.ROOT = pathlib.Path({str(project)!r}); sys.exit(kit.cli.main())"
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", program, "test", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environ)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "verdict", "counts"),
+    [
+        (["-k", "one or two"], 0, "PASS", {"passed": 1, "skipped": 1, "deselected": 1}),
+        ([], 1, "FAIL", {"passed": 1, "skipped": 1, "failed": 1}),
+        (["tests", "-k", "nothing_like_it"], 3, "INCONCLUSIVE", {"deselected": 3}),
+    ],
+)
+def test_the_test_command_tells_the_truth(tmp_path, arguments, code, verdict, counts):
+    done = kit_test(tmp_path, *arguments, "--json")
+    assert done.returncode == code, done.stderr
+    assert json.loads(done.stdout) == {"verdict": verdict, **counts}
+    assert "test session starts" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("output", "code"), [("2", 0), ("3", 1)])
+def test_notebooks_are_compared_with_what_they_hold(tmp_path, output, code):
+    notebook = json.loads(json.dumps(NOTEBOOK))
+    notebook["cells"][0]["outputs"][0]["data"]["text/plain"] = output
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "01_x.ipynb").write_text(json.dumps(notebook))
+    done = kit_test(tmp_path, str(tmp_path / "book"), "--deselect", "tests", "--ignore", "tests")
+    assert done.returncode == code, done.stdout

@@ -5,16 +5,16 @@ After a change that is meant: `PYTHONPATH=. python tests/faces/test_terminal.py`
 
 import io
 import json
+import os
 import re
-import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from kit import show
-from kit.cli import main, parser
-from kit.completion import script
+from kit.cli import main
 from kit.process import ROOT
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -102,29 +102,68 @@ def test_no_screen_needs_more_than_ascii_but_for_characters_that_have_a_fallback
         assert {char for char in text if ord(char) > 127} <= set(show._ASCII), path.name
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is missing")
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["kit", "che"], ["check"]),
-        (["kit", "check", "--expect"], ["--expect-gpu"]),
-        (["kit", "report", "--device", ""], ["cuda", "cpu"]),
-        (["kit", "verify", "rep"], []),
-    ],
-)
-def test_bash_completes_commands_options_and_choices(words, expected):
-    quoted = " ".join(f"'{word}'" for word in words)
-    program = f"{script(parser())}\nCOMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; _kit; echo ${{COMPREPLY[@]}}"
-    done = subprocess.run(["bash", "--norc", "-c", program], capture_output=True, text=True)
-    assert (done.stdout.split(), done.stderr) == (expected, "")
+@pytest.mark.parametrize("line", ["check --facts {}", "verify {}", "--help", "train --help"])
+def test_a_reader_that_goes_away_leaves_no_noise_and_the_right_code(tmp_path, line):
+    """`kit verify GOOD | head -1` once said FAIL of a good bundle."""
+    target = tmp_path / "facts.json"
+    check("rtx5090_windows_before", tmp_path)
+    (tmp_path / "rtx5090_windows_before.json").rename(target)
+    expected = 0 if "--help" in line else 1 if "check" in line else 4
+    command = [sys.executable, "-m", "kit", *line.format(target).split()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", expected)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")
+def test_a_full_disk_is_not_the_kits_mistake(tmp_path):
+    argv = check("rtx5090_windows_before", tmp_path)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "kit", *argv], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        )
+    assert done.returncode == 2 and "No space left" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_nothing_is_cut_where_stdout_is_a_file(monkeypatch, capsys, tmp_path):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.delenv("LINES", raising=False)
+    main(check("rtx5090_windows_before", tmp_path))
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) > 100 and "…" not in shown
+
+
+HOSTILE = "no\x1b]0;title\x07\u202efile\x9b"
+
+
+@pytest.mark.parametrize("line", ["check --facts", "explain", "verify", "compare x", "report --params", "sign --key"])
+def test_a_path_commands_no_terminal_and_reorders_no_json(line, capsys, tmp_path):
+    argv = [*line.split(), str(tmp_path / HOSTILE), *(["x"] if "sign" in line else [])]
+    for words in (argv, [*argv, "--json", "--device", "cpu"][: len(argv) + 1]):
+        assert main(words) in (2, 4)
+        out, err = capsys.readouterr()
+        assert not {"\x1b", "\x07", "\u202e", "\x9b"} & set(out + err)
+        if "--json" in words:
+            assert HOSTILE in json.dumps(json.loads(out), ensure_ascii=False) or "\\u202e" in out
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp437"])
+def test_json_is_utf8_whatever_a_windows_console_speaks(encoding, tmp_path):
+    recorded = json.loads((MACHINES / "rtx5090_windows_before.json").read_text(encoding="utf-8"))["facts"]
+    recorded["driver"]["gpus"][0]["name"] = "NVIDIA 漢字 × µ"
+    (tmp_path / "f.json").write_text(json.dumps(recorded), encoding="utf-8")
+    command = [sys.executable, "-m", "kit", "check", "--facts", str(tmp_path / "f.json")]
+    environ = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    for more in ([], ["--json"]):
+        done = subprocess.run([*command, *more], capture_output=True, cwd=ROOT, env=environ)
+        assert done.returncode == 1 and done.stderr == b""
+    assert json.loads(done.stdout.decode("utf-8"))["facts"]["driver"]["gpus"][0]["name"] == "NVIDIA 漢字 × µ"
 
 
 def store():
     """Writes the golden screens."""
-    import os
     import tempfile
     from contextlib import redirect_stdout
-    from pathlib import Path
 
     os.environ.update(COLUMNS="80", LINES="24")
     GOLDEN.mkdir(exist_ok=True)

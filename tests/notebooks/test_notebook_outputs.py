@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from kit.cli import SANITIZE, _environment, _options
-from kit.process import ROOT
+from kit.cli import SANITIZE, pytest_options
+from kit.process import ROOT, child_environment
 from kit.report import NOTEBOOKS
 
 TAG = "nbval-check-output"
@@ -119,11 +119,11 @@ def test_a_planted_change_in_a_loss_turns_nbval_red(tmp_path):
 
     short_copy(tmp_path, "true", other_time)
     short_copy(tmp_path, "planted", one_digit)
-    options = [*_options(["tests"]), "-p", "no:cacheprovider", "-q", f"--rootdir={tmp_path}", str(tmp_path)]
+    options = [*pytest_options(["tests"]), "-p", "no:cacheprovider", "-q", f"--rootdir={tmp_path}", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options],
         cwd=ROOT,
-        env=_environment(ROOT),
+        env=child_environment(HF_HUB_OFFLINE="1"),
         capture_output=True,
         text=True,
         encoding="utf-8",
