@@ -23,7 +23,7 @@ import traceback
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from kit import __version__, show
 from kit.errors import (
@@ -121,18 +121,24 @@ def _print(answer: Answer, as_json: bool) -> int:
         text = "" if answer.record is None else show.in_json(dumps(answer.record))
     else:
         text = show.coloured(show.plain(answer.text))
-    code, error = answer.exit_code, f"kit: {show.plain(answer.error)}" if answer.error else ""
-    for stream, words in ((sys.stdout, text), (sys.stderr, error)):
-        try:
-            if words:
-                print(words, file=stream)
-            stream.flush()
-        except OSError as problem:
-            if is_unwritable(problem):
-                code, error = EXIT_USAGE, str(unwritable("standard output", problem))
-            with contextlib.suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    return code
+    problem = _write_line(sys.stdout, text)
+    error = str(unwritable("standard output", problem)) if problem else answer.error
+    _write_line(sys.stderr, f"kit: {show.plain(error)}" if error else "")
+    return EXIT_USAGE if problem else answer.exit_code
+
+
+def _write_line(stream: TextIO, text: str) -> OSError | None:
+    """Prints and flushes; returns why the disk refused. A reader that went away, as `| head` does, is no problem."""
+    try:
+        if text:
+            print(text, file=stream)
+        stream.flush()
+    except OSError as error:
+        # So that the interpreter does not try again at its end.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return error if is_unwritable(error) else None
+    return None
 
 
 @contextlib.contextmanager

@@ -71,13 +71,12 @@ class BundleInvalid(KitError):
 
 
 # A full or read-only disk, a folder of somebody else, a path that leads through a file.
-_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
-               errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}  # fmt: skip
+_UNWRITABLE = {"ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EISDIR", "EEXIST", "ENAMETOOLONG"}
 
 
 def is_unwritable(error: OSError) -> bool:
     """Whether it is the person's disk that refuses, and no mistake of the kit."""
-    return error.errno in _UNWRITABLE
+    return errno.errorcode.get(error.errno or 0) in _UNWRITABLE
 
 
 def unwritable(path: object, error: OSError, todo: str = "free space there or name another place") -> UsageError:

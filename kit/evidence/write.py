@@ -10,13 +10,13 @@ import errno
 import os
 from pathlib import Path
 
-from kit.errors import KitError
+from kit.errors import UsageError
 from kit.units import memory
 
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
 
-class WriteFailed(KitError):
+class WriteFailed(UsageError):
     """The disk refused; nothing stands under the final name that was not whole before."""
 
 

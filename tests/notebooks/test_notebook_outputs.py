@@ -86,7 +86,7 @@ def test_no_sanitising_rule_touches_a_loss_a_verdict_or_a_shape():
 
 
 def test_the_test_command_compares_with_the_rules():
-    options = _options([])
+    options = pytest_options([])
     assert {"--nbval-lax", "--nbval-current-env", f"--nbval-sanitize-with={SANITIZE}"} <= set(options)
     assert any(option.startswith("--nbval-cell-timeout=") for option in options)
 
