@@ -15,6 +15,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from kit.units import dotted, pair
+
 # Dated facts with sources, as JSON: wheels, drivers, GPUs. Read once, at first use.
 
 
@@ -107,14 +109,6 @@ def cover(arch_list: tuple[str, ...], capability: Capability, *, cuda: Capabilit
     return Coverage("none", None, False, _why_none(entries, capability))
 
 
-def dotted(capability: Capability) -> str:
-    return f"{capability[0]}.{capability[1]}"
-
-
-def sm(capability: Capability) -> str:
-    return f"sm_{capability[0]}{capability[1]}"
-
-
 def _same(a: Capability, b: Capability) -> bool:
     """10.1 is the old name of 11.0 (Thor), renamed in CUDA 13.0."""
     return a == b or {a, b} == {(10, 1), (11, 0)}
@@ -156,7 +150,7 @@ def _why_none(entries: tuple[Code, ...], capability: Capability) -> str:
         code.capability[0] == capability[0] and code.capability <= capability for code in entries
     ):
         return f"{dotted(capability)} is a Jetson: desktop code of the same generation does not run on it ({held})"
-    return f"no {sm(capability)} code in the build, nor code or PTX that could run instead ({held})"
+    return f"no {Code(capability)} code in the build, nor code or PTX that could run instead ({held})"
 
 
 Version = tuple[int, ...]
@@ -166,15 +160,6 @@ def parse_driver(text: str | None) -> Version | None:
     """'580.159.04' -> (580, 159, 4); 'R570' -> (570,); None where it is no version."""
     match = re.match(r"\s*[Rr]?(\d{3})((?:\.\d+)*)", text or "")
     return tuple(int(part) for part in (match[1] + match[2]).split(".")) if match else None
-
-
-def parse_cuda(text: str) -> tuple[int, int] | None:
-    """'12.8' or '12080' (cuDriverGetVersion: 1000 * major + 10 * minor) -> (12, 8)."""
-    match = re.match(r"\s*(\d{1,2})\.(\d{1,2})", text)
-    if match:
-        return int(match[1]), int(match[2])
-    match = re.match(r"\s*(\d{4,5})\b", text)
-    return (int(match[1]) // 1000, int(match[1]) % 1000 // 10) if match else None
 
 
 def cuda_of(variant: str) -> tuple[int, int] | None:
@@ -245,7 +230,7 @@ def _toolkits(system: str) -> tuple[tuple[tuple[int, int], Version], ...]:
         floor = parse_driver(row[_column(system)])
         if floor is None and row["linux"]:
             floor = (parse_driver(row["linux"]) or (0,))[:1]
-        cuda = parse_cuda(row["cuda"])
+        cuda = pair(row["cuda"])
         if floor and cuda:
             found.append((cuda, floor))
     return tuple(found)

@@ -12,10 +12,11 @@ import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from kit.gpu.compat import Capability, dotted, driver_floor, driver_runs, is_tegra_capability, parse_driver, text_of
+from kit.gpu.compat import Capability, driver_floor, driver_runs, is_tegra_capability, parse_driver, text_of
 from kit.gpu.facts import Gpu, MachineFacts
 from kit.gpu.specs import possible_capabilities
 from kit.gpu.wheels import Holding, holding, platform_of, variant_of
+from kit.units import cuda_pair, dotted
 
 # What an error text of CUDA, the driver, torch or pip says, as one word.
 #
@@ -209,7 +210,7 @@ def found_cuda_version(texts: Iterable[str]) -> tuple[int, int] | None:
     for text in texts:
         match = re.search(r"found version\s{0,3}(\d{4,5})\b", text)
         if match:
-            return int(match[1]) // 1000, int(match[1]) % 1000 // 10
+            return cuda_pair(int(match[1]))
     return None
 
 

@@ -14,7 +14,6 @@ from kit.gpu import wheels
 from kit.gpu.compat import (
     Capability,
     cuda_of_driver,
-    dotted,
     driver_floor,
     driver_runs,
     is_tegra_capability,
@@ -28,6 +27,7 @@ from kit.gpu.specs import families, first_driver, last_driver_branch, still_driv
 from kit.gpu.wheels import platform_of, variant_of
 from kit.records import Outcome, Verdict
 from kit.show import card, escape, plain
+from kit.units import dotted
 
 # What to do where neither another torch build nor another driver is the answer: one entry for each cause.
 

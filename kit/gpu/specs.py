@@ -11,9 +11,11 @@ import dataclasses
 import functools
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from kit.gpu import compat
 from kit.gpu.compat import Capability, Version, parse_driver, toolkit_driver
+from kit.units import pair
 
 _NOISE = re.compile(r"\b(nvidia|geforce|tesla|grid|graphics|device|corporation|gpu)\b|\(r\)|\(tm\)|[®™]")
 _NOT_FULL_CARD = re.compile(r"\b(laptop|notebook|mobile|max q|mig|vgpu)\b|\b\d+[qcba]\b|\bd$|\bd v2$")
@@ -26,25 +28,10 @@ class Family:
     first_driver_branch: where the product came later than its first toolkit, the branch that it came with."""
 
     capability: Capability
-    name: str
-    examples: tuple[str, ...]
     first_toolkit: tuple[int, int] | None
     dropped_in: tuple[int, int] | None
     last_driver_branch: int | None
     first_driver_branch: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Card:
-    """A card's datasheet. peak_flop_per_s: by dtype (bf16, fp16, tf32, fp32, fp8), dense, float32
-    accumulation."""
-
-    names: tuple[str, ...]
-    peak_flop_per_s: Mapping[str, float]
-    bandwidth_bytes_per_s: float | None
-    memory_bytes: int | None
-    source: str
-    checked: str
 
 
 def normalise(name: str) -> str:
@@ -73,38 +60,26 @@ def _search(text: str) -> tuple[Capability, ...]:
     return next((capabilities for pattern, capabilities in _patterns() if pattern.search(text)), ())
 
 
-def capability_of(name: str | None) -> Capability | None:
-    """The compute capability of a card by its name; None where unknown or not unique."""
-    found = possible_capabilities(name)
-    return found[0] if len(found) == 1 else None
-
-
 @functools.cache
 def families() -> Mapping[Capability, Family]:
     found = {}
     for row in compat.load("gpus")["families"]:
-        capability = _pair(row["capability"])
+        capability = pair(row["capability"])
         branch = row["last_driver_branch"]
         found[capability] = Family(
             capability=capability,
-            name=row["family"],
-            examples=tuple(row["examples"]),
-            first_toolkit=_pair(row["first_toolkit"]) if row["first_toolkit"] else None,
-            dropped_in=_pair(row["dropped_in"]) if row["dropped_in"] else None,
+            first_toolkit=pair(row["first_toolkit"]) if row["first_toolkit"] else None,
+            dropped_in=pair(row["dropped_in"]) if row["dropped_in"] else None,
             last_driver_branch=int(branch) if branch else None,
             first_driver_branch=row.get("first_driver_branch"),
         )
     return found
 
 
-def family_of(capability: Capability | None) -> Family | None:
-    return families().get(capability) if capability else None
-
-
 def first_driver(capability: Capability, system: str) -> Version | None:
     """The first driver for this GPU: that of the first toolkit that compiles for it, unless the table names a
     later branch. Inferred from the toolkit, not read in a support list; None where the table has neither."""
-    family = family_of(capability)
+    family = families().get(capability)
     if family and family.first_driver_branch:
         return (family.first_driver_branch,)
     return toolkit_driver(family.first_toolkit, system) if family and family.first_toolkit else None
@@ -114,7 +89,7 @@ def last_driver_branch(capability: Capability) -> int | None:
     """580 for Maxwell to Volta, 470 for Kepler, 390 for Fermi; None where newer drivers still serve it."""
     if capability < (3, 0):
         return 390
-    family = family_of(capability)
+    family = families().get(capability)
     return family.last_driver_branch if family else None
 
 
@@ -126,41 +101,26 @@ def still_driven(capability: Capability, driver_version: str | None) -> bool | N
     return True if branch is None else driver[0] < branch + 10
 
 
-def card_of(name: str | None) -> Card | None:
-    """The datasheet of exactly this card; None for an unknown one, a laptop chip, a vGPU or a MIG slice."""
-    text = normalise(name or "")
-    if not text or _NOT_FULL_CARD.search(text):
-        return None
-    return _cards().get(text)
-
-
 def peak_flop_per_s(name: str | None, dtype: str) -> float | None:
-    """Dense peak of a card for 'bf16', 'fp16', 'tf32', 'fp32' or 'fp8'; None where unknown."""
-    card = card_of(name)
-    return card.peak_flop_per_s.get(dtype) if card else None
+    """Dense peak of a card for 'bf16', 'fp16', 'tf32', 'fp32' or 'fp8', float32 accumulation; None where unknown."""
+    peak = _card_of(name).get(dtype)
+    return peak * 1e12 if peak else None
 
 
 def bandwidth_bytes_per_s(name: str | None) -> float | None:
-    card = card_of(name)
-    return card.bandwidth_bytes_per_s if card else None
+    bandwidth = _card_of(name).get("bandwidth_gb_per_s")
+    return bandwidth * 1e9 if bandwidth else None
+
+
+def _card_of(name: str | None) -> Mapping[str, Any]:
+    """The datasheet row of exactly this card; empty for an unknown one, a laptop chip, a vGPU or a MIG slice."""
+    text = normalise(name or "")
+    return {} if not text or _NOT_FULL_CARD.search(text) else _cards().get(text, {})
 
 
 @functools.cache
-def _cards() -> Mapping[str, Card]:
-    table, found = compat.load("gpus"), {}
-    for row in table["cards"]:
-        bandwidth, memory = row["bandwidth_gb_per_s"], row["memory_gb"]
-        peaks = {key: row[key] * 1e12 for key in ("bf16", "fp16", "tf32", "fp32", "fp8") if key in row}
-        card = Card(
-            names=tuple(row["names"]),
-            peak_flop_per_s=peaks,
-            bandwidth_bytes_per_s=bandwidth * 1e9 if bandwidth else None,
-            memory_bytes=int(memory * 1e9) if memory else None,
-            source=row["source"],
-            checked=table["checked"],
-        )
-        found.update({name: card for name in card.names})
-    return found
+def _cards() -> Mapping[str, Mapping[str, Any]]:
+    return {name: row for row in compat.load("gpus")["cards"] for name in row["names"]}
 
 
 @functools.cache
@@ -169,12 +129,7 @@ def _patterns() -> tuple[tuple[re.Pattern[str], tuple[Capability, ...]], ...]:
     return tuple(
         (
             re.compile(row["pattern"]),
-            tuple(map(_pair, [row["capability"]] if isinstance(row["capability"], str) else row["capability"])),
+            tuple(map(pair, [row["capability"]] if isinstance(row["capability"], str) else row["capability"])),
         )
         for row in rows
     )
-
-
-def _pair(text: str) -> Capability:
-    major, minor = text.split(".")
-    return int(major), int(minor)

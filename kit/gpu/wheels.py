@@ -16,18 +16,18 @@ from kit.gpu.compat import (
     Capability,
     Coverage,
     Version,
+    codes,
     cover,
     cuda_of,
     cuda_of_driver,
-    dotted,
     driver_floor,
     driver_runs,
-    parse_code,
     parse_driver,
     text_of,
 )
 from kit.gpu.facts import MachineFacts, Torch
 from kit.gpu.specs import families, first_driver
+from kit.units import dotted, pair
 
 INDEX = "https://download.pytorch.org/whl"
 _TRUST = {"measured": 2, "read": 2, "reported": 1, "inferred": 1, "unverified": 0}
@@ -50,16 +50,6 @@ class Wheel:
     python_max: tuple[int, int]
     is_pypi_default: bool
     status: str
-    sources: tuple[str, ...]
-    note: str = ""
-
-    @property
-    def native(self) -> tuple[Capability, ...]:
-        return tuple(c.capability for c in map(parse_code, self.arch_list) if c and not c.is_ptx and not c.kind)
-
-    @property
-    def ptx(self) -> tuple[Capability, ...]:
-        return tuple(c.capability for c in map(parse_code, self.arch_list) if c and c.is_ptx)
 
     @property
     def cuda(self) -> tuple[int, int] | None:
@@ -73,15 +63,11 @@ class Wheel:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The build to install, or None with the reason. rejected: one sentence for each group left out.
-
-    driver_advice: what a driver change would need or bring; None where nothing is to be said.
-    """
+    """The build to install, or None with the reason. driver_advice: what a driver change would need or bring."""
 
     wheel: Wheel | None
     index_url: str | None
     reason: str
-    rejected: tuple[str, ...] = ()
     driver_advice: str | None = None
 
 
@@ -90,43 +76,25 @@ def wheels() -> tuple[Wheel, ...]:
     """All rows, oldest first."""
     table = compat.load("wheels")
     releases = {row["torch"]: row for row in table["releases"]}
-    found = []
-    for row in table["wheels"]:
-        release = releases[row["torch"]]
-        found.append(
-            Wheel(
-                torch=row["torch"],
-                release=release["release"],
-                variant=row["variant"],
-                platform=row["platform"],
-                arch_list=tuple(row["native"]) + tuple(row["ptx"] or ()),
-                python_min=version_of(release["python_min"]),
-                python_max=version_of(release["python_max"]),
-                is_pypi_default=row["pypi"],
-                status=row["known"],
-                sources=tuple(row["sources"]),
-                note=row.get("note", ""),
-            )
+    return tuple(
+        Wheel(
+            torch=row["torch"],
+            release=releases[row["torch"]]["release"],
+            variant=row["variant"],
+            platform=row["platform"],
+            arch_list=tuple(row["native"]) + tuple(row["ptx"] or ()),
+            python_min=version_of(releases[row["torch"]]["python_min"]),
+            python_max=version_of(releases[row["torch"]]["python_max"]),
+            is_pypi_default=row["pypi"],
+            status=row["known"],
         )
-    return tuple(found)
-
-
-def find(torch: str | None, variant: str | None, platform: str | None) -> Wheel | None:
-    """The row for an installed build such as ('2.13.0', 'cu130', 'linux_x86_64'); None where unknown."""
-    minor = ".".join((torch or "").split(".")[:2])
-    for wheel in wheels():
-        if (wheel.torch, wheel.variant, wheel.platform) == (minor, variant, platform):
-            return wheel
-    return None
+        for row in table["wheels"]
+    )
 
 
 def checked() -> str:
     """The date on which the rows were last compared with their sources."""
     return compat.load("wheels")["checked"]
-
-
-def newest_known() -> tuple[int, int]:
-    return max(version_of(wheel.torch) for wheel in wheels())
 
 
 def serves(wheel: Wheel, capability: Capability) -> Coverage:
@@ -135,9 +103,8 @@ def serves(wheel: Wheel, capability: Capability) -> Coverage:
 
 
 def version_of(text: str) -> tuple[int, int]:
-    """'2.13' or '2.13.0' -> (2, 13)."""
-    major, minor = text.split(".")[:2]
-    return int(major), int(minor)
+    """'2.13' or '2.13.0' -> (2, 13), of a row of the table."""
+    return pair(text) or (0, 0)
 
 
 def choose(
@@ -173,10 +140,9 @@ def choose(
     running = [
         w for w in fitting if driver_runs(w.variant, driver_version, system, driver_cuda=driver_cuda) is not False
     ]
-    rejected = _rejected(gpus, pool, coded, fitting, running)
     if not running:
-        reason = _why_none(gpus, platform, python, coded, fitting, torch_min, torch_max)
-        return Choice(None, None, reason, rejected, _driver_needed(fitting, system))
+        reason = _why_none(gpus, platform, python, coded, fitting, f"{torch_min} to {torch_max}")
+        return Choice(None, None, reason, _driver_needed(fitting, system))
     own = driver_cuda or cuda_of_driver(driver_version, system)
     is_known = parse_driver(driver_version) is not None or driver_cuda is not None
     if not is_known:
@@ -184,31 +150,7 @@ def choose(
         running = [wheel for wheel in running if needed_driver(wheel.variant, gpus, system) == lowest]
     best = max(running, key=lambda wheel: _rank(wheel, own))
     advice = None if is_known else f"driver {text_of(needed_driver(best.variant, gpus, system))} or newer ({system})"
-    return Choice(best, best.index_url, _why(best, gpus), rejected, advice)
-
-
-def choose_cpu(
-    *, platform: str, python: tuple[int, int] | None = None, torch_min: str = "2.9", torch_max: str = "2.15"
-) -> Choice:
-    """The newest release for a rehearsal without a GPU, from PyTorch's own CPU index."""
-    for row in reversed(compat.load("wheels")["releases"]):
-        low, high = version_of(row["python_min"]), version_of(row["python_max"])
-        in_range = version_of(torch_min) <= version_of(row["torch"]) <= version_of(torch_max)
-        if in_range and (python is None or low <= python <= high):
-            wheel = Wheel(
-                torch=row["torch"],
-                release=row["release"],
-                variant="cpu",
-                platform=platform,
-                arch_list=(),
-                python_min=low,
-                python_max=high,
-                is_pypi_default=platform == "windows_x86_64",
-                status=row["known"],
-                sources=("RELEASE_MD",),
-            )
-            return Choice(wheel, wheel.index_url, f"torch {wheel.release} for the CPU; no GPU claim is made with it")
-    return Choice(None, None, f"No torch from {torch_min} to {torch_max} is known for Python {python}.")
+    return Choice(best, best.index_url, _why(best, gpus), advice)
 
 
 def needed_driver(variant: str, gpus: Iterable[Capability], system: str) -> Version:
@@ -234,21 +176,6 @@ def _why(wheel: Wheel, gpus: tuple[Capability, ...]) -> str:
     return f"torch {wheel.release}+{wheel.variant} ({wheel.status}). {covered}."
 
 
-def _rejected(
-    gpus: tuple[Capability, ...],
-    pool: list[Wheel],
-    coded: list[Wheel],
-    fitting: list[Wheel],
-    running: list[Wheel],
-) -> tuple[str, ...]:
-    lost = (
-        ("have no native code for " + " and ".join(map(dotted, gpus)), set(pool) - set(coded)),
-        ("are not built for this Python", set(coded) - set(fitting)),
-        ("need a newer driver", set(fitting) - set(running)),
-    )
-    return tuple(f"{_names(group)} {why}" for why, group in lost if group)
-
-
 def _names(group: Iterable[Wheel]) -> str:
     by_variant: dict[str, list[tuple[int, int]]] = {}
     for wheel in group:
@@ -266,18 +193,14 @@ def _why_none(
     python: tuple[int, int] | None,
     coded: list[Wheel],
     fitting: list[Wheel],
-    torch_min: str,
-    torch_max: str,
+    span: str,
 ) -> str:
-    which = " and ".join(dotted(gpu) for gpu in gpus)
+    which = " and ".join(map(dotted, gpus))
     if not coded:
         together = " together" if len(gpus) > 1 else ""
-        return (
-            f"No official torch build from {torch_min} to {torch_max} for {platform} has native code for "
-            f"{which}{together}."
-        )
+        return f"No official torch build from {span} for {platform} has native code for {which}{together}."
     if not fitting:
-        return f"{_names(coded)} would serve {which}, but not on Python {python and dotted(python)}."
+        return f"{_names(coded)} would serve {which}, but not on Python {dotted(python)}."
     return f"{_names(fitting)} would serve {which}, but the driver is too old for every one of them."
 
 
@@ -288,22 +211,6 @@ def _driver_needed(fitting: list[Wheel], system: str) -> str | None:
     floor, _ = min(floors)
     variants = sorted({variant for found, variant in floors if found == floor})
     return f"driver {text_of(floor)} or newer ({system}) for {', '.join(variants)}"
-
-
-__all__ = [
-    "Choice",
-    "Wheel",
-    "choose",
-    "choose_cpu",
-    "driver_floor",
-    "driver_runs",
-    "find",
-    "newest_known",
-    "parse_driver",
-    "serves",
-    "version_of",
-    "wheels",
-]
 
 
 # What a torch build holds for a GPU, from the best source there is for it.
@@ -379,14 +286,8 @@ def _from_list(
         source,
         found.code,
         found.is_exact,
-        is_too_old=_below_all(arch_list, capability),
+        is_too_old=all(capability < code.capability for code in codes(arch_list)),
     )
-
-
-def _below_all(arch_list: tuple[str, ...], capability: Capability) -> bool:
-    from kit.gpu.compat import codes
-
-    return all(capability < code.capability for code in codes(arch_list))
 
 
 def _from_range(torch: Torch, capability: Capability) -> Holding:

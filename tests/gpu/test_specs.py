@@ -59,7 +59,8 @@ from kit.gpu import specs
     ],
 )
 def test_a_name_gives_its_capability_or_none(name, capability):
-    assert specs.capability_of(name) == capability
+    found = specs.possible_capabilities(name)
+    assert (found[0] if len(found) == 1 else None) == capability
 
 
 def test_a_name_of_several_chips_gives_them_all():
@@ -104,15 +105,14 @@ def test_a_card_without_bf16_has_no_bf16_peak():
 
 def test_every_card_is_plausible_and_names_its_document():
     for name, card in specs._cards().items():
-        peaks = card.peak_flop_per_s
-        assert specs.capability_of(name) is not None, name
-        assert card.source and card.checked, name
-        assert all(1e12 <= peak <= 1e16 for peak in peaks.values()), name
-        assert card.bandwidth_bytes_per_s is None or 1e11 <= card.bandwidth_bytes_per_s <= 2e13, name
+        peaks = {dtype: specs.peak_flop_per_s(name, dtype) for dtype in ("bf16", "fp16", "tf32", "fp32", "fp8")}
+        assert len(specs.possible_capabilities(name)) == 1 and card["source"], name
+        assert all(1e12 <= peak <= 1e16 for peak in peaks.values() if peak), name
+        assert 1e11 <= (specs.bandwidth_bytes_per_s(name) or 1e12) <= 2e13, name
         # tensor cores: 16 bit is at least 1.9 times TF32, 8 bit twice 16 bit
-        if "tf32" in peaks:
+        if peaks["tf32"]:
             assert peaks["bf16"] / peaks["tf32"] == pytest.approx(2, rel=0.1), name
-        if "fp8" in peaks:
+        if peaks["fp8"]:
             assert peaks["fp8"] / peaks["bf16"] == pytest.approx(2, rel=0.02), name
 
 

@@ -38,7 +38,8 @@ def test_a_release_has_at_most_one_pypi_build_for_a_platform():
 def test_no_build_holds_code_that_its_toolkit_cannot_compile():
     known = families()
     for row in wheels.wheels():
-        for capability in row.native:
+        native = [code.capability for code in compat.codes(row.arch_list) if not code.is_ptx and not code.kind]
+        for capability in native:
             family = known[capability]
             assert family.first_toolkit is None or family.first_toolkit <= row.cuda, (row, capability)
             assert family.dropped_in is None or row.cuda < family.dropped_in, (row, capability)
@@ -143,11 +144,6 @@ def test_every_choice_holds_code_and_starts_on_the_driver():
         assert wheels.serves(wheel, gpu).how == "native", (gpu, driver, platform, wheel)
         assert wheels.driver_runs(wheel.variant, driver, system) is not False, (gpu, driver, platform, wheel)
         assert wheel.status != "unverified", (gpu, driver, platform, wheel)
-
-
-def test_the_cpu_build_is_for_rehearsals_only():
-    choice = wheels.choose_cpu(platform=LINUX, python=(3, 11), torch_max="2.13")
-    assert (choice.wheel.release, choice.index_url) == ("2.13.0", "https://download.pytorch.org/whl/cpu")
 
 
 @pytest.mark.parametrize(

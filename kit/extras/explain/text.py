@@ -11,9 +11,10 @@ import re
 from collections.abc import Iterable
 
 from kit.extras.explain.gpu_names import find_gpus
-from kit.gpu.compat import parse_cuda, parse_driver
+from kit.gpu.compat import parse_driver
 from kit.gpu.diagnose import excerpts, found_cuda_version
 from kit.gpu.facts import Driver, Gpu, MachineFacts, Platform, Torch
+from kit.units import pair
 
 # A pasted text made readable: decoded, without terminal escapes, quote marks, code fences and log prefixes.
 #
@@ -166,7 +167,7 @@ def read_packages(low: str) -> dict[str, str]:
 
 def read_nvcc(low: str) -> tuple[int, int] | None:
     text = first(low, r"compilation tools, release (\d{1,2}\.\d)", r"cuda runtime version\W{1,3}(\d{1,2}\.\d{1,2})")
-    return parse_cuda(text) if text else None
+    return pair(text)
 
 
 _VER = r"(\d{1,2}\.\d{1,2}(?:\.\d{1,3})?(?:(?:a|b|rc|\.?dev|\.?post)\d{0,10})*(?:\+[a-z0-9._]{1,30})?)"
@@ -225,7 +226,7 @@ def _torch(flat: str, low: str, lines: list[str], notes: list[str]) -> Torch | N
         r"pytorch cuda(?: version)?\W{1,6}(\d{1,2}\.\d{1,2}|none)",
     )
     tag = re.search(r"\+cu(\d{2})(\d)\b", version or "")
-    cuda = parse_cuda(cuda_text or "") or ((int(tag[1]), int(tag[2])) if tag else None)
+    cuda = pair(cuda_text) or ((int(tag[1]), int(tag[2])) if tag else None)
     hip = first(low, r"(?:hip|rocm) used to build pytorch\s{0,3}[:=]\s{0,3}(\d[\w.\-]{1,20})")
     hip = hip or first(version or "", r"\+rocm([\d.]+)")
     is_cpu = "+cpu" in (version or "") or (cuda is None and cuda_text is not None and not hip)
@@ -364,7 +365,7 @@ def _driver_cuda(low: str) -> tuple[int, int] | None:
         r"cuda umd version\s{0,3}:\s{0,3}(\d{1,2}\.\d{1,2})",
         r"driver supports? (?:up to )?cuda (?:version )?(\d{1,2}\.\d{1,2})",
     )
-    return parse_cuda(text) if text else None
+    return pair(text)
 
 
 def _smi_exit_code(low: str) -> int | None:

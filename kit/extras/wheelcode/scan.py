@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import IO
 
 from kit.errors import UsageError
-from kit.gpu.compat import Capability, Code, cover, dotted
+from kit.gpu.compat import Capability, Code, cover
 from kit.records import Check, Outcome
+from kit.units import dotted
 
 _MAGIC = b"\x50\xed\x55\xba"
 _CONTAINER = struct.Struct("<IHHQ")
