@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import shutil
 import subprocess
 import sys
@@ -10,13 +11,13 @@ import threading
 from pathlib import Path
 from unittest import mock
 
-from kit.process import child_environment
+from kit.process import NATIVE_ONLY, child_environment
 from kit.records import Verdict
 from kit.train import train
 from kit.train.config import TrainConfig
 
-from .rows_training import built
-from .seams import Said, child
+from .rows_training import block_computes, built, in_numpy
+from .seams import ROOT, Said, _read, child
 from .table import FAIL, INCONCLUSIVE, row
 
 KERNEL = Path(__file__).parents[1] / "gpu" / "kernel.cu"
@@ -228,6 +229,89 @@ LONG = {"model": "tiny", "steps": 30, "batch_size": 8, "seq_len": 256, "lr": 1e-
 )
 def b33():
     return trained(perturbed(), **{**LONG, "steps": 8})
+
+
+# --- every step, not only those that are looked into --------------------------------
+
+BETWEEN = {"model": "tiny", "batch_size": 4, "steps": 30, "lr": 1e-3}
+
+
+def round_trip(layer):
+    """The layer's product on the CPU; what it puts out is on the GPU as ever."""
+    import torch
+
+    def forward(x):
+        product = torch.addmm(layer.bias.cpu(), x.cpu().flatten(0, -2), layer.weight.cpu())
+        return product.view(*x.shape[:-1], -1).to(x.device)
+
+    return forward
+
+
+def nobody_profiles(*_):
+    import torch
+
+    return not torch.autograd._profiler_enabled()
+
+
+@functools.cache
+def healthy_between():
+    return trained(**BETWEEN)
+
+
+between = functools.partial(on_gpu, at="native.products", twin=healthy_between)
+
+
+@between("P9g", "one block's products on the CPU in steps 3 to 6 of 30", words=("Addmm of transformer.h.1.", "on cpu"))
+def p9():
+    return trained(block_computes(round_trip, lambda call: 3 <= call <= 6), **BETWEEN)
+
+
+@between("P9n", "the same in numpy, which torch does not see", words="5 of 9 products on cuda")
+def p9n():
+    return trained(block_computes(in_numpy, lambda call: 3 <= call <= 6), **BETWEEN)
+
+
+@between("P9p", "one block's products on the CPU while nobody profiles", words="on cpu")
+def p9p():
+    return trained(block_computes(round_trip, nobody_profiles), **BETWEEN)
+
+
+@on_gpu(
+    "P9h",
+    "every gradient goes through the CPU while nobody profiles: outside modules and the forward pass",
+    at="native.placement",
+    words="operator aten::",
+    twin=healthy_between,
+)
+def p9h():
+    def change(state):
+        for parameter in state.model.parameters():
+            parameter.register_hook(lambda g: (g.cpu() * 1.0).to(g.device) if nobody_profiles() else g)
+
+    return trained(built(change), **BETWEEN)
+
+
+def after_cuda(switches):
+    """`kit train` in a process that has used CUDA before it comes to the kit."""
+    argv = ["kit", "train", "--device", "cuda", "--model", "tiny", "--steps", "6", "--json"]
+    script = (
+        f"import runpy, sys, torch; torch.ones(1, device='cuda'); sys.argv = {argv}; "
+        "runpy.run_module('kit', run_name='__main__')"
+    )
+    environment = {**os.environ, **switches, "KINETO_LOG_LEVEL": "6"}
+    return _read(subprocess.run([sys.executable, "-c", script], env=environment, cwd=ROOT, capture_output=True))
+
+
+@on_gpu(
+    "P1t",
+    "CUDA was up before the kit was asked, and may compile PTX",
+    must=INCONCLUSIVE,
+    at="native.jit_off",
+    twin=lambda: after_cuda(NATIVE_ONLY),
+    twin_at="native.jit_off",
+)
+def p1t():
+    return after_cuda(dict.fromkeys(NATIVE_ONLY, "0"))
 
 
 # --- timing -------------------------------------------------------------------------

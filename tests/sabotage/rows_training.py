@@ -123,6 +123,57 @@ def b13():
     return still()
 
 
+LAYERS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+
+
+def in_numpy(layer):
+    """The same by numpy, which torch does not see."""
+    import torch
+
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight, bias):
+            ctx.save_for_backward(x, weight)
+            out = x.detach().cpu().numpy() @ weight.detach().cpu().numpy() + bias.detach().cpu().numpy()
+            return torch.from_numpy(out).to(x.device)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            x, weight = (saved.detach().cpu().numpy() for saved in ctx.saved_tensors)
+            given = gradient.cpu().numpy()
+            rows = given.reshape(-1, given.shape[-1])
+            parts = given @ weight.T, x.reshape(len(rows), -1).T @ rows, rows.sum(axis=0)
+            return tuple(torch.from_numpy(part).to(gradient.device) for part in parts)
+
+    return lambda x: Product.apply(x, layer.weight, layer.bias)
+
+
+def block_computes(how, when):
+    """The second block's four products by `how` in the calls for which `when` holds; nothing else is changed."""
+
+    def change(state):
+        for name in LAYERS:
+            layer = state.model.transformer.h[1].get_submodule(name)
+            layer.forward = switched(layer.forward, how(layer), when)
+
+    return built(change)
+
+
+def switched(plain, other, when):
+    calls = []
+
+    def forward(x):
+        calls.append(1)
+        return (other if when(len(calls)) else plain)(x)
+
+    return forward
+
+
+@on_run("P9", "one block's products in numpy in steps 3 and 4 of 6", at="native.products", words="5 of 9 products")
+def p9():
+    return trained(block_computes(in_numpy, lambda call: call in (3, 4)))
+
+
 @on_run("P8w", "the learning rate × 1e-4 inside the step", at="learning.strength", words="is due")
 def p8w():
     def weaken(state):
