@@ -26,6 +26,7 @@ from kit.evidence.bundle import Bundle, open_bundle
 from kit.evidence.conclude import conclude
 from kit.evidence.contents import COMPLETE, FAILED, INTERRUPTED, Evidence, NotebookRun, RunRecord
 from kit.evidence.execute import check_parameters, execute, read_parameters
+from kit.evidence.index import write_index
 from kit.evidence.source import kit_sha256
 from kit.gpu.check import expect, resolve_device
 from kit.gpu.facts import MachineFacts
@@ -104,7 +105,7 @@ def report(
         bundle.write_json("raw/run.json", record)
         record = _run(bundle, record, progress)
         done = _finish(bundle, record)
-    write_overview(out)
+    write_index(out)
     return done
 
 
@@ -248,21 +249,6 @@ def _finish(bundle: Bundle, record: RunRecord) -> Report:
     files = bundle.settle()
     evidence = conclude(files)
     return Report(bundle.finish(evidence), evidence, (*_remedy(files, record), *bundle.notes))
-
-
-def write_overview(folder: Path) -> Path:
-    """Writes index.html over all bundles in `folder`. A folder that cannot be read as a bundle is left out."""
-    from kit.evidence.render import Listed, overview
-    from kit.evidence.write import write_atomic
-
-    listed = []
-    for path in sorted(folder.glob("*/evidence.json")):
-        with contextlib.suppress(OSError, ValueError, UsageError):
-            evidence = from_json(Evidence, loads(path.read_bytes()))
-            begin = path.parent / "facts" / "begin.json"
-            listed.append(Listed.of(path.parent.name, evidence, loads(begin.read_bytes()) if begin.is_file() else {}))
-    write_atomic(folder / "index.html", overview(listed))
-    return folder / "index.html"
 
 
 def _remedy(files: Mapping[str, bytes], record: RunRecord) -> tuple[str, ...]:

@@ -103,8 +103,13 @@ def in_json(text: str) -> str:
     return _HIDDEN.sub(lambda found: found[0] if found[0] == "\n" else json.dumps(found[0])[1:-1], text)
 
 
-def escape(text: object) -> str:
-    return html.escape(plain(text), quote=True)
+class Html(str):
+    """Text that is HTML already: everything else is escaped."""
+
+
+def escape(text: object) -> Html:
+    """`text` as HTML text or attribute value."""
+    return text if isinstance(text, Html) else Html(html.escape(visible(str(text)), quote=True))
 
 
 def _escape(char: str) -> str:
@@ -193,24 +198,24 @@ def coloured(text: str) -> str:
 
 def verdict_html(verdict: Verdict, *, title: str = "Verdict") -> str:
     detail = f" · {escape(verdict.diagnosis)}" if verdict.diagnosis else ""
-    rows = [[badge(check.outcome), f"<code>{escape(check.id)}</code>", _found(check)] for check in verdict.checks]
+    rows = [[badge(check.outcome), Html(f"<code>{escape(check.id)}</code>"), _found(check)] for check in verdict.checks]
     return card(
         f"{escape(title)}: {badge(verdict.outcome)}{detail}",
-        f"<p>{escape(MEANING[verdict.outcome])}</p>" + table_html(["outcome", "check", "found"], rows, is_escaped=True),
+        f"<p>{escape(MEANING[verdict.outcome])}</p>" + table_html(["outcome", "check", "found"], rows),
         verdict.outcome,
     )
 
 
-def _found(check: Check) -> str:
-    text = escape(check.found)
+def _found(check: Check) -> Html:
+    text: str = escape(check.found)
     if check.outcome in (Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.INVALID):
         text += f"<br>expected: {escape(check.expected)}"
         text += f"<br><b>to do:</b> {escape(check.todo)}" if check.todo else ""
-    return text
+    return Html(text)
 
 
-def badge(outcome: Outcome) -> str:
-    return (
+def badge(outcome: Outcome) -> Html:
+    return Html(
         f'<span style="background:{COLOURS[outcome]};color:{_INK[outcome]};padding:0 .5em;border-radius:.3em;'
         f'font-weight:600">{outcome}</span>'
     )
@@ -247,15 +252,19 @@ class Table:
         return table_html(self.columns, self.rows)
 
 
-def table_html(columns: Sequence[str], rows: Iterable[Sequence[object]], *, is_escaped: bool = False) -> str:
-    def cell(value: object) -> str:
-        return str(value) if is_escaped else escape(value)
-
-    head = "".join(f'<th scope="col" style="text-align:left">{escape(column)}</th>' for column in columns)
+def table_html(columns: Sequence[str], rows: Iterable[Sequence[object]], *, style: str = "text-align:left") -> Html:
+    """A table for a notebook, which has a stylesheet of its own; a page gives style="" and scrolls what is too wide."""
+    style = f' style="{style}"' if style else ""
+    heads = [escape(column) for column in columns]
+    head = "".join(f'<th scope="col"{style}>{name}</th>' for name in heads)
+    # On a phone a row of a page becomes a block, where each cell says what it is.
     body = "".join(
-        "<tr>" + "".join(f'<td style="text-align:left">{cell(value)}</td>' for value in row) + "</tr>" for row in rows
+        "<tr>"
+        + "".join(f'<td data-h="{name}"{style}>{escape(v)}</td>' for name, v in zip(heads, row, strict=True))
+        + "</tr>\n"
+        for row in rows
     )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return Html(f"<div class='wide'><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n")
 
 
 def table_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -280,11 +289,6 @@ def _starts_as_number(text: str) -> bool:
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[@-Z\\-_]")
 
 
-def in_html(text: object) -> str:
-    """`text` as HTML text or attribute value."""
-    return html.escape(visible(str(text)), quote=True)
-
-
 def in_markdown(text: object) -> str:
     """`text` on one line of Markdown that makes no link, image, table cell, mention or markup."""
     line = re.sub(r"\s+", " ", visible(str(text))).strip()
@@ -303,32 +307,41 @@ def without_ansi(text: str) -> str:
 # The frame of every page: one file, no script, no request, light and dark, phone and paper.
 
 _STYLE = """
-:root{color-scheme:light dark;--back:#fff;--text:#1b1f24;--soft:#57606a;--line:#d0d7de;--tint:#f3f5f7;
---good:#0a6b2d;--warn:#7a5200;--bad:#a40e26}
-@media(prefers-color-scheme:dark){:root{--back:#14181d;--text:#e6eaee;--soft:#9aa5b1;--line:#39424c;
---tint:#1d232a;--good:#5fd38a;--warn:#e8b64c;--bad:#ff8a93}}
+:root{color-scheme:light dark;--back:#fff;--text:#16191d;--soft:#56606b;--line:#d9dee3;--tint:#f5f7f9;--accent:#1f5fbf;
+--floor:#c9d3de}
+@media(prefers-color-scheme:dark){:root{--back:#14171a;--text:#e8ebee;--soft:#9aa5b1;--line:#2d343c;--tint:#1c2126;
+--accent:#7db2ff;--floor:#39424c}}
 *{box-sizing:border-box}
-body{margin:0 auto;max-width:60rem;padding:1rem;background:var(--back);color:var(--text);
-font:16px/1.55 system-ui,sans-serif;overflow-wrap:break-word}
-h1{font-size:1.5rem;line-height:1.25;margin:.6rem 0}
-h2{font-size:1.15rem;margin:2rem 0 .5rem;border-bottom:1px solid var(--line)}
-.badge{display:inline-block;padding:.1rem .7rem;border:2px solid;border-radius:.4rem;font-weight:700}
-.PASS{color:var(--good)}.REHEARSAL,.INCONCLUSIVE{color:var(--warn)}.FAIL,.INVALID{color:var(--bad)}
-.soft,small,figcaption{color:var(--soft)}.wide{overflow-x:auto}
-table{border-collapse:collapse;width:100%;font-size:.92rem}
-th,td{text-align:left;vertical-align:top;padding:.35rem .6rem;border-bottom:1px solid var(--line)}
-th{color:var(--soft);font-weight:600}td.n{white-space:nowrap;font-variant-numeric:tabular-nums}
+body{margin:0;background:var(--back);color:var(--text);font:16px/1.55 system-ui,sans-serif;overflow-wrap:break-word}
+main{max-width:66rem;margin:0 auto;padding:1.6rem 1.2rem 4rem}
+h1{font-size:2rem;line-height:1.2;margin:.6rem 0 .4rem}h2{font-size:1.3rem;margin:2.6rem 0 .6rem}
+p,li{max-width:75ch}p{margin:.4rem 0}.soft,small,figcaption,.key span,dt{color:var(--soft)}.wide{overflow-x:auto;margin-bottom:1.2rem}
+.badge{display:inline-block;padding:0 .7rem;border-radius:1rem;font-weight:700;font-size:.85rem}
+.keys{display:grid;grid-template-columns:repeat(auto-fit,minmax(11.5rem,1fr));gap:.8rem;margin:1.4rem 0}
+.key{border:1px solid var(--line);border-radius:.8rem;padding:.9rem 1rem;background:var(--tint)}
+.key b{display:block;font-size:1.7rem;line-height:1.2}.key span{display:block;font-size:.87rem}
+dl{display:grid;grid-template-columns:repeat(auto-fit,minmax(20rem,1fr));gap:0 1.8rem;margin:0}
+dl div{display:flex;gap:.7rem;border-bottom:1px solid var(--line);padding:.45rem 0}dt{width:6.5rem;flex:none}dd{margin:0}
+table{border-collapse:collapse;width:100%;font-size:.94rem}
+th,td{text-align:left;vertical-align:top;padding:.5rem .6rem;border-bottom:1px solid var(--line)}
+th{color:var(--soft);font-weight:600}td{font-variant-numeric:tabular-nums}
+.bar{display:block;width:100%;max-width:9rem;height:.4rem;margin-top:.3rem;background:var(--floor);fill:var(--accent)}
+ol.why{list-style:none;padding:0;margin:0}ol.why li{padding:.6rem 0;border-bottom:1px solid var(--line)}
+details{border-bottom:1px solid var(--line);padding:.5rem 0}summary{cursor:pointer;font-weight:600}
 pre,code{background:var(--tint);overflow-wrap:anywhere}
-pre{padding:.6rem;overflow-x:auto;font-size:.82rem;white-space:pre-wrap}
-pre.code{border-left:3px solid var(--line)}pre.error{border-left:3px solid var(--bad)}.cell{margin:1rem 0}
-.first{border:2px solid var(--bad);padding:.2rem 1rem;margin:1rem 0}
-figure{margin:1rem 0}img{max-width:100%;height:auto;background:#fff}
-summary{cursor:pointer;padding:.3rem 0}a{color:inherit}
-@media(max-width:40rem){thead{display:none}table,tbody,tr,td{display:block}
+pre{padding:.7rem .9rem;border-radius:.6rem;overflow-x:auto;font-size:.87rem;white-space:pre-wrap}
+pre.code{border-left:3px solid var(--line)}pre.error,.first{border-left:3px solid #d55e00}.cell{margin:1rem 0}
+.first{padding:.2rem 1rem;margin:1rem 0}nav{font-size:.9rem;margin:1rem 0}nav a{margin-right:1rem}a{color:var(--accent)}
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,27rem),1fr));gap:1rem}
+figure{margin:1rem 0}.figures figure{margin:0}.figures figure:first-child{grid-column:1/-1}figcaption{font-size:.87rem}
+img{max-width:100%;height:auto;display:block;background:#fff;border-radius:.4rem}
+@media(max-width:40rem){h1{font-size:1.6rem}thead{display:none}table,tbody,tr,td{display:block}
 tr{padding:.4rem 0;border-bottom:1px solid var(--line)}td{padding:.05rem 0;border:0}td:empty{display:none}
 td[data-h]:not([data-h=""])::before{content:attr(data-h) ": ";color:var(--soft)}}
-@media print{body{max-width:none;font-size:11pt}details>*{display:block}h2,figure,tr{break-inside:avoid}}
+@media print{main{max-width:none}body{font-size:10.5pt}details>*{display:block}details::details-content{content-visibility:visible}
+nav{display:none}h2,figure,tr,.key{break-inside:avoid}}
 """
+_BADGES = "".join(f".badge.{o}{{background:{COLOURS[o]};color:{_INK[o]}}}" for o in Outcome)
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
@@ -337,22 +350,7 @@ def document(title: str, body: str) -> str:
     return (
         "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
-        "<link rel='icon' href='data:,'>\n"
-        f"<title>{in_html(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{body}</main>\n</body>\n</html>\n"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>\n<link rel='icon' href='data:,'>\n"
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}{_BADGES}</style>\n</head>\n<body>\n<main>\n{body}</main>\n"
+        "</body>\n</html>\n"
     )
-
-
-def table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A table from cells that are already HTML; it scrolls on its own where it is wider than the screen."""
-    head = "".join(f"<th scope='col'>{cell}</th>" for cell in heads)
-    # On a phone a row becomes a block, where each cell says what it is.
-    named = [
-        [cell.replace("<td", f"<td data-h='{name}'", 1) for name, cell in zip(heads, row, strict=True)] for row in rows
-    ]
-    body = "".join("<tr>" + "".join(row) + "</tr>\n" for row in named)
-    return f"<div class='wide'><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
-
-
-def cell(text: object, kind: str = "") -> str:
-    return f"<td class='{kind}'>{in_html(text)}</td>" if kind else f"<td>{in_html(text)}</td>"

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kit.evidence.redact import strip_png
-from kit.show import document, in_html, without_ansi
+from kit.show import document, escape, without_ansi
 
 
 def notebook_html(notebook: Mapping[str, Any], title: str = "notebook") -> str:
@@ -29,21 +29,21 @@ def _cell(cell: Mapping[str, Any]) -> str:
     if cell.get("cell_type") == "markdown":
         return markdown(text(cell.get("source")))
     if cell.get("cell_type") != "code":
-        return f"<pre>{in_html(text(cell.get('source')))}</pre>\n"
+        return f"<pre>{escape(text(cell.get('source')))}</pre>\n"
     count = cell.get("execution_count")
     outputs = "".join(_output(output) for output in cell.get("outputs", ()))
-    label = in_html(f"[{count if count is not None else ' '}]")
-    source = in_html(text(cell.get("source")))
+    label = escape(f"[{count if count is not None else ' '}]")
+    source = escape(text(cell.get("source")))
     return f"<div class='cell'><small>{label}</small><pre class='code'>{source}</pre>{outputs}</div>\n"
 
 
 def _output(output: Mapping[str, Any]) -> str:
     kind = output.get("output_type")
     if kind == "stream":
-        return f"<pre>{in_html(without_ansi(text(output.get('text'))))}</pre>"
+        return f"<pre>{escape(without_ansi(text(output.get('text'))))}</pre>"
     if kind == "error":
         trace = "\n".join(part for part in output.get("traceback", ()) if isinstance(part, str))
-        return f"<pre class='error'>{in_html(without_ansi(trace or text(output.get('evalue'))))}</pre>"
+        return f"<pre class='error'>{escape(without_ansi(trace or text(output.get('evalue'))))}</pre>"
     data = output.get("data", {})
     plain = text(data.get("text/plain"))
     if "image/png" in data:
@@ -51,15 +51,15 @@ def _output(output: Mapping[str, Any]) -> str:
         return picture(text(data["image/png"]), str(metadata.get("alt") or plain))
     if "text/markdown" in data:
         return markdown(text(data["text/markdown"]))
-    return f"<pre>{in_html(without_ansi(plain))}</pre>" if plain else ""
+    return f"<pre>{escape(without_ansi(plain))}</pre>" if plain else ""
 
 
 def picture(base64_text: str, alt: str) -> str:
     """An image tag with the PNG as data, or a sentence where it is no PNG."""
     data = _png(base64_text)
     if not data:
-        return f"<p>A picture that is not a PNG is not shown: {in_html(alt)}</p>"
-    return f"<img src='data:image/png;base64,{base64.b64encode(data).decode()}' alt='{in_html(alt)}'>"
+        return f"<p>A picture that is not a PNG is not shown: {escape(alt)}</p>"
+    return f"<img src='data:image/png;base64,{base64.b64encode(data).decode()}' alt='{escape(alt)}'>"
 
 
 def _png(base64_text: str) -> bytes:
@@ -86,7 +86,7 @@ def _blocks(lines: list[str]) -> Iterator[str]:
         if line.startswith("```"):
             while at < len(lines) and not lines[at].startswith("```"):
                 at += 1
-            yield f"<pre>{in_html(chr(10).join(lines[start + 1 : at]))}</pre>\n"
+            yield f"<pre>{escape(chr(10).join(lines[start + 1 : at]))}</pre>\n"
             at += 1
         elif heading := re.match(r"(#{1,4}) +(.*)", line):
             level = len(heading[1])
@@ -131,12 +131,12 @@ def _list(lines: list[str]) -> str:
 def _inline(source: str) -> str:
     """Code, bold, italic and http links; what is inside a code span stays as it is."""
     parts = re.split(r"(`[^`]+`)", source)
-    return "".join(f"<code>{in_html(p[1:-1])}</code>" if p[:1] == "`" and len(p) > 2 else _marked(p) for p in parts)
+    return "".join(f"<code>{escape(p[1:-1])}</code>" if p[:1] == "`" and len(p) > 2 else _marked(p) for p in parts)
 
 
 def _marked(source: str) -> str:
     # No class here runs past the next opening mark, so a page of brackets costs no more than any other.
-    made = in_html(source)
+    made = escape(source)
     made = re.sub(r"!\[([^\[\]]*)\]\([^)\[\s]*\)", r"\1", made)
     made = re.sub(r"\[([^\[\]]+)\]\((https?://[^)\[\s&]+)\)", r"<a href='\2' rel='noopener noreferrer'>\1</a>", made)
     made = re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", made)

@@ -16,7 +16,7 @@ from typing import Any
 from kit.errors import BundleInvalid
 from kit.evidence.contents import Evidence
 from kit.records import Outcome, loads
-from kit.show import in_html, visible
+from kit.show import escape, visible
 from kit.units import number
 
 # Welch's interval and Holm's correction with the standard library, each after its named source.
@@ -153,13 +153,13 @@ def figure(a: Side, b: Side, found: Comparison) -> str:
     ticks = [top * part / 4 for part in range(5)]
     rows += [f"<text x='{_x(tick, top)}' y='175' text-anchor='middle'>{number(tick)}</text>" for tick in ticks]
     ratio = f", B is {found.ratio:.3f} of A" if found.ratio else ""
-    title = in_html(f"{found.metric}: {found.outcome.replace('_', ' ')}{ratio}")
+    title = escape(f"{found.metric}: {found.outcome.replace('_', ' ')}{ratio}")
     return (
         "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 700 205' font-family='sans-serif' "
         f"font-size='14' role='img'><title>{title}</title>"
         f"<text x='10' y='22' font-weight='bold'>{title}</text>"
         f"{''.join(rows)}<path d='M{_x(0, top)} 155H690' stroke='currentColor'/><text x='400' y='198' "
-        f"text-anchor='middle'>{in_html(a.unit)}; circles: processes, bars: medians</text></svg>\n"
+        f"text-anchor='middle'>{escape(a.unit)}; circles: processes, bars: medians</text></svg>\n"
     )
 
 
