@@ -40,6 +40,7 @@ from kit.errors import (
 )
 from kit.process import IS_CHECKOUT, ROOT, SHARE, child_environment, progress
 from kit.records import Outcome, dumps, fields_of, from_json, loads, to_json
+from kit.rules import Rules, named
 from kit.setup.enter import ensure
 from kit.sweep.table import SweepPlan
 from kit.train.config import TrainConfig
@@ -61,6 +62,14 @@ WINGS = {
     "scale": "kit.extras.scale.scale",
     "wheel": "kit.extras.wheelcode.scan",
     "worker": "kit.extras.scale.worker",
+}
+# Every rule that a verdict can rest on, flow by flow.
+RULES = {
+    "the machine": "kit.gpu.judge_machine:MACHINE",
+    "a training run": "kit.train.judge_training:TRAINING",
+    "a report": "kit.evidence.conclude:RUN",
+    "the negative control": "kit.evidence.conclude:CONTROL",
+    "a bundle": "kit.evidence.verify:BUNDLE",
 }
 # Commands that hand the arguments they do not know to another program.
 PASS_ON = ("lab", "test")
@@ -267,6 +276,13 @@ def _wing(name: str) -> Any:
 
 
 def run_check(args: argparse.Namespace) -> Answer:
+    if args.list:
+        rows = [
+            {"flow": flow, "id": rule.id, "expected": named(rule.expected), "todo": named(rule.todo or rule.settle)}
+            for flow, rules in every_rule().items()
+            for rule in rules
+        ]
+        return Answer(str(show.Table(("id", "expected"), tuple((row["id"], row["expected"]) for row in rows))), rows)
     from kit.gpu.check import check
     from kit.gpu.facts import MachineFacts
 
@@ -292,6 +308,12 @@ def run_check(args: argparse.Namespace) -> Answer:
     width, height = show.size()
     text = show.screen(result.verdict, title="GPU check", advice=advice, width=width, height=height)
     return Answer(text, record, outcome.exit_code)
+
+
+def every_rule() -> dict[str, Rules]:
+    """The rules of each flow of `RULES`."""
+    found = {flow: place.split(":") for flow, place in RULES.items()}
+    return {flow: getattr(importlib.import_module(module), name) for flow, (module, name) in found.items()}
 
 
 def run_wheel(args: argparse.Namespace) -> Answer:
@@ -633,6 +655,7 @@ COMMANDS = {
             *_EXPECTED,
             option("--facts", type=Path, metavar="FILE", help="judge recorded facts instead of this machine"),
             option("--save", type=Path, metavar="FILE", help="save the facts of this machine"),
+            option("--list", action="store_true", help="list every rule that a verdict of the kit can rest on"),
             option(
                 "--kernel",
                 type=Path,

@@ -13,6 +13,7 @@ A rule answers None where its question does not apply. Texts may name the case's
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -70,6 +71,11 @@ class Rule:
 
     def not_reached(self, stopper: str) -> Check:
         return Check(self.id, Outcome.INCONCLUSIVE, f"not reached: {stopper} is red", self.expected)
+
+
+def named(text: str) -> str:
+    """A rule's words without a case: '{case.expectation.gpu_name!r}' is shown as '<gpu name>'."""
+    return re.sub(r"\{[\w.]*?(\w+)(?:[!:][^}]*)?\}", lambda found: f"<{found[1].replace('_', ' ')}>", text)
 
 
 class Rules:
