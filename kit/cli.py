@@ -191,25 +191,24 @@ def option(*names: str, **how: Any) -> Option:
 
 def fields(kind: Any, only: Sequence[str] = (), without: Sequence[str] = ()) -> tuple[Option, ...]:
     """An option for each field of a plan, with its type, choices, meaning and default as the field says them."""
-    hints = typing.get_type_hints(kind)
-    found = []
-    for field in dataclasses.fields(kind):
-        if field.name in without or (only and field.name not in only):
-            continue
-        words = typing.get_args(hints[field.name])
-        default = " ".join(map(str, field.default)) if words else field.default
-        choices = field.metadata.get("choices")
-        meaning = field.metadata.get("help", "one of " + ", ".join(choices) if choices else "")
-        found.append(
-            option(
-                "--" + field.name.replace("_", "-"),
-                type=words[0] if words else hints[field.name],
-                nargs="+" if words else None,
-                metavar=field.name.upper().removesuffix("S") if words else field.name.upper(),
-                help=f"{meaning} (default: {default})".strip().replace("%", "%%"),
-            )
-        )
-    return tuple(found)
+    return tuple(
+        _field(field, typing.get_type_hints(kind)[field.name])
+        for field in dataclasses.fields(kind)
+        if field.name not in without and (not only or field.name in only)
+    )
+
+
+def _field(field: dataclasses.Field, hint: Any) -> Option:
+    one, *several = typing.get_args(hint) or (hint,)
+    choices = [word for word in field.metadata.get("choices", ()) if word not in field.metadata.get("help", "")]
+    meaning = "; ".join([field.metadata.get("help", ""), *(["one of " + ", ".join(choices)] if choices else [])])
+    default: Any = field.default
+    text = f"{meaning} (default: {' '.join(map(str, default)) if several else default})"
+    flag, word = "--" + field.name.replace("_", "-"), field.name.upper()
+    return option(
+        flag, type=one, nargs="+" if several else None, metavar=word.removesuffix("S") if several else word,
+        help=text.replace("%", "%%"),
+    )  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):
@@ -234,7 +233,7 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+def parser() -> tuple[_Parser, dict[str, _Parser]]:
     """The parser, and that of each command."""
     top = _Parser(prog="kit", description="Proves that PyTorch trains natively on this machine's NVIDIA GPU.")
     top.add_argument("--version", action=_Version, nargs=0, help="the version, and in a checkout the commit")
@@ -251,9 +250,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     top, commands = parser()
     if argv and argv[0][:1] not in ("-", "") and argv[0] not in commands:
         top.error(f"there is no command {argv[0]!r}{_nearest(argv[0], commands)}")
-    args, args.rest = top.parse_known_args(argv)
-    if args.rest and args.command not in PASS_ON:
-        word, known = args.rest[0], commands[args.command]._option_string_actions
+    args, rest = top.parse_known_args(argv)
+    args.rest = rest
+    if rest and args.command not in PASS_ON:
+        word, known = rest[0], commands[args.command]._option_string_actions
         commands[args.command].error(f"{args.command} knows no {word!r}{_nearest(word.partition('=')[0], known)}")
     return args
 

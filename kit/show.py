@@ -17,6 +17,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from kit.records import Check, Outcome, Verdict
 
@@ -238,7 +239,7 @@ class Table:
     rows: tuple[tuple[object, ...], ...]
 
     @classmethod
-    def of_record(cls, record: object) -> Table:
+    def of_record(cls, record: Any) -> Table:
         """The fields of a dataclass, one a row."""
         fields = [(field.name, getattr(record, field.name)) for field in dataclasses.fields(record)]
         return cls(("name", "value"), tuple(fields))

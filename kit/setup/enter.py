@@ -43,12 +43,12 @@ def ensure(argv: Sequence[str], args: argparse.Namespace) -> None:
     device = request.device if request.device != "auto" else "cuda" if machine.has_driver else "cpu"
     pick = pick_torch(device, machine) if device == "cpu" or machine.has_driver else None
     found = _ready(request, pick)
-    if found is None and pick is None:
-        if args.command == "check":
+    if found is None:
+        if pick is None and args.command == "check":
             # The judge itself says what is wrong; it needs no package for that.
             return
-        raise no_gpu(machine)
-    if found is None:
+        if pick is None:
+            raise no_gpu(machine)
         found = _set_up(request, absent, pick)
     if Path(sys.prefix).resolve() == found.folder.resolve():
         (found.folder / env.STAMP).unlink(missing_ok=True)

@@ -311,7 +311,7 @@ def locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 def _try_lock(descriptor: int) -> bool:
     try:
-        if os.name == "nt":
+        if sys.platform == "win32":
             import msvcrt
 
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)

@@ -16,6 +16,7 @@ import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from kit.errors import GpuNotUsable, UsageError
 from kit.gpu import wheels
@@ -111,7 +112,7 @@ def missing(needs: Sequence[Need], folder: Path | None = None) -> tuple[str, ...
 def _problem(need: Need, folder: Path | None) -> str | None:
     if not _is_there(need.module, folder):
         return need.distribution
-    where = {"path": [str(folder)]} if folder is not None else {}
+    where: dict[str, Any] = {"path": [str(folder)]} if folder is not None else {}
     # A module without metadata, as in some vendors' builds, is taken as it is.
     for found in importlib.metadata.distributions(name=need.distribution, **where):
         numbers = tuple(int(part) for part in re.findall(r"\d+", found.version)[:3])
