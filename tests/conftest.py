@@ -8,6 +8,10 @@ import socket
 
 import pytest
 
+from kit.process import begin_proof
+
+# Before anything touches CUDA: the GPU rows judge trainings of this very process.
+begin_proof()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
