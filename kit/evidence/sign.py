@@ -17,9 +17,10 @@ from pathlib import Path
 
 from kit.errors import BundleInvalid, UsageError
 from kit.evidence.manifest import MANIFEST, SIGNATURE
-from kit.evidence.verify import SignatureCheck, verify
+from kit.evidence.verify import verify
 from kit.evidence.write import write_atomic
 from kit.records import Outcome
+from kit.rules import Answer, say
 
 NAMESPACE = "kit-evidence"
 _TIMEOUT_S = 60
@@ -55,7 +56,7 @@ def sign(bundle: Path, key: Path) -> Path:
 
 def checker(
     allowed_signers: Path | None = None, identity: str | None = None
-) -> Callable[[bytes, bytes | None], SignatureCheck | None]:
+) -> Callable[[bytes, bytes | None], Answer | None]:
     """The `check_signature` of `kit.evidence.verify`: who, of those that the reader trusts, signed.
 
     allowed_signers: a file as `man ssh-keygen` describes it; with it an unsigned bundle is not
@@ -71,14 +72,13 @@ def checker(
     if allowed_signers is not None and not allowed_signers.is_file():
         raise UsageError(f"{allowed_signers} is no file", expected="a file as man ssh-keygen describes it")
 
-    def check(manifest: bytes, signature: bytes | None) -> SignatureCheck | None:
+    def check(manifest: bytes, signature: bytes | None) -> Answer | None:
         if signature is None:
-            return SignatureCheck("signer_unknown", "it is not signed") if allowed_signers else None
+            return say(None, "it is not signed") if allowed_signers else None
         if shutil.which("ssh-keygen") is None:
-            state = "signer_unknown" if allowed_signers else "not_checked"
-            return SignatureCheck(state, "Signed; not checked, since ssh-keygen is not installed")
+            return say(None, "Signed; not checked, since ssh-keygen is not installed", required=bool(allowed_signers))
         if not _is_canonical(signature):
-            return SignatureCheck("invalid", "the signature file was changed")
+            return say(False, "the signature file was changed")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / SIGNATURE
             path.write_bytes(signature)
@@ -87,13 +87,13 @@ def checker(
     return check
 
 
-def _checked(manifest: bytes, signature: Path, allowed: Path | None, identity: str | None) -> SignatureCheck:
+def _checked(manifest: bytes, signature: Path, allowed: Path | None, identity: str | None) -> Answer:
     done = _ssh_keygen("check-novalidate", "-n", NAMESPACE, "-s", str(signature), data=manifest)
     if done.returncode != 0:
-        return SignatureCheck("invalid", f"the signature does not hold: {_said(done)}")
+        return say(False, f"the signature does not hold: {_said(done)}")
     key = (re.findall(r"SHA256:[\w+/=]+", _said(done)) or ["unknown"])[0]
     if allowed is None:
-        return SignatureCheck("unclaimed", f"Signed by key {key}; who owns it was not asked, so nobody vouches")
+        return say(True, f"Signed by key {key}; who owns it was not asked, so nobody vouches")
     names = [identity] if identity else _principals(signature, allowed)
     for name in names:
         done = _ssh_keygen(
@@ -102,13 +102,9 @@ def _checked(manifest: bytes, signature: Path, allowed: Path | None, identity: s
         if done.returncode == 0:
             # With an identity the reader said who; without one the file may only say a pattern.
             if identity is None and set(name) & set("*?!,"):
-                return SignatureCheck(
-                    "valid", f"Signed with key {key}, which the pattern {name!r} admits: no person is named"
-                )
-            return SignatureCheck("valid", f"Signed by {name} with key {key}: this person vouches")
-    return SignatureCheck(
-        "signer_unknown", f"the signature holds, but key {key} is not of {identity or 'an allowed signer'}"
-    )
+                return say(True, f"Signed with key {key}, which the pattern {name!r} admits: no person is named")
+            return say(True, f"Signed by {name} with key {key}: this person vouches")
+    return say(None, f"the signature holds, but key {key} is not of {identity or 'an allowed signer'}")
 
 
 def _principals(signature: Path, allowed: Path) -> list[str]:

@@ -24,6 +24,7 @@ from kit.evidence.contents import COMPLETE, FAILED, INTERRUPTED, SCHEMA_VERSION,
 from kit.evidence.manifest import (
     EVIDENCE,
     MANIFEST,
+    MAX_LINES_PARTS,
     MAX_RAW_BYTES,
     SIGNATURE,
     Entry,
@@ -36,24 +37,12 @@ from kit.evidence.manifest import (
 )
 from kit.evidence.render import derived
 from kit.evidence.source import Source, kit_sha256, open_source
-from kit.records import Check, Outcome, Verdict, from_json, to_json, worst
+from kit.records import Check, Outcome, from_json, to_json, worst
 from kit.rules import Answer, Rules, say
 from kit.show import visible
 from kit.units import memory
 
 RELATIVE_TOLERANCE = 1e-9
-
-
-@dataclasses.dataclass(frozen=True)
-class SignatureCheck:
-    """What `ssh-keygen` said.
-
-    state: 'valid'; 'unclaimed', it holds and nobody asked who signed; 'signer_unknown',
-    asked for and not shown; 'invalid'; 'not_checked'.
-    """
-
-    state: str
-    sentence: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,22 +61,17 @@ class Verification:
     def exit_code(self) -> int:
         return self.outcome.exit_code
 
-    @property
-    def verdict(self) -> Verdict:
-        return Verdict(self.outcome, self.checks)
-
 
 def verify(
     path: Path,
     *,
-    check_signature: Callable[[bytes, bytes | None], SignatureCheck | None] | None = None,
+    check_signature: Callable[[bytes, bytes | None], Answer | None] | None = None,
     now: datetime.datetime | None = None,
     reviewer_nonce: str | None = None,
 ) -> Verification:
     """What a bundle is worth. Raises UsageError where `path` does not exist, and nothing else.
 
-    check_signature: (manifest, signature or None) -> SignatureCheck or None, as
-    `kit.evidence.sign` makes one. now: today, for the age; without it the age is not told.
+    check_signature: (manifest, signature or None) -> Answer or None, as `kit.evidence.sign` makes one. now: today, for the age; without it the age is not told.
     reviewer_nonce: what the report must carry.
     """
     return _verified(path, check_signature, now, reviewer_nonce)[0]
@@ -120,7 +104,7 @@ class Subject:
     """A bundle under verification: how it is asked, and its parts, each read once and only when a rule asks."""
 
     path: Path
-    check_signature: Callable[[bytes, bytes | None], SignatureCheck | None] | None = None
+    check_signature: Callable[[bytes, bytes | None], Answer | None] | None = None
     now: datetime.datetime | None = None
     reviewer_nonce: str | None = None
 
@@ -157,11 +141,11 @@ class Subject:
         return {run: self.json(name) for run, name in names.items() if name in self.source}
 
     @functools.cached_property
-    def signature(self) -> SignatureCheck | None:
+    def signature(self) -> Answer | None:
         signature = self.source.get(SIGNATURE)
         if self.check_signature is not None:
             return self.check_signature(self.source[MANIFEST], signature)
-        return SignatureCheck("not_checked", "Signed; the signature was not checked here") if signature else None
+        return say(None, "Signed; the signature was not checked here", required=False) if signature else None
 
     @property
     def is_ours(self) -> bool:
@@ -311,7 +295,7 @@ def one_run(subject: Subject) -> Answer:
         else:
             try:
                 check_line_sizes(data)
-                check_json_size(data)
+                check_json_size(data, MAX_LINES_PARTS)
             except ValueError as error:
                 problems.append(f"{name}: {error}")
     for run, value in subject.notebooks.items():
@@ -459,15 +443,13 @@ def report(subject: Subject) -> Answer:
 
 
 @_rule(
-    "signature", "a signature that holds, by who has to have signed", todo="the manifest is not the one that was signed"
+    "signature",
+    "a signature that holds, by who has to have signed",
+    todo="the manifest is not the one that was signed",
+    settle="ask the signer for the key, and trust it or not",
 )
 def signature(subject: Subject) -> Answer | None:
-    found = subject.signature
-    if found is None or found.state == "not_checked":
-        return None
-    if found.state == "signer_unknown":
-        return say(None, found.sentence, settle="ask the signer for the key, and trust it or not")
-    return say(found.state != "invalid", found.sentence)
+    return subject.signature
 
 
 def _verified(path: Path, *how: Any) -> tuple[Verification, Subject]:
@@ -484,7 +466,7 @@ def _verified(path: Path, *how: Any) -> tuple[Verification, Subject]:
 
 
 def _verification(subject: Subject, checks: tuple[Check, ...]) -> Verification:
-    integrity = worst(check.outcome for check in checks)
+    integrity = worst(check.outcome for check in checks if check.required)
     by_id = {check.id: check.outcome for check in checks}
     evidence = subject.evidence if by_id["bundle.hashes"] is Outcome.PASS else None
     reported = evidence.verdict.outcome if evidence else None
@@ -503,7 +485,7 @@ def _worth(subject: Subject, evidence: Evidence | None, integrity: Outcome) -> s
     if integrity is Outcome.INVALID or evidence is None:
         return "It is worth nothing as evidence." if integrity is Outcome.INVALID else "It could not be judged."
     unsigned = "Unsigned: it shows accidents and casual edits; whoever made it could have made all of it up"
-    parts = [subject.signature.sentence if subject.signature else unsigned]
+    parts = [subject.signature.found if subject.signature else unsigned]
     end = utc(evidence.ended_utc)
     if subject.now and end:
         parts.append(f"Made {max(0, (subject.now - end).days)} days ago")

@@ -179,7 +179,7 @@ def test_size_that_lies_is_refused(bundle, tmp_path):
         (b"[" + b"9" * 100_000 + b"]", "not strict JSON"),
         (b"\xff\xfe{}", "not strict JSON"),
         (b"[" + b"0," * 1_200_000 + b"0]", "JSON values"),
-        (b'"' + b"x" * (17 << 20) + b'"', "over 16.0 MiB"),
+        (b'"' + b"x" * (33 << 20) + b'"', "over 32.0 MiB"),
     ],
 )
 @pytest.mark.parametrize("name", [MANIFEST, "evidence.json", "raw/training.json", "notebooks/01_smoke.ipynb"])
@@ -195,7 +195,7 @@ def test_json_that_is_not_strict_is_refused(bundle, name, data, words):
     [
         (b'{"step": 1, "step_time_s": 0.1', "the last line was cut"),
         (b'"' + b"x" * (2 << 20) + b'"\n', "a line of"),
-        ((b"[]," * 1000 + b"0\n") * 600, "JSON values"),
+        ((b"[]," * 1000 + b"0\n") * 1600, "JSON values"),
         (b'{"step_time_s": 0.1}\n[]\n', "raw/steps.jsonl line 1"),
     ],
 )

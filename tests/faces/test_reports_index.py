@@ -117,10 +117,10 @@ def test_a_thousand_bundles_that_did_not_change_take_a_second(tmp_path, monkeypa
             (tmp_path / f"run-{number}" / name).write_bytes(b"%d" % number + b" " * size)
         listed[f"run-{number}"] = one(key=index._key(tmp_path / f"run-{number}"))
     (tmp_path / CACHE).write_text(index.dumps(listed, indent=None), encoding="utf-8")
-    began = time.perf_counter()
+    began = time.process_time()
     page = write_index(tmp_path).read_text(encoding="utf-8")
-    # The machine may be shared: twice what is promised.
-    assert time.perf_counter() - began < 2 and page.count("/index.html'>") == 1000
+    # Its own time, since the machine may be shared.
+    assert time.process_time() - began < 1 and page.count("/index.html'>") == 1000
 
 
 def test_the_page_has_no_serious_finding_of_axe(tmp_path):
