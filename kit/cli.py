@@ -459,10 +459,11 @@ def run_bench(args: argparse.Namespace) -> Answer:
 
 
 def run_report(args: argparse.Namespace) -> Answer:
-    from kit.report import report
+    from kit.report import close, report
 
     names = ("device", "params", "out", "expect_gpu", "min_cuda", "gpus", "nonce")
-    done = report(**{name: getattr(args, name) for name in names}, progress=progress())
+    given = {name: getattr(args, name) for name in names}
+    done = close(args.close) if args.close else report(**given, progress=progress())
     evidence = done.evidence
     record = {
         "verdict": evidence.verdict.outcome,
@@ -643,6 +644,7 @@ COMMANDS = {
             option("--device", choices=("cuda", "cpu"), help=_DEVICE_HELP),
             option("--params", type=Path, metavar="FILE", help="YAML file of notebook parameters, see params/"),
             option("--nonce", metavar="TEXT", help="a reviewer's challenge, kept in the bundle"),
+            option("--close", type=Path, metavar="FOLDER", help="finish what a stopped run left: .<run-id>.partial"),
             *_EXPECTED,
             _out("folder that gets the bundle", Path("reports")),
         ),

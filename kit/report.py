@@ -13,21 +13,24 @@ import json
 import os
 import re
 import secrets
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from kit import __version__
-from kit.errors import EXIT_SIGINT, UsageError
-from kit.evidence.bundle import Bundle, open_bundle
+from kit.errors import BundleInvalid, UsageError
+from kit.evidence.bundle import Bundle, open_bundle, reopen, this_python
 from kit.evidence.conclude import conclude
 from kit.evidence.contents import COMPLETE, FAILED, INTERRUPTED, Evidence, NotebookRun, RunRecord
 from kit.evidence.execute import check_parameters, execute, read_parameters
 from kit.evidence.index import write_index
 from kit.evidence.source import kit_sha256
+from kit.evidence.verify import verify
 from kit.gpu.check import expect, resolve_device
 from kit.gpu.facts import MachineFacts
 from kit.gpu.judge_machine import judge
@@ -35,26 +38,30 @@ from kit.gpu.probe import SMI_QUERY, Capture, capture, probe
 from kit.gpu.remedy import remedy
 from kit.process import ROOT, SHARE, child_environment, keep_bytecode
 from kit.records import Outcome, Verdict, from_json, loads
+from kit.session import BUNDLE_VARIABLE
 
 NOTEBOOKS = ("01_env_check", "02_smoke_training", "03_throughput", "04_scaling")
 DEFAULT_PARAMS = {"cuda": "gpu_smoke.yaml", "cpu": "cpu_rehearsal.yaml"}
-# What the report itself gives to each notebook.
+# What the report itself gives to each notebook, and what it leaves to the kernel's environment.
 _OWN = ("out", "nonce", "device")
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+# A clock that is disciplined moves by less during a run.
+_CLOCK_STEP_S = 5.0
+_CAPTURE_S = 120.0
+_TORCH_VERSION = (
+    "import torch; print('torch', torch.__version__); print('built for CUDA', torch.version.cuda); "
+    "print('cuDNN', torch.backends.cudnn.version()); print('code for', *torch.cuda.get_arch_list())"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A finished bundle: where it is, what it says, and the exit code that follows."""
+    """A finished bundle: where it is, what it says, what else to tell, and the exit code that follows."""
 
     path: Path
     evidence: Evidence
     notes: tuple[str, ...]
-
-    @property
-    def exit_code(self) -> int:
-        if self.evidence.state == INTERRUPTED:
-            return EXIT_SIGINT
-        return self.evidence.verdict.outcome.exit_code
+    exit_code: int
 
 
 def report(
@@ -87,26 +94,45 @@ def report(
     wanted = {"expect_gpu": given.get("expect_gpu") or expect_gpu, "min_cuda": given.get("min_cuda") or min_cuda}
     expectation = expect(device=device, gpus=gpus, **wanted)
     run_id = _run_id(device)
-    with open_bundle(out, run_id) as bundle:
-        record = RunRecord(
-            run_id=run_id,
-            nonce=secrets.token_hex(16),
-            reviewer_nonce=nonce,
-            kit_version=__version__,
-            code=code_identity(),
-            device=device,
-            expectation=expectation,
-            parameters=parameters,
-            notebooks=(),
-            state="RUNNING",
-            started_utc=_now(),
-            ended_utc="",
+    with _Signals() as signals:
+        bundle = open_bundle(out, run_id, ours=(nonce,) if nonce else ())
+        run = _Run(
+            bundle,
+            RunRecord(
+                run_id=run_id,
+                # As long as a commit's hash, so that nothing takes it for a secret or a UUID.
+                nonce=secrets.token_hex(20),
+                reviewer_nonce=nonce,
+                kit_version=__version__,
+                code=code_identity(),
+                device=device,
+                expectation=expectation,
+                parameters=parameters,
+                notebooks=(),
+                # True at every moment: what this process does not live to change was interrupted.
+                state=INTERRUPTED,
+                started_utc=_utc(time.time()),
+                ended_utc=_utc(time.time()),
+                reason="the run was stopped before its end",
+            ),
+            progress,
         )
-        bundle.write_json("raw/run.json", record)
-        record = _run(bundle, record, progress)
-        done = _finish(bundle, record)
-    write_index(out)
-    return done
+        try:
+            signals.may_interrupt()
+            run.everything()
+            signals.is_closing = True
+        except KeyboardInterrupt:
+            signals.is_closing = True
+            run.note(state=INTERRUPTED, reason=f"interrupted by {signals.name}")
+        except Exception as error:  # an error of ours must not cost what was measured
+            signals.is_closing = True
+            run.note(state=FAILED, reason=f"{type(error).__name__}: {error}")
+        return _closed(bundle, signals.number)
+
+
+def close(path: Path) -> Report:
+    """Finishes the partial folder of a run that was stopped, with what it measured."""
+    return _closed(reopen(path), None)
 
 
 def load_params(path: Path) -> dict[str, Any]:
@@ -172,50 +198,147 @@ def _check_values(parameters: Mapping[str, Mapping[str, Any]], device: str) -> N
 # --- running ------------------------------------------------------------------------
 
 
-def _run(bundle: Bundle, record: RunRecord, progress: Callable[[str], None]) -> RunRecord:
-    """Runs the notebooks in order; the first that fails, or an unusable GPU, ends the row."""
-    os.environ.update(child_environment())
-    if keep_bytecode():
-        # The kernels are processes of their own; what the first compiles, the others find.
-        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix or ""
-        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    runs: list[NotebookRun] = []
-    reason = None
-    with Captures(bundle, record.device) as captures:
+class _Signals:
+    """INT, TERM and HUP: the first ends the run, which then closes; the second ends the process at once.
+
+    is_closing: the first changes nothing any more, since the report is about to end. number: of the first, or None.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.is_closing = True
+
+    @property
+    def name(self) -> str:
+        return signal.Signals(self.number).name if self.number else "a keyboard interrupt"
+
+    def __enter__(self) -> _Signals:
+        is_main = threading.current_thread() is threading.main_thread()
+        self._before = {number: signal.signal(number, self._first) for number in _SIGNALS} if is_main else {}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def may_interrupt(self) -> None:
+        self.is_closing = False
+        if self.number:
+            raise KeyboardInterrupt
+
+    def _first(self, number: int, frame: object) -> None:
+        self.number = number
+        for other in _SIGNALS:
+            signal.signal(other, signal.SIG_DFL)
+        if not self.is_closing:
+            raise KeyboardInterrupt
+
+
+class _Run:
+    """The notebooks at work. record: what raw/run.json says of them at this moment."""
+
+    def __init__(self, bundle: Bundle, record: RunRecord, progress: Callable[[str], None]) -> None:
+        self.bundle, self.record, self.progress = bundle, record, progress
+        self._began_s, self._clock_s = time.monotonic(), time.time()
+        self._smi: list[Capture] = []
+        self.note()
+
+    def note(self, **changes: Any) -> None:
+        """Keeps the record. The time of the end is counted from the start, whatever became of the machine's clock."""
+        now_s = self._clock_s + time.monotonic() - self._began_s
+        moved_s, notes = time.time() - now_s, self.record.notes
+        if abs(moved_s) > _CLOCK_STEP_S:
+            told = (
+                f"The machine's clock was moved by {moved_s:+.0f} s during the run; the durations do not depend on it."
+            )
+            notes = (*(note for note in notes if not note.startswith("The machine's clock")), told)
+        self.record = dataclasses.replace(self.record, ended_utc=_utc(now_s), notes=notes, **changes)
+        self.bundle.write_json("raw/run.json", self.record)
+
+    def everything(self) -> None:
+        """Runs the notebooks in order; the first that fails, or an unusable GPU, ends the row."""
+        os.environ.update(child_environment())
+        if keep_bytecode():
+            # The kernels are processes of their own; what the first compiles, the others find.
+            os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix or ""
+            os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        # Other programs look at the machine before and after what is timed, never beside it.
+        self.progress("captures: what other programs say of this machine")
+        self._capture("torch_version.txt", sys.executable, "-c", _TORCH_VERSION)
+        self._capture("env_info.txt", sys.executable, "-m", "torch.utils.collect_env")
+        self._look()
+        reason = None
         for name in NOTEBOOKS:
             if reason:
-                runs.append(_not_run(name, reason))
+                run = _not_run(name, reason)
+            elif name == "04_scaling" and self._is_alone():
+                self.progress(f"{name}: left out, one GPU has nothing to be compared with\n")
                 continue
-            if name == "04_scaling" and _is_alone(bundle, record):
-                progress(f"{name}: left out, one GPU has nothing to be compared with\n")
-                continue
-            captures.is_training = name == "02_smoke_training"
-            runs.append(_run_one(bundle, record, name, progress))
-            captures.is_training = False
-            if runs[-1].state != "ok":
-                reason = f"{name} {runs[-1].state}: {runs[-1].error}"
-            elif name == NOTEBOOKS[0]:
-                reason = _unusable(bundle, record)
-    state = COMPLETE if all(run.state == "ok" for run in runs) else FAILED
-    if any(run.state == "interrupted" for run in runs):
-        state = INTERRUPTED
-    end = probe(with_torch=False)
-    bundle.write_json("facts/end.json", end)
-    return dataclasses.replace(record, notebooks=tuple(runs), state=state, ended_utc=_now(), reason=reason)
+            else:
+                run = self._one(name)
+                reason = None if run.state == "ok" else f"{name} {run.state}: {run.error}"
+                if name == NOTEBOOKS[0]:
+                    reason = reason or self._unusable()
+            self.note(notebooks=(*self.record.notebooks, run))
+            if run.state == "interrupted":
+                raise KeyboardInterrupt
+        self._look()
+        busiest = max(self._smi[1:], key=_memory_used)
+        told = {
+            "before the notebooks": self._smi[0],
+            "between two cells of the training notebook, or after all": busiest,
+        }
+        self.bundle.write("nvidia_smi.txt", "\n".join(f"# {when}\n{found}" for when, found in told.items()))
+        facts = str(self.bundle.path / "facts" / "begin.json")
+        self._capture(
+            "cuda_check.txt", sys.executable, "-m", "kit", "check", "--facts", facts, "--device", self.record.device
+        )
+        self.bundle.write_json("facts/end.json", probe(with_torch=False))
+        self.note(state=FAILED if reason else COMPLETE, reason=reason)
 
+    def _one(self, name: str) -> NotebookRun:
+        def at(notebook: str, cell: int, cells: int, seconds: float) -> None:
+            self.progress(f"{notebook}: cell {cell} of {cells}, {seconds:.0f} s")
+            if name == "02_smoke_training" and self.record.device == "cuda":
+                self._look()
 
-def _run_one(bundle: Bundle, record: RunRecord, name: str, progress: Callable[[str], None]) -> NotebookRun:
-    folder = bundle.path / "notebooks"
-    folder.mkdir(exist_ok=True)
-    given = {"out": str(bundle.path.resolve()), "nonce": record.nonce, "device": record.device}
-    run = execute(
-        SHARE / "notebooks" / f"{name}.ipynb",
-        folder / f"{name}.ipynb",
-        parameters={**record.parameters[name], **given},
-        progress=lambda notebook, cell, cells, s: progress(f"{notebook}: cell {cell} of {cells}, {s:.0f} s"),
-    )
-    progress(f"{name}: {run.state}, {run.seconds:.0f} s\n")
-    return run
+        folder = self.bundle.path / "notebooks"
+        folder.mkdir(exist_ok=True)
+        run = execute(
+            SHARE / "notebooks" / f"{name}.ipynb",
+            folder / f"{name}.ipynb",
+            parameters={**self.record.parameters[name], "nonce": self.record.nonce, "device": self.record.device},
+            environment={**os.environ, BUNDLE_VARIABLE: str(self.bundle.path.resolve())},
+            progress=at,
+        )
+        self.progress(f"{name}: {run.state}, {run.seconds:.0f} s\n")
+        return run
+
+    def _capture(self, name: str, *argv: str) -> None:
+        """Keeps what a program printed. One that fails or takes too long is told as such, and ends nothing."""
+        found = capture(*argv, timeout_s=_CAPTURE_S)
+        self.bundle.write(name, str(found))
+        if found.exit_code is None:
+            self.note(notes=(*self.record.notes, f"{name} holds no capture: {found.text}."))
+
+    def _look(self) -> None:
+        self._smi.append(capture("nvidia-smi", *SMI_QUERY))
+
+    def _unusable(self) -> str | None:
+        """Why training must not start: the environment's verdict is red. No step runs on the CPU instead."""
+        files = {name: self.bundle.path / name for name in ("raw/run.json", "facts/begin.json")}
+        if not files["facts/begin.json"].is_file():
+            return f"{NOTEBOOKS[0]} left no facts/begin.json"
+        checks = conclude({name: path.read_bytes() for name, path in files.items()}).verdict.checks
+        red = Verdict.of(
+            c for c in checks if c.claim in ("environment", "native") and c.id != "environment.still_there"
+        )
+        return None if red.outcome is not Outcome.FAIL else f"the GPU is not usable: {red.findings[0].found}"
+
+    def _is_alone(self) -> bool:
+        """Whether torch saw one GPU only: then no bundle claims anything about several."""
+        facts = from_json(MachineFacts, loads((self.bundle.path / "facts" / "begin.json").read_bytes()))
+        return self.record.device == "cuda" and (facts.torch is None or len(facts.torch.gpus) < 2)
 
 
 def _not_run(name: str, reason: str) -> NotebookRun:
@@ -241,18 +364,57 @@ def _is_alone(bundle: Bundle, record: RunRecord) -> bool:
     return record.device == "cuda" and (facts.torch is None or len(facts.torch.gpus) < 2)
 
 
-# --- finishing ----------------------------------------------------------------------
+# --- the one place where a report ends ----------------------------------------------
 
 
-def _finish(bundle: Bundle, record: RunRecord) -> Report:
-    bundle.write_json("raw/run.json", record)
-    files = bundle.settle()
-    evidence = conclude(files)
-    return Report(bundle.finish(evidence), evidence, (*_remedy(files, record), *bundle.notes))
+def _closed(bundle: Bundle, number: int | None) -> Report:
+    """Settles, concludes, writes and publishes, verifies the result, and lists it; in this order for every state.
+
+    number: of the signal that ended the run. The exit code is the verifier's, so that `kit verify` cannot disagree.
+    """
+    path, evidence, files = _published(bundle)
+    found = verify(path)
+    notes = (*_remedy(files), *bundle.notes)
+    if found.integrity is not Outcome.PASS:
+        notes = (*notes, f"This report does not verify: python -m kit verify {path}")
+    try:
+        write_index(path.parent)
+    except Exception as error:  # the neighbours are not ours, and this report is whole
+        notes = (*notes, f"The list of reports was not written: {error}")
+    is_stopped = evidence.state == INTERRUPTED
+    return Report(path, evidence, notes, 128 + (number or signal.SIGINT) if is_stopped else found.exit_code)
 
 
-def _remedy(files: Mapping[str, bytes], record: RunRecord) -> tuple[str, ...]:
+def _published(bundle: Bundle) -> tuple[Path, Evidence, Mapping[str, bytes]]:
+    """Raw files from which nothing can be concluded are left out, and what is not whole is not called COMPLETE."""
+    while True:
+        files = bundle.settle()
+        record = from_json(RunRecord, loads(files["raw/run.json"]))
+        unreadable: list[str] = []
+        try:
+            evidence = conclude(files)
+        except Exception as error:  # whatever a notebook wrote
+            told = str(getattr(error, "found", error))
+            raw = [name for name in files if name != "raw/run.json"]
+            unreadable = [name for name in raw if told.startswith(name)] or raw
+            if not unreadable:
+                raise
+        else:
+            try:
+                return bundle.finish(evidence), evidence, files
+            except BundleInvalid as error:
+                told = error.found
+                if record.state != COMPLETE:
+                    raise
+        for name in unreadable:
+            bundle.leave_out(name)
+        state = FAILED if record.state == COMPLETE else record.state
+        bundle.write_json("raw/run.json", dataclasses.replace(record, state=state, reason=record.reason or told))
+
+
+def _remedy(files: Mapping[str, bytes]) -> tuple[str, ...]:
     """What to do about a machine that cannot train, in lines."""
+    record = from_json(RunRecord, loads(files["raw/run.json"]))
     if "facts/begin.json" not in files or record.device == "cpu":
         return ()
     facts = from_json(MachineFacts, loads(files["facts/begin.json"]))
@@ -265,13 +427,17 @@ def _remedy(files: Mapping[str, bytes], record: RunRecord) -> tuple[str, ...]:
 
 def code_identity() -> dict[str, Any]:
     """Which code ran: a hash over the package's sources, and the commit where git tells it."""
-    commit = _git("rev-parse", "HEAD")
-    status = _git("status", "--porcelain", "--untracked-files=no")
-    diff = _git("diff", "HEAD") if status else None
+    # Unpacked inside somebody's repository it has no commit of its own.
+    is_tracked = _git("ls-files", "--error-unmatch", "kit/__init__.py") is not None
+    ours = ("--", ".", ":(exclude)reports")
+    changed = is_tracked and _git("status", "--porcelain", "--untracked-files=no", *ours)
+    added = is_tracked and _git("status", "--porcelain", "--untracked-files=all", "--", "kit")
+    diff = _git("diff", "HEAD", *ours) if changed else None
     return {
         "source_sha256": kit_sha256(),
-        "commit": commit,
-        "is_dirty": None if status is None else bool(status),
+        "python": this_python(),
+        "commit": _git("rev-parse", "HEAD") if is_tracked else None,
+        "is_dirty": bool(changed or added) if is_tracked else None,
         "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else None,
     }
 
@@ -289,64 +455,8 @@ def _run_id(device: str) -> str:
     return re.sub(r"[^A-Za-z0-9-]", "-", f"{stamp}-{device}-{secrets.token_hex(2)}")
 
 
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-
-
-# The captures of a bundle: what other programs print of this machine while the notebooks run.
-
-_SMI_EVERY_S = 2.0
-_TORCH_VERSION = (
-    "import torch; print('torch', torch.__version__); print('built for CUDA', torch.version.cuda); "
-    "print('cuDNN', torch.backends.cudnn.version()); print('code for', *torch.cuda.get_arch_list())"
-)
-
-
-class Captures:
-    """What other programs print of this machine, taken beside the notebooks.
-
-    nvidia-smi is asked every two seconds while the training notebook runs, from this process,
-    which does not train: of those the one with the most memory in use is kept.
-    """
-
-    def __init__(self, bundle: Bundle, device: str) -> None:
-        self._bundle, self._device = bundle, device
-        self.is_training = False
-        self._stop = threading.Event()
-        self._smi: list[tuple[str, Capture]] = []
-        self._texts: dict[str, Capture] = {}
-
-    def __enter__(self) -> Captures:
-        self._threads = [threading.Thread(target=self._programs, daemon=True)]
-        if self._device == "cuda":
-            self._threads.append(threading.Thread(target=self._watch, daemon=True))
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(timeout=120)
-        facts = self._bundle.path / "facts" / "begin.json"
-        if facts.exists():
-            argv = ("-m", "kit", "check", "--facts", str(facts), "--device", self._device)
-            self._texts["cuda_check.txt"] = capture(sys.executable, *argv)
-        for name, found in self._texts.items():
-            self._bundle.write(name, str(found))
-        smi = self._smi or [("before the notebooks", capture("nvidia-smi", *SMI_QUERY))]
-        busiest = [max(smi[1:], key=lambda pair: _memory_used(pair[1]))] if len(smi) > 1 else []
-        self._bundle.write("nvidia_smi.txt", "\n".join(f"# {when}\n{found}" for when, found in [smi[0], *busiest]))
-
-    def _programs(self) -> None:
-        self._texts["torch_version.txt"] = capture(sys.executable, "-c", _TORCH_VERSION, timeout_s=120)
-        self._texts["env_info.txt"] = capture(sys.executable, "-m", "torch.utils.collect_env", timeout_s=120)
-
-    def _watch(self) -> None:
-        self._smi.append(("before the notebooks", capture("nvidia-smi", *SMI_QUERY)))
-        while not self._stop.wait(_SMI_EVERY_S):
-            if self.is_training:
-                self._smi.append(("while the training notebook ran", capture("nvidia-smi", *SMI_QUERY)))
+def _utc(unix_s: float) -> str:
+    return datetime.datetime.fromtimestamp(unix_s, datetime.UTC).isoformat(timespec="milliseconds")
 
 
 def _memory_used(found: Capture) -> int:

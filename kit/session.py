@@ -7,7 +7,10 @@ no folder is named, so a notebook opened in JupyterLab leaves nothing behind.
 from __future__ import annotations
 
 import base64
+import contextlib
+import importlib
 import io
+import os
 import sys
 import threading
 import time
@@ -24,6 +27,9 @@ from kit.show import Table, card, escape
 
 # Model of a notebook's parameter `model="auto"`, by device.
 DEFAULT_MODELS = {"cuda": "gpt2", "cpu": "tiny"}
+# The folder of the bundle that a report writes, in the environment of its kernels: a path in a notebook would tell
+# whose machine it was.
+BUNDLE_VARIABLE = "KIT_BUNDLE"
 
 
 class Session:
@@ -36,6 +42,7 @@ class Session:
         begin_proof()
         self.name, self.nonce = name, nonce
         self.device = resolve_device(device)
+        out = out or os.environ.get(BUNDLE_VARIABLE, "")
         self.out = Path(out) if out else None
         self.raw = self.out / "raw" if self.out else None
         self._thread_errors: list[str] = []
@@ -66,22 +73,22 @@ class Session:
 
     def keep_json(self, name: str, value: Any) -> None:
         """Writes a value below `out`, without what must not leave the machine."""
-        if self.out is None:
-            return
-        from kit.evidence.bundle import gather
-        from kit.evidence.redact import redact_value
-        from kit.evidence.write import write_atomic
+        if self.out:
+            from kit.evidence.bundle import gather
+            from kit.evidence.redact import redact_value
+            from kit.evidence.write import write_atomic
 
-        write_atomic(self.out / name, dumps(redact_value(to_json(value), gather())) + "\n")
+            write_atomic(self.out / name, dumps(redact_value(to_json(value), gather())) + "\n")
 
     def keep_check(self, result: CheckResult) -> None:
         self.keep_json("facts/begin.json", result.facts)
 
     def picture(self, figure, name: str, *, alt: str) -> Picture:
-        """Keeps a figure as PNG and SVG and returns it as something a cell can show."""
+        """Keeps a figure as PNG and SVG, which names the run, and returns it as something a cell can show."""
         png, svg = io.BytesIO(), io.BytesIO()
         figure.savefig(png, format="png", metadata={"Software": None})
-        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None, "Description": alt})
+        told = {"Date": None, "Creator": None, "Description": alt, "Identifier": self.nonce or None}
+        figure.savefig(svg, format="svg", metadata=told)
         if self.out:
             from kit.evidence.write import write_atomic
 
@@ -89,33 +96,59 @@ class Session:
             write_atomic(self.out / "figures" / f"{name}.svg", svg.getvalue())
         return Picture(png.getvalue(), alt)
 
-    def live(self, steps: int) -> LivePlot | None:
-        """What `train(on_step=...)` calls to draw the run while it runs; None where records are kept, since a
-        headless run has nobody who watches and its device should not wait for pictures."""
-        return None if self.out else LivePlot(steps)
+    def live(self, steps: int) -> Callable[[Any], None] | None:
+        """What `train(on_step=...)` calls to draw the run between its timed steps, in a fifth of the time at most.
+
+        None where records are kept, since a headless run has nobody who watches, and outside a kernel.
+        """
+        place, records, due = None if self.out else _one_place("The first step is being trained."), [], 0.0
+        if place is None:
+            return None
+
+        def draw(record: Any) -> None:
+            nonlocal due
+            records.append(record)
+            began = time.monotonic()
+            if began >= due:
+                from kit import plots
+
+                png, caption = io.BytesIO(), f"step {record.step} of {steps}"
+                plots.training(records, (), caption=caption).savefig(png, format="png", dpi=80)
+                place(Picture(png.getvalue(), f"Loss and memory up to {caption}."))
+                due = time.monotonic() + 4 * (time.monotonic() - began)
+
+        return draw
 
     def progress(self) -> Callable[[int, int, float], None] | None:
         """What `sweep(on_progress=...)` calls: one line in one place. None where records are kept, as for `live`."""
-        if self.out:
+        place = None if self.out else _one_place("The first point is being measured.")
+        if place is None:
             return None
         from kit.sweep.table import progress_text
 
-        place = _one_place("The first point is being measured.")
         return lambda done, total, left_s: place(Line(progress_text(done, total, left_s)))
 
     def finish(self, outcome: Outcome) -> str:
         """Writes the final record; a notebook without one has not ended. Returns the closing sentence."""
-        self.keep_json(
-            f"raw/records/{self.name}.json",
-            {
-                "notebook": self.name,
-                "nonce": self.nonce,
-                "outcome": outcome,
-                "device": self.device,
-                "is_optimized": bool(sys.flags.optimize),
-                "thread_errors": self._thread_errors,
-            },
-        )
+        if self.out:
+            from kit.evidence.bundle import this_python
+
+            with contextlib.suppress(Exception):
+                # Of several ranks this kernel is none, so it may not have needed torch.
+                importlib.import_module("torch")
+            self.keep_json(
+                f"raw/records/{self.name}.json",
+                {
+                    "notebook": self.name,
+                    "nonce": self.nonce,
+                    "outcome": outcome,
+                    "device": self.device,
+                    "python": this_python(),
+                    "torch": getattr(sys.modules.get("torch"), "__version__", None),
+                    "is_optimized": bool(sys.flags.optimize),
+                    "thread_errors": self._thread_errors,
+                },
+            )
         return f"{self.name}: {outcome} on {self.device}" + ("" if self.out else " (nothing kept: no folder named)")
 
     def _note_thread_error(self, args: Any) -> None:
@@ -166,60 +199,6 @@ class Picture:
         return data, {"image/png": {"alt": self.alt}}
 
 
-class LivePlot:
-    """Loss and memory of a run while it runs: called with each step's record, it redraws one picture.
-
-    Drawing happens between the timed steps. It is at most four times a second and a fifth of the time,
-    whatever a picture costs here. With the last step the picture gives way to one line, since the whole
-    figure follows. Outside a kernel nothing is shown. show, clock: for tests.
-    """
-
-    LEAST_GAP_S = 0.25
-    LARGEST_SHARE = 0.2
-
-    def __init__(
-        self,
-        steps: int,
-        *,
-        show: Callable[[Any], None] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._steps, self._clock = steps, clock
-        self._show = show or _one_place("The first step is being trained.")
-        self._records: list[Any] = []
-        self._drawn, self._next_s = 0, clock()
-
-    def __call__(self, record: Any) -> None:
-        self._records.append(record)
-        if record.step >= self._steps:
-            self._show(Line(f"{len(self._records)} steps, drawn {self._drawn} times while they ran."))
-        elif self._clock() >= self._next_s:
-            self._draw()
-
-    def _draw(self) -> None:
-        from kit import plots
-
-        began = self._clock()
-        png = io.BytesIO()
-        caption = f"step {self._records[-1].step} of {self._steps}"
-        plots.training(self._records, (), caption=caption).savefig(png, format="png", dpi=80)
-        self._show(Picture(png.getvalue(), f"Loss and memory up to {caption}."))
-        self._drawn += 1
-        now = self._clock()
-        self._next_s = max(began + self.LEAST_GAP_S, now + (now - began) * (1 / self.LARGEST_SHARE - 1))
-
-
-def _one_place(first: str) -> Callable[[Any], None]:
-    """Shows one value after another in the same place of a notebook; outside a kernel, nowhere."""
-    ipython = sys.modules.get("IPython")
-    if ipython is None or not hasattr(ipython.get_ipython(), "kernel"):
-        return lambda value: None
-    from IPython.display import display
-
-    place = display(Line(first), display_id=True)
-    return place.update
-
-
 class Line:
     """A line of text that shows itself."""
 
@@ -231,3 +210,13 @@ class Line:
 
     def _repr_html_(self) -> str:
         return f"<p>{escape(self.text)}</p>"
+
+
+def _one_place(first: str) -> Callable[[Any], None] | None:
+    """Shows one value after another in the same place of a notebook; None outside a kernel."""
+    ipython = sys.modules.get("IPython")
+    if ipython is None or not hasattr(ipython.get_ipython(), "kernel"):
+        return None
+    from IPython.display import display
+
+    return display(Line(first), display_id=True).update

@@ -1,65 +1,59 @@
 """Writes a bundle so that a crash at any moment leaves no report that says more than was measured.
 
-Everything is written into `.<run-id>.partial`, where state.json tells that a run is at
-work; each file is replaced as a whole, the manifest comes last, and one rename makes it a
-report. This module decides nothing: what the evidence says comes from `conclude`.
+Everything is written into `.<run-id>.partial`: each file is replaced as a whole, the manifest comes last, and one
+rename makes it a report. A partial folder says by its name that it is none yet; `kit report --close` finishes it.
+This module decides nothing: what the evidence says comes from `conclude`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import getpass
+import hashlib
+import hmac
 import json
 import os
+import platform
 import re
 import secrets
 import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kit.errors import BundleInvalid, KitError, UsageError
-from kit.evidence import lock, notebook, redact
+from kit.evidence import notebook, redact
 from kit.evidence.contents import COMPLETE, FAILED, Evidence
-from kit.evidence.manifest import EVIDENCE, MANIFEST, STATE, is_allowed, is_text, missing
-from kit.evidence.redact import SECRET_NAME, Secrets
+from kit.evidence.manifest import EVIDENCE, MANIFEST, is_allowed, is_text, missing
+from kit.evidence.redact import Secrets
 from kit.evidence.render import derived
-from kit.evidence.write import WriteFailed, append, failed, sync_folder, write_atomic
+from kit.evidence.write import WriteFailed, failed, sync_folder, write_atomic
 from kit.process import ROOT
 from kit.records import dumps, loads, to_json
 from kit.units import MiB, memory
 
-__all__ = ["Bundle", "open_bundle", "running_state", "write_atomic"]
-
 # Three times what a full report takes.
 NEEDED_BYTES = 60 * MiB
 PRIVACY = "raw/privacy.json"
+_RUN_ID = r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}"
 
 
 class Bundle:
-    """A bundle that is being written; use it in a `with`, which lets the place go in every case."""
+    """A bundle that is being written, in a partial folder. notes: what a person should be told of it."""
 
-    def __init__(self, folder: Path, run_id: str, secrets: Secrets, held: lock.Lock) -> None:
-        self.folder, self.run_id, self.secrets = folder, run_id, secrets
-        self.path = folder / f".{run_id}.partial"
-        self.notes: tuple[str, ...] = (held.note,) if held.note else ()
-        self._lock = held
-        self._is_settled = False
+    def __init__(self, path: Path, secrets: Secrets) -> None:
+        self.path, self.folder, self.secrets = path, path.parent, secrets
+        self.run_id = path.name.removeprefix(".").removesuffix(".partial")
+        self.notes: tuple[str, ...] = ()
 
     def __enter__(self) -> Bundle:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Lets the place go. What was not finished stays readable in the partial folder, as ABANDONED."""
-        if (self.path / STATE).exists():
-            with contextlib.suppress(WriteFailed):
-                # A state of RUNNING without a lock says the same.
-                self._write_state("ABANDONED")
-        self._lock.release()
+        """Nothing is held: what was not finished stays in the partial folder."""
 
     def write(self, name: str, data: bytes | str) -> Path:
         """Writes one file, redacted: text by every rule, a PNG without its metadata."""
@@ -67,13 +61,7 @@ class Bundle:
         return write_atomic(self._place(name), cleaned(name, data, self.secrets))
 
     def write_json(self, name: str, value: Any) -> Path:
-        text = dumps(redact.redact_value(to_json(value), self.secrets)) + "\n"
-        return write_atomic(self._place(name), text)
-
-    def append_line(self, name: str, value: Any) -> None:
-        """Appends one JSON line; on a full disk the file keeps the whole lines it had."""
-        text = dumps(redact.redact_value(to_json(value), self.secrets), indent=None) + "\n"
-        append(self._place(name), text.encode())
+        return write_atomic(self._place(name), dumps(redact.redact_value(to_json(value), self.secrets)) + "\n")
 
     def settle(self) -> dict[str, bytes]:
         """Redacts what other processes wrote, moves out what may not enter, and scans everything.
@@ -85,55 +73,62 @@ class Bundle:
         for name in self._names():
             path = self.path / PurePosixPath(name)
             if path.is_symlink() or not path.is_file() or not is_allowed(name):
-                self._move_out(name)
+                self.leave_out(name)
                 continue
             data = path.read_bytes()
+            if name.endswith(".ipynb") and not _is_json(data):
+                # Its kernel or this process ended while it was written.
+                self.leave_out(name)
+                continue
             clean = cleaned(name, data, self.secrets)
             if clean != data:
                 write_atomic(path, clean)
-        hits = redact.scan(self._read(), self.secrets)
+        files = self._read()
+        hits = redact.scan(files, self.secrets)
         if hits:
-            for name in sorted({hit.file for hit in hits}):
+            for name in {hit.file for hit in hits}:
                 (self.path / PurePosixPath(name)).unlink()
             self.write_json(PRIVACY, {"hits": hits})
-            self._mark_failed(_hits_text(hits))
-        self._is_settled = True
-        return {name: data for name, data in self._read().items() if name.startswith(("facts/", "raw/"))}
+            record = loads(files["raw/run.json"])
+            self.write_json("raw/run.json", {**record, "state": FAILED, "reason": _hits_text(hits)})
+            files = self._read()
+        return {name: data for name, data in files.items() if name.startswith(("facts/", "raw/"))}
 
     def finish(self, evidence: Evidence) -> Path:
-        """Writes the reports and the manifest, and renames the folder: its final path.
+        """Writes the reports and the manifest of a settled bundle, and renames the folder: its final path.
 
-        The same steps for every state. Raises BundleInvalid where the evidence says COMPLETE
-        and something is missing or private; the partial folder then stays.
+        The same steps for every state. Raises BundleInvalid where a required file is missing or a report is
+        private; the partial folder then stays.
         """
-        if not self._is_settled:
-            self.settle()
         if evidence.run_id != self.run_id:
             raise BundleInvalid(f"the evidence is of run {evidence.run_id!r}", expected=f"run {self.run_id!r}")
-        self._refuse_private(evidence)
         files = self._read()
+        if PRIVACY in files and evidence.state == COMPLETE:
+            raise BundleInvalid("private values were taken out", expected="a state other than COMPLETE")
         made = {EVIDENCE: (dumps(evidence) + "\n").encode()}
         made |= derived(evidence, {**files, **made})
         lacking = missing({**files, **made}, evidence)
         if lacking:
-            raise BundleInvalid(
-                f"a {evidence.state} report lacks {', '.join(lacking)}",
-                expected="every required file",
-                todo="run it again",
-            )
-        hits = redact.scan({name: data for name, data in made.items() if name != MANIFEST}, self.secrets)
+            found = f"a {evidence.state} report lacks {', '.join(lacking)}"
+            raise BundleInvalid(found, expected="every required file", todo="run it again")
+        manifest = made.pop(MANIFEST)
+        hits = redact.scan(made, self.secrets)
         if hits:
             raise BundleInvalid(_hits_text(hits), expected="no private value in a report")
-        manifest = made.pop(MANIFEST)
-        for name, data in made.items():
+        for name, data in [*made.items(), (MANIFEST, manifest)]:
             write_atomic(self._place(name), data)
-        write_atomic(self._place(MANIFEST), manifest)
         return self._publish()
+
+    def leave_out(self, name: str) -> None:
+        """Moves a file out of the bundle, beside it."""
+        aside = self.folder / f".{self.run_id}.left-out" / PurePosixPath(name)
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(self.path / PurePosixPath(name), aside)
+        self.notes += (f"{name} may not enter a bundle and was moved to {aside.parent.name}",)
 
     def _publish(self) -> Path:
         final = self.folder / self.run_id
         try:
-            (self.path / STATE).unlink(missing_ok=True)
             sync_folder(self.path)
             for attempt in range(10):
                 try:
@@ -150,17 +145,6 @@ class Bundle:
             raise failed(final, 0, error) from error
         return final
 
-    def _mark_failed(self, reason: str) -> None:
-        record = self.path / "raw" / "run.json"
-        if record.exists():
-            self.write_json("raw/run.json", {**loads(record.read_bytes()), "state": FAILED, "reason": reason})
-
-    def _refuse_private(self, evidence: Evidence) -> None:
-        path = self.path / PRIVACY
-        if path.exists() and evidence.state == COMPLETE:
-            hits = [redact.Hit(**hit) for hit in loads(path.read_bytes())["hits"]]
-            raise BundleInvalid(_hits_text(hits), expected="no private value in a report")
-
     def _place(self, name: str) -> Path:
         if not is_allowed(name):
             raise KitError(f"{name!r} may not enter a bundle", expected="a name that kit.evidence.manifest allows")
@@ -168,65 +152,51 @@ class Bundle:
 
     def _names(self) -> list[str]:
         found = (path for path in sorted(self.path.rglob("*")) if path.is_symlink() or not path.is_dir())
-        return [name for name in (path.relative_to(self.path).as_posix() for path in found) if name != STATE]
+        return [path.relative_to(self.path).as_posix() for path in found]
 
     def _read(self) -> dict[str, bytes]:
         return {name: (self.path / PurePosixPath(name)).read_bytes() for name in self._names()}
 
-    def _move_out(self, name: str) -> None:
-        aside = self.folder / f".{self.run_id}.left-out" / PurePosixPath(name)
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(self.path / PurePosixPath(name), aside)
-        self.notes += (f"{name} may not enter a bundle and was moved to {aside.parent.name}",)
 
-    def _write_state(self, state: str) -> None:
-        write_atomic(self.path / STATE, dumps({"state": state, "run_id": self.run_id}) + "\n")
+def open_bundle(folder: Path, run_id: str, *, secrets: Secrets | None = None, ours: tuple[str, ...] = ()) -> Bundle:
+    """A new bundle below `folder`, where other runs may write theirs at the same time.
 
-
-def open_bundle(folder: Path, run_id: str, *, secrets: Secrets | None = None) -> Bundle:
-    """A new bundle below `folder`, which this process alone may write to until it ends.
-
-    Raises UsageError where another run holds the place or the run id was used; WriteFailed
-    where the disk has no room. A partial folder of a dead run is kept under another name.
+    ours: random values that are no secret. Raises UsageError where the run id was used, KitError where the disk has
+    no room or the folder cannot be made.
     """
     folder = Path(folder)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}", run_id):
+    if not re.fullmatch(_RUN_ID, run_id):
         raise UsageError(f"run id {run_id!r}", expected="up to 80 letters, digits, '-' and '_'")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
+        if free < NEEDED_BYTES:
+            found = f"{memory(free)} free where the report goes"
+            raise KitError(found, expected=memory(NEEDED_BYTES), todo="free some space")
+        path = folder / f".{run_id}.partial"
+        if (folder / run_id).exists() or path.exists():
+            raise UsageError(f"{folder / run_id} exists", expected="a new run id", todo="run it again")
+        path.mkdir()
     except OSError as error:
         raise failed(folder, 0, error) from error
-    if free < NEEDED_BYTES:
-        raise KitError(
-            f"{memory(free)} free where the report goes",
-            expected=memory(NEEDED_BYTES),
-            todo="free some space",
+    return Bundle(path, secrets or _secrets_at(folder, ours))
+
+
+def reopen(path: Path) -> Bundle:
+    """The bundle of a run that was stopped. Raises UsageError where `path` is no partial folder of one."""
+    path = Path(path).absolute()
+    if not re.fullmatch(rf"\.{_RUN_ID}\.partial", path.name) or not (path / "raw" / "run.json").is_file():
+        raise UsageError(
+            f"{path} is not what a stopped run leaves",
+            expected="a folder .<run-id>.partial that holds raw/run.json",
+            todo="look for one with: ls -a reports",
         )
-    secrets = secrets or gather()
-    secrets = dataclasses.replace(secrets, paths=(*secrets.paths, (str(folder.resolve()), "<out>")))
-    bundle = Bundle(folder, run_id, secrets, _locked(folder, run_id))
-    try:
-        if (folder / run_id).exists():
-            raise UsageError(f"{folder / run_id} exists", expected="a new run id", todo="delete it or choose another")
-        if bundle.path.exists():
-            aside = folder / f".{run_id}.abandoned-{time.time_ns()}"
-            os.rename(bundle.path, aside)
-            bundle.notes += (f"an unfinished run of this name was kept as {aside.name}",)
-        bundle.path.mkdir()
-        bundle._write_state("RUNNING")
-    except BaseException:
-        bundle._lock.release()
-        raise
-    return bundle
+    return Bundle(path, _secrets_at(path.parent, ()))
 
 
-def running_state(path: Path) -> str | None:
-    """'RUNNING' or 'ABANDONED' for a folder that holds no report yet, None where nothing says so."""
-    path = Path(path)
-    if not (path / STATE).is_file():
-        return None
-    return "RUNNING" if lock.is_held(path.parent) else "ABANDONED"
+def _secrets_at(folder: Path, ours: tuple[str, ...]) -> Secrets:
+    found = gather()
+    return dataclasses.replace(found, paths=(*found.paths, (str(folder.resolve()), "<out>")), ours=ours)
 
 
 def cleaned(name: str, data: bytes, secrets: Secrets) -> bytes:
@@ -251,12 +221,18 @@ def cleaned(name: str, data: bytes, secrets: Secrets) -> bytes:
 
 
 def _cleaned_json(name: str, data: bytes, secrets: Secrets) -> bytes:
-    value = loads(data)
-    before = value
+    value = before = loads(data)
     if name.endswith(".ipynb") and isinstance(value, Mapping):
         value = notebook.stripped(value)
     clean = redact.redact_value(value, secrets)
     return data if clean == before else (json.dumps(clean, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        return isinstance(loads(data), dict)
+    except ValueError:
+        return False
 
 
 def _cleaned_line(line: str, secrets: Secrets) -> str:
@@ -268,35 +244,39 @@ def _cleaned_line(line: str, secrets: Secrets) -> str:
     return line if clean == value else dumps(clean, indent=None) + "\n"
 
 
-def _locked(folder: Path, run_id: str) -> lock.Lock:
-    try:
-        return lock.acquire(folder, run_id)
-    except OSError as error:
-        raise failed(folder / lock.LOCK, 0, error) from error
+def _hits_text(hits: tuple[redact.Hit, ...]) -> str:
+    return "private values: " + "; ".join(f"{hit.kind} in {hit.file}" for hit in hits[:10])
 
 
-def _hits_text(hits: list[redact.Hit] | tuple[redact.Hit, ...]) -> str:
-    return "private values: " + "; ".join(f"{hit.kind} in {hit.file} ({hit.form})" for hit in hits[:10])
+# What of this machine must not leave it: names, folders and secret variables, read once when a bundle is opened.
 
 
-# What of this machine must not leave it: names, folders and addresses, read once when a bundle is opened.
-
-
-def gather(
-    *, uuids: Iterable[str] = (), serials: Iterable[str] = (), environ: Mapping[str, str] | None = None
-) -> Secrets:
-    """The known secrets of this process; `uuids` and `serials` of GPUs come from the probe."""
-    environ = os.environ if environ is None else environ
-    home = str(Path.home())
-    paths = [(sys.prefix, "<python>"), (str(ROOT), "<kit>"), (home, "~")]
+def gather() -> Secrets:
+    """The known secrets of this process."""
+    home = Path.home()
+    paths = [(sys.prefix, "<python>"), (str(ROOT), "<kit>"), (str(home), "~"), (str(home.resolve()), "~")]
+    values = [(name, value) for name, value in os.environ.items() if redact.hides(name, value)]
+    passwords = (m for value in os.environ.values() for m in re.findall(r"://(?:[^/\s:@]*:)?([^/\s:@]{6,})@", value))
     return Secrets(
-        values=(*_secret_values(environ), *(("serial", serial) for serial in serials if len(serial) >= 6)),
-        user=_user(),
+        values=(
+            *(
+                (f"value of {name}", value)
+                for name, value in values
+                if len(value) >= (12 if value.isalpha() or value.isdigit() else 6)
+            ),
+            *(("url userinfo", found) for found in passwords),
+        ),
+        users=tuple(dict.fromkeys(name for name in (_user(), home.name) if name)),
         host=socket.gethostname() or None,
-        paths=tuple((path, name) for path, name in paths if len(Path(path).parts) > 1),
-        uuids=tuple(uuids),
+        paths=tuple(dict.fromkeys((path, name) for path, name in paths if len(Path(path).parts) > 1)),
         salt=salt(),
     )
+
+
+def this_python() -> str:
+    """Which Python runs here: its version, and a keyed pseudonym of its folder, the same for one user's two processes."""
+    place = hmac.new(salt(), sys.prefix.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:12]
+    return f"{platform.python_version()} py-{place}"
 
 
 def salt(folder: Path | None = None) -> bytes:
@@ -328,19 +308,6 @@ def private_folder() -> Path:
     if os.name == "nt" and os.environ.get("APPDATA"):
         return Path(os.environ["APPDATA"]) / "kit"
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "kit"
-
-
-def _secret_values(environ: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Values of variables with a secret name; a short word of letters only is an ordinary word."""
-    return [
-        (f"value of {name}", value)
-        for name, value in environ.items()
-        if SECRET_NAME.search(name) and len(value) >= 8 and not (value.isalpha() and len(value) < 12)
-    ] + [
-        ("url userinfo", found)
-        for value in environ.values()
-        for found in re.findall(r"://(?:[^/\s:@]*:)?([^/\s:@]{6,})@", value)
-    ]
 
 
 def _user() -> str | None:

@@ -610,4 +610,5 @@ def _limits(raw: Raw) -> Iterator[str]:
         yield "Readings that this card or platform does not offer: " + ", ".join(raw.training.telemetry.missing)
     if raw.run.device == "cpu":
         yield "A rehearsal makes no claim about a GPU."
+    yield from raw.run.notes
     yield "Unsigned, it protects against mistakes and casual edits, not against somebody who makes all of it up."

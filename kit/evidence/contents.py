@@ -105,7 +105,8 @@ class Evidence:
 class RunRecord:
     """raw/run.json: what was asked for, how each notebook went, and when.
 
-    parameters: per notebook, as given. reason: why the run ended early, None where it did not.
+    parameters: per notebook, as given. reason: why the run ended early, None where it did not. notes: what went
+    wrong beside the run.
     """
 
     run_id: str
@@ -121,6 +122,7 @@ class RunRecord:
     started_utc: str
     ended_utc: str
     reason: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

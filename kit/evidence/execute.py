@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import difflib
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -20,11 +21,6 @@ from typing import IO, Any
 from kit.errors import UsageError
 from kit.evidence.contents import NotebookRun
 from kit.evidence.notebook import problems, source_sha256, text
-
-# Whether an executed notebook is what it says, and the notebook without what it need not tell.
-#
-# Works on the JSON of a notebook, so a verifier without Jupyter can ask the same questions.
-
 
 # notebook, cell (from 1), cells, seconds since its start
 Progress = Callable[[str, int, int, float], None]
@@ -99,38 +95,40 @@ def execute(
     executed: Path,
     *,
     parameters: Mapping[str, Any],
-    progress: Progress | None = None,
+    environment: Mapping[str, str] | None = None,
+    progress: Progress = lambda *at: None,
     cell_timeout_s: int = 1800,
 ) -> NotebookRun:
-    """Runs the notebook at `path` into `executed`. An error in a cell is a state, not an exception."""
+    """Runs the notebook at `path` into `executed`, in a kernel of this very Python whatever kernels are installed.
+
+    environment: of the kernel; None is this process's. progress: called before each cell. An error in a cell and an
+    interrupt are states, not exceptions.
+    """
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
     template = json.loads(path.read_text(encoding="utf-8"))
-    name, start, caught = path.stem, time.monotonic(), None
-    log = tempfile.TemporaryFile()
-    _use_engine(name, start, progress, log)
-    state = "ok"
-    try:
-        papermill.execute_notebook(
-            str(path),
-            str(executed),
-            parameters=dict(parameters),
-            engine_name="kit",
-            kernel_name="python3",
-            progress_bar=False,
-            log_output=False,
-            cwd=str(path.parent),
-            execution_timeout=cell_timeout_s,
-        )
-    except PapermillExecutionError as error:
-        state, caught = "failed", f"{error.ename}: {error.evalue}"
-    except KeyboardInterrupt:
-        state, caught = "interrupted", "interrupted"
-    except Exception as error:  # a dead kernel, a timeout, a lost connection: each library has its own class
-        state, caught = "failed", f"{type(error).__name__}: {error}{_last_words(log)}"
-    finally:
-        log.close()
+    name, start, caught, state = path.stem, time.monotonic(), None, "ok"
+    with tempfile.TemporaryFile() as log:
+        _use_engine(name, start, progress, {"stderr": log, "env": dict(environment or os.environ)})
+        try:
+            papermill.execute_notebook(
+                str(path),
+                str(executed),
+                parameters=dict(parameters),
+                engine_name="kit",
+                kernel_name="python3",
+                progress_bar=False,
+                log_output=False,
+                cwd=str(path.parent),
+                execution_timeout=cell_timeout_s,
+            )
+        except PapermillExecutionError as error:
+            state, caught = "failed", f"{error.ename}: {error.evalue}"
+        except KeyboardInterrupt:
+            state, caught = "interrupted", "interrupted"
+        except Exception as error:  # a dead kernel, a timeout, a lost connection: each library has its own class
+            state, caught = "failed", f"{type(error).__name__}: {error}{_last_words(log)}"
     return _outcome(name, template, executed, state, caught, time.monotonic() - start)
 
 
@@ -154,7 +152,7 @@ def _outcome(name, template, executed: Path, state: str, caught: str | None, sec
         cells=len(code),
         cells_run=sum(cell.get("execution_count") is not None for cell in code),
         failing_cell=failing,
-        error=_short(caught),
+        error=caught and caught.strip()[:2000],
         template_sha256=source_sha256(template),
     )
 
@@ -171,12 +169,10 @@ def _last_words(log: IO[bytes]) -> str:
     return "".join(f"\n{line}" for line in kept)
 
 
-def _short(text_: str | None) -> str | None:
-    return text_ if text_ is None else text_.strip()[:2000]
-
-
-def _use_engine(name: str, start: float, progress: Progress | None, log: IO[bytes]) -> None:
-    """Registers papermill's own engine with a line of progress for each cell, and the kernel's stderr in `log`."""
+def _use_engine(name: str, start: float, progress: Progress, kernel: Mapping[str, Any]) -> None:
+    """Registers papermill's own engine with a line of progress for each cell. kernel: how its process is started."""
+    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
     from papermill.clientwrap import PapermillNotebookClient
     from papermill.engines import Engine, papermill_engines
 
@@ -186,19 +182,19 @@ def _use_engine(name: str, start: float, progress: Progress | None, log: IO[byte
             begin, count = nb_man.cell_start, len(nb_man.nb.cells)
 
             def cell_start(cell, cell_index=None, **more):
-                if progress:
-                    progress(name, (cell_index or 0) + 1, count, time.monotonic() - start)
+                progress(name, (cell_index or 0) + 1, count, time.monotonic() - start)
                 return begin(cell, cell_index, **more)
 
             nb_man.cell_start = cell_start
-            resources = {"metadata": {"path": cwd}}
+            # Without folders to look in, "python3" is the kernel of the Python that runs here.
+            specs = KernelSpecManager(kernel_dirs=[])
             client = PapermillNotebookClient(
                 nb_man,
-                kernel_name=kernel_name,
+                km=AsyncKernelManager(kernel_name=kernel_name, kernel_spec_manager=specs),
                 timeout=execution_timeout,
                 startup_timeout=_KERNEL_START_S,
-                resources=resources,
+                resources={"metadata": {"path": cwd}},
             )
-            return client.execute(stderr=log)
+            return client.execute(cleanup_kc=True, **kernel)
 
     papermill_engines.register("kit", KitEngine)

@@ -74,7 +74,11 @@ class Listed:
 
 
 def write_index(folder: Path) -> Path:
-    """Writes index.html over all bundles in `folder`. One that cannot be read as a bundle is listed as INVALID."""
+    """Writes index.html over all bundles in `folder`. One that cannot be read as a bundle is listed as INVALID.
+
+    It begins again where another run added a bundle meanwhile, so that the last one that writes knows all of them.
+    """
+    names = sorted(folder.glob("[!.]*/manifest.json"))
     before: dict[str, Listed] = {}
     with contextlib.suppress(OSError, ValueError, KitError):
         before = from_json(dict[str, Listed], loads((folder / CACHE).read_bytes()))
@@ -86,7 +90,7 @@ def write_index(folder: Path) -> Path:
             listed[path.name] = old if fresh else _listed(path, key, is_due=time.monotonic() < until)
     write_atomic(folder / "index.html", overview(listed))
     write_atomic(folder / CACHE, dumps(listed, indent=None))
-    return folder / "index.html"
+    return folder / "index.html" if names == sorted(folder.glob("[!.]*/manifest.json")) else write_index(folder)
 
 
 def _key(path: Path) -> str | None:

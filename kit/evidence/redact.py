@@ -1,9 +1,10 @@
-"""What may not leave the machine: found and replaced before the first write, looked for again at the end.
+"""What may not leave the machine: found and replaced in everything that is written, looked for again at the end.
 
-Known values (user, host, home, values of secret environment variables, UUIDs) are
-searched as they are and in base64, hex and URL form; unknown ones by pattern. Nothing
-here reads the machine: `kit.evidence.redact` gathers the known values. Redaction is
-idempotent, so `scan` asks one question: would redaction still change something?
+Known values (user, host, home, values of secret variables) are searched in every spelling that a program may give
+them: escaped, in URL form, in base64, in hex. What is not known is found by its shape: a UUID, an address, the value
+after a secret-like name, a string too random to be words that is no hash of ours. Nothing here reads the machine:
+`kit.evidence.bundle` gathers the known values. Redaction is idempotent, so `scan` asks one question: would it still
+change something?
 """
 
 from __future__ import annotations
@@ -14,109 +15,117 @@ import functools
 import hashlib
 import hmac
 import html
+import json
 import re
 import struct
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
 # Ordinary words that are also user or host names: replaced only where they stand as a name (user@, /home/).
-COMMON_NAMES = frozenset(
-    [
-        "root",
-        "user",
-        "admin",
-        "administrator",
-        "guest",
-        "test",
-        "dev",
-        "main",
-        "local",
-        "localhost",
-        "home",
-        "ubuntu",
-        "debian",
-        "runner",
-        "jovyan",
-        "jupyter",
-        "vscode",
-        "docker",
-        "nobody",
-        "train",
-        "data",
-        "model",
-        "gpu",
-        "cuda",
-        "nvidia",
-        "torch",
-        "python",
-        "kit",
-        "adam",
-        "max",
-        "min",
-        "server",
-        "node",
-        "worker",
-    ]
+COMMON_NAMES = re.compile(
+    r"(?i)root|user|admin|administrator|guest|test|dev|main|local|localhost|home|ubuntu|debian|runner|jovyan|jupyter"
+    r"|vscode|docker|nobody|train|data|model|gpu|cuda|nvidia|torch|python|kit|adam|max|min|server|node|worker"
 )
-SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|COOKIE|CREDENTIALS?|PAT)S?(_|$)", re.I)
 
-_TOKENS = (
-    r"hf_[A-Za-z0-9]{16,}|gh[opsur]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|sk-[\w-]{16,}"
-    r"|AKIA[0-9A-Z]{16}|xox[abeprs]-[\w-]{10,}|pypi-AgE[\w-]{16,}|AIza[\w-]{30,}"
-    r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"
-)
-_SECRET_WORD = r"token|secret|password|passwd|(?:api|access|secret|private)[_-]?key|cookie|credentials?"
 _EDGE, _END = r"(?<![A-Za-z0-9])", r"(?![A-Za-z0-9])"
-_UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-_VERSION_BEFORE = re.compile(r"(?i)(nvidia|cuda|cudnn|cublas|cu[a-z]+|nccl|nvjitlink|version|driver|==)[\w.-]*[\W_]*$")
+# What follows the first is always a secret. The others are words of this field too: a variable of such a name, in upper
+# case, holds a secret, and in lower case the value has to look like one, so that `"token": "Hello"` stays.
+_STRONG = re.compile(
+    r"(?i)[\w-]*(?:passw(?:or)?d|passphrase|secret|(?:api|access|private|signing|encryption)[_-]?key|credential|cookie"
+    r"|[a-z0-9]_pwd|connection_string)s?\d*"
+)
+_VARIABLE = re.compile(
+    r"[A-Z0-9_]*(?:(?:TOKEN|PASSW(?:OR)?D|SECRET|CREDENTIAL|COOKIE)S?_?\d*"
+    r"|(?:^|_)(?:AUTH|WEBHOOK|WEBHOOK_URL|PAT|KEY)_?\d*|[A-Z0-9]_?PASS\d*|_PWD\d*)"
+)
+_WEAK = re.compile(r"(?i)(?:[\w-]*[_-])?(?:token|auth|key|webhook|webhook_url|pass|pwd)s?\d*")
+_NAMES = "passw|passphrase|secret|key|credential|cookie|token|auth|webhook|pass|pwd|pat|connection_string"
+_HARMLESS = re.compile(r"(?i)[-+\d.e]{0,5}|none|null|true|false|[<\[({$].*", re.S)
+
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+# PNG in base64: it holds pixels and nothing else once `strip_png` was there.
+_PICTURE = re.compile(r"iVBORw0KGgo[\w+/=\\]*")
+
 _HARMLESS_IP = ("127.0.0.1", "0.0.0.0", "255.255.255.255")
+_PACKAGE_BEFORE = re.compile(r"(?i)(?:==|[<>~!]=|\bv|[\w.]-|\bversion|\b(?:nvidia|cu|lib)[a-z0-9_.-]*)[\"'\s:=]{0,4}$")
+_PLACE_BEFORE = re.compile(
+    r"(?i)\b(?:to|from|at|on|via|by|host\w*|ip\w*|inet6?|addr\w*|connect\w*|peer|node|server|listen\w*|bind\w*|driver"
+    r"|nccl|rank ?\d*|eth\d|ib\d|en\w+\d|using)\W{0,4}$"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Secrets:
     """Known values of this machine and its user.
 
-    values: (kind, value) pairs that are secret wherever they stand. paths: (path, what
-    stands for it) pairs. uuids: of GPUs; each becomes a pseudonym keyed with `salt`.
+    values: (kind, value) pairs that are secret wherever they stand. users: names of the user. paths: (path, what
+    stands for it) pairs. salt: keys the pseudonyms. ours: random values that are no secret, as a run's nonce.
     """
 
     values: tuple[tuple[str, str], ...] = ()
-    user: str | None = None
+    users: tuple[str, ...] = ()
     host: str | None = None
     paths: tuple[tuple[str, str], ...] = ()
-    uuids: tuple[str, ...] = ()
     salt: bytes = b""
+    ours: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Hit:
-    """A secret that is still there: in which file, of which kind, in which form. Never its value."""
+    """A secret that is still there: in which file and of which kind. Never its value."""
 
     file: str
     kind: str
-    form: str
 
 
 @dataclasses.dataclass(frozen=True)
 class _Rule:
+    """hints: in lower case, one of them stands in every text that the pattern can match, which costs little to ask.
+
+    is_whole: it is asked of a whole text, bytes that are no text included; the others of one line at a time.
+    """
+
     kind: str
     pattern: re.Pattern[str]
     replacement: str | Callable[[re.Match[str]], str]
-    # whether it looks for a value that is known, which is safe to search in bytes that are no text
-    is_known: bool = False
+    hints: tuple[str, ...]
+    is_whole: bool = False
 
 
 def pseudonym(uuid: str, salt: bytes) -> str:
-    """'gpu-' and 12 hex digits: the same for one UUID and one salt, however the UUID is spelt."""
-    plain = re.sub(r"(?i)^(GPU|MIG)-", "", uuid.strip()).lower()
+    """'gpu-' and 12 hex digits: the same for one UUID and one salt, however the UUID is spelt or cut off.
+
+    It is keyed on the first eight digits, which every spelling holds.
+    """
+    plain = re.sub(r"(?i)^(GPU|MIG)-", "", uuid.strip()).lower()[:8]
     return "gpu-" + hmac.new(salt, plain.encode(), hashlib.sha256).hexdigest()[:12]
 
 
 def redact_text(text: str, secrets: Secrets) -> str:
-    for rule in _rules(secrets):
-        text = rule.pattern.sub(rule.replacement, text)
-    return text
+    return _redacted(text, secrets)[0]
+
+
+def _redacted(text: str, secrets: Secrets, *, is_text: bool = True) -> tuple[str, list[str]]:
+    """The text as it may leave, and the kinds of what was replaced."""
+    kinds: list[str] = []
+
+    def without(part: str, rules: tuple[_Rule, ...]) -> str:
+        low = part.lower()
+        for rule in rules:
+            if any(hint in low for hint in rule.hints):
+                clean = rule.pattern.sub(rule.replacement, part)
+                kinds.extend([rule.kind] * (clean != part))
+                part = clean
+        return part
+
+    whole, by_line = _rules(secrets)
+    text = without(text, whole)
+    if is_text:
+        text = "".join(without(line, by_line) for line in text.splitlines(keepends=True))
+    return text, kinds
 
 
 def redact_value(value: Any, secrets: Secrets) -> Any:
@@ -124,30 +133,40 @@ def redact_value(value: Any, secrets: Secrets) -> Any:
     if isinstance(value, str):
         return redact_text(value, secrets)
     if isinstance(value, Mapping):
-        return {redact_text(str(key), secrets): _redact_item(str(key), item, secrets) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        parts = [
-            "<secret>"
-            if isinstance(item, str) and at and _is_secret_name(value[at - 1], "--")
-            else redact_value(item, secrets)
-            for at, item in enumerate(value)
-        ]
-        if parts and all(isinstance(item, str) for item in value):
-            # A notebook keeps text as a list of lines: a secret may go over several of them.
-            whole = redact_text("".join(value), secrets)
-            return parts if whole in ("".join(parts), "".join(value)) else [whole]
-        return parts
-    return value
+        return {redact_text(str(key), secrets): _item(str(key), item, secrets) for key, item in value.items()}
+    if not isinstance(value, (list, tuple)):
+        return value
+    flags = [isinstance(item, str) and item.startswith("--") and item.lstrip("-") for item in ("", *value)]
+    parts = [
+        "<secret>" if flag and hides(flag, item, is_flag=True) else redact_value(item, secrets)
+        for flag, item in zip(flags, value)
+    ]
+    if parts and all(isinstance(item, str) for item in value):
+        # A notebook keeps text as a list of lines: a secret may go over several of them.
+        whole = redact_text("".join(value), secrets)
+        return parts if whole in ("".join(parts), "".join(value)) else [whole]
+    return parts
 
 
-def _redact_item(key: str, value: Any, secrets: Secrets) -> Any:
-    if isinstance(value, str) and _is_secret_name(key) and not value.startswith(("<", "[")):
-        return "<secret>" if value else value
-    return redact_value(value, secrets)
+def _item(key: str, value: Any, secrets: Secrets) -> Any:
+    if key == "image/png":
+        return value
+    return "<secret>" if isinstance(value, str) and hides(key, value) else redact_value(value, secrets)
 
 
-def _is_secret_name(name: Any, prefix: str = "") -> bool:
-    return isinstance(name, str) and re.fullmatch(rf"(?i){prefix}[\w-]*(?:{_SECRET_WORD})", name) is not None
+def hides(name: str, value: str, *, is_flag: bool = False) -> bool:
+    """Whether `value`, which stands under `name`, is a secret."""
+    if not isinstance(value, str) or _HARMLESS.fullmatch(value):
+        return False
+    if _STRONG.fullmatch(name) or _VARIABLE.fullmatch(name):
+        return True
+    if not _WEAK.fullmatch(name):
+        return False
+    if is_flag:
+        return len(value) > 4
+    least = 5 if re.search("(?i)p(ass|wd)s?$", name) else 8
+    is_code = not value.isascii() or re.search(r"[\s/._:]", value) is not None
+    return not is_code and (len(value) > 20 or (len(value) > least and re.search(r"\d", value) is not None))
 
 
 def scan(files: Mapping[str, bytes], secrets: Secrets) -> tuple[Hit, ...]:
@@ -157,15 +176,11 @@ def scan(files: Mapping[str, bytes], secrets: Secrets) -> tuple[Hit, ...]:
 
 def _scan_file(name: str, data: bytes, secrets: Secrets) -> Iterator[Hit]:
     is_png = data.startswith(b"\x89PNG")
-    text = data.decode("latin-1") if is_png else _unescaped(name, decode(data))
-    for rule in _rules(secrets):
-        if (rule.is_known or not is_png) and rule.pattern.sub(rule.replacement, text) != text:
-            yield Hit(name, rule.kind, "known value, plain or encoded" if rule.is_known else "pattern")
     if is_png and strip_png(data) != data:
-        yield Hit(name, "metadata", "PNG text chunk")
-    if not is_png:
-        for kind in sorted(set(_encoded_kinds(text, secrets))):
-            yield Hit(name, kind, "base64 or hex")
+        yield Hit(name, "metadata")
+    text = data.decode("latin-1") if is_png else _unescaped(name, _PICTURE.sub("", decode(data)))
+    for kind in dict.fromkeys(_redacted(text, secrets, is_text=not is_png)[1]):
+        yield Hit(name, kind)
 
 
 def _unescaped(name: str, text: str) -> str:
@@ -177,141 +192,155 @@ def _unescaped(name: str, text: str) -> str:
     return text
 
 
-def _encoded_kinds(text: str, secrets: Secrets) -> Iterator[str]:
-    """Kinds of secrets inside printable text that stands encoded in `text`."""
-    for match in re.finditer(r"(?<![\w+/])(?:(?:[0-9a-fA-F]{2}){12,}|[\w+/-]{20,4096}={0,2})(?![\w+/=])", text):
-        run = match.group()
-        for plain in _decodings(run):
-            for rule in _rules(secrets):
-                if rule.kind in ("token", "private key", "url userinfo") and rule.pattern.search(plain):
-                    yield rule.kind
-
-
-def _decodings(run: str) -> Iterator[str]:
-    try:
-        yield bytes.fromhex(run).decode("ascii")
-    except ValueError:
-        pass
-    try:
-        body = run.rstrip("=").replace("-", "+").replace("_", "/")
-        yield base64.b64decode(body + "=" * (-len(body) % 4), validate=True).decode("ascii")
-    except ValueError:
-        pass
-
-
 # --- rules --------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=8)
-def _rules(secrets: Secrets) -> tuple[_Rule, ...]:
-    return (*_known_rules(secrets), *_pattern_rules(secrets.salt), *_name_rules(secrets))
+def _rules(secrets: Secrets) -> tuple[tuple[_Rule, ...], tuple[_Rule, ...]]:
+    """The rules for a whole text, and those for one line."""
+    shapes = [
+        _Rule(kind, re.compile(pattern), make if isinstance(make, str) else functools.partial(make, secrets), hints)
+        for kind, pattern, make, hints in _SHAPES
+    ]
+    private_key = _Rule("private key", _PRIVATE_KEY, "<private key>", ("private key",), is_whole=True)
+    rules = (private_key, *_known_rules(secrets), *shapes, *_name_rules(secrets))
+    return tuple(rule for rule in rules if rule.is_whole), tuple(rule for rule in rules if not rule.is_whole)
 
 
 def _known_rules(secrets: Secrets) -> Iterator[_Rule]:
     for kind, value in sorted(set(secrets.values), key=lambda pair: -len(pair[1])):
         parts = [value, *(line for line in value.splitlines() if len(line) >= 16)]
-        forms = {form for part in parts for form in _forms(part)}
-        yield _Rule(kind, _any_of(forms), f"<{kind}>", is_known=True)
-    for uuid in secrets.uuids:
-        plain = re.sub(r"(?i)^(GPU|MIG)-", "", uuid)
-        forms = {plain, plain.replace("-", "")} | set(_forms(plain))
-        pattern = re.compile(r"(?i)(?:(?:GPU|MIG)-)?" + _any_of(forms).pattern)
-        yield _Rule("gpu uuid", pattern, pseudonym(uuid, secrets.salt), is_known=True)
+        yield _known(kind, {form for part in parts for form in _escaped(part) | _packed(part)}, f"<{kind}>")
     for path, stands_for in sorted(set(secrets.paths), key=lambda pair: -len(pair[0])):
-        spellings = {path, path.replace("\\", "\\\\"), path.replace("\\", "/"), quote(path)}
-        pattern = rf"(?<![\w.~-])(?:{_any_of(spellings).pattern})(?![\w.-]*\w)"
-        yield _Rule("path", re.compile(pattern), stands_for, is_known=len(path) > 5)
+        spellings = {form for spelt in (path, path.replace("\\", "/")) for form in _escaped(spelt)}
+        yield _known("path", spellings, stands_for, r"(?i)(?<![\w.~-])", r"(?![\w.-]*\w)")
         if len(path) > 5:
-            yield _Rule("path", _any_of(set(_forms(path)) - spellings), stands_for, is_known=True)
+            yield _known("path", _packed(path), stands_for)
 
 
 def _name_rules(secrets: Secrets) -> Iterator[_Rule]:
-    """User and host: everywhere where the name is a rare word, else only where it stands as a name."""
-    for kind, name in (("user", secrets.user), ("host", secrets.host)):
-        if not name:
-            continue
+    """Users and host: everywhere where the name is a rare word, else only where it stands as a name."""
+    host = secrets.host or ""
+    names = [*(("user", user) for user in secrets.users), ("host", host), ("host", host.partition(".")[0])]
+    for kind, name in dict.fromkeys(pair for pair in names if pair[1]):
         spelt = re.escape(name)
-        if name.lower() in COMMON_NAMES or len(name) < 4:
+        if COMMON_NAMES.fullmatch(name) or (len(name) < 4 and name.isascii()):
             around = rf"(?:(?<=@){spelt}{_END}|{_EDGE}{spelt}(?=@)|(?<=[\\/]){spelt}(?=@))"
-            yield _Rule(kind, re.compile(around), f"<{kind}>")
+            yield _Rule(kind, re.compile(around), f"<{kind}>", ("@",))
             continue
-        yield _Rule(kind, re.compile(rf"(?i){_EDGE}{spelt}{_END}"), f"<{kind}>", is_known=True)
-        short = name.partition(".")[0]
-        if kind == "host" and short != name and len(short) >= 4 and short.lower() not in COMMON_NAMES:
-            yield _Rule(kind, re.compile(rf"(?i){_EDGE}{re.escape(short)}{_END}"), f"<{kind}>", is_known=True)
-        if len(name) >= 6:
-            yield _Rule(kind, _any_of(set(_forms(name)) - {name}), f"<{kind}>", is_known=True)
+        yield _known(kind, _escaped(name), f"<{kind}>", f"(?i){_EDGE}", _END)
+        if len(name.encode()) >= 6:
+            yield _known(kind, _packed(name), f"<{kind}>")
 
 
-def _pattern_rules(salt: bytes) -> Iterator[_Rule]:
-    def rule(kind: str, pattern: str, replacement: str | Callable[[re.Match[str]], str]) -> _Rule:
-        return _Rule(kind, re.compile(pattern), replacement)
-
-    yield rule(
-        "private key",
-        r"-----BEGIN[A-Z ]*PRIVATE KEY-----[^\"]*?(?:-----END[A-Z ]*-----|(?=\")|\Z)",
-        "<private key>",
-    )
-    yield rule("url userinfo", r"(?<=://)(?!<)[^/\s@\"'<>]{1,300}@", "<userinfo>@")
-    yield rule("token", f"{_EDGE}(?:{_TOKENS})", "<token>")
-    yield rule("token", r"(?i)(\b(?:bearer|basic)\s+)(?!<)[\w.+/~-]{12,}=*", r"\1<secret>")
-    # An unquoted value needs a digit, so that `token = tokenizer.encode(text)` in a cell stays code.
-    value = r"(?![\[<]|[\d.e+-]+(?![\w-])|(?:none|null|true|false)\b)"
-    quoted, bare = rf"[\"']{value}[^\"'<>\n]{{4,}}", rf"{value}(?=[^\s\"']*\d)[^\s\"'&,;()<>]{{6,}}"
-    yield rule("secret", rf"(?i)((?:{_SECRET_WORD})[\"']?\s*[:=]\s*)(?:{quoted}|{bare})", r"\1<secret>")
-    yield rule("secret", rf"(?i)((?<!\S)--?[\w-]*(?:{_SECRET_WORD})\s+)(?![-<])[^\s\"']{{4,}}", r"\1<secret>")
-    yield rule("home path", r"(/home/|/Users/|[A-Za-z]:[\\/]{1,2}Users[\\/]{1,2})(?!<)[^/\\\s\"':<>]+", r"\1<user>")
-    yield rule("gpu uuid", rf"(?i){_EDGE}(?:GPU|MIG)-{_UUID}{_END}", lambda found: pseudonym(found.group(), salt))
-    yield rule(
-        "serial",
-        r"(?i)(\bserial(?:[ _]number)?[\"']?\s*[:=]\s*[\"']?)(?!<)(?=[\w-]*\d)[\w-]{6,}",
-        r"\1<serial>",
-    )
-    yield rule("pci address", rf"{_EDGE}[0-9a-fA-F]{{4,8}}:[0-9a-fA-F]{{2}}:[0-9a-fA-F]{{2}}\.[0-7]{_END}", "<pci>")
-    yield rule(
-        "mac",
-        r"(?i)(?<![\w:-])(?:(?:[0-9a-f]{2}:){5}|(?=[\d-]*[a-f])(?:[0-9a-f]{2}-){5})[0-9a-f]{2}(?![\w:-])",
-        "<mac>",
-    )
-    yield rule("email", r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,64}(?:\.[\w-]{1,64})+", "<email>")
-    octet = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
-    yield rule("ip", rf"(?<![\w.])(?:{octet}\.){{3}}{octet}(?!\w|\.\w)", _ip)
-    yield rule(
-        "ip",
-        r"(?i)(?<![\w:])(?=[\w:]*\d)"
-        r"(?:[0-9a-f]{3,4}(?::[0-9a-f]{1,4}){0,6}::(?:[0-9a-f]{1,4}(?::[0-9a-f]{1,4}){0,6})?"
-        r"|(?:[0-9a-f]{1,4}:){7}[0-9a-f]{1,4})(?![\w:])",
-        "<ip>",
-    )
+def _known(kind: str, forms: set[str], stands_for: str, before: str = "", after: str = "") -> _Rule:
+    spelt = "|".join(re.escape(form) for form in sorted(forms, key=lambda form: (-len(form), form)))
+    hints = tuple({form.lower() for form in forms})
+    return _Rule(kind, re.compile(f"{before}(?:{spelt}){after}"), stands_for, hints, is_whole=True)
 
 
-def _ip(match: re.Match[str]) -> str:
+def _named(_: Secrets, match: re.Match[str]) -> str:
+    """A value after its name. The name begins before the word by which it was found: SSH_ASK_PASS."""
+    before = re.search(r"[\w-]*$", match.string[max(0, match.start() - 60) : match.start()])
+    value = match[3].strip("\"'")
+    if not hides((before[0] + match[1]).lstrip("-"), value, is_flag=match[1].startswith("-")):
+        return match[0]
+    mark = match[3][0] if match[3][0] in "\"'" else ""
+    return f"{match[1]}{match[2]}{mark}<secret>{mark}"
+
+
+def _uuid(secrets: Secrets, match: re.Match[str]) -> str:
+    return match[0] if match[0] in secrets.ours else pseudonym(match[0], secrets.salt)
+
+
+def _random(secrets: Secrets, match: re.Match[str]) -> str:
+    """A run of letters and digits that changes its kind too often to be made of words. Names of kernels break up at
+    '_', hashes of ours have a length of theirs, and what a compiler mangled begins with _Z."""
+    token = match[0]
+    run = max(re.findall("[A-Za-z0-9]+", token), key=len)
+    words, is_mixed = _WORD.findall(run), bool(re.search("[a-z]", run) and re.search("[A-Z]", run))
+    if re.fullmatch("(?i)[0-9a-f]{32}", run) and token not in secrets.ours:
+        return pseudonym(run, secrets.salt)
+    if (
+        token in secrets.ours
+        or _PICTURE.match(token)
+        or match.string[max(0, match.start() - 1) : match.start() + 1] == "_Z"
+    ):
+        return token
+    if len(run) < (12 if is_mixed else 20) or _HASH.fullmatch(run) or run.isdigit() or len(run) > 3.4 * len(words):
+        return token if not re.fullmatch(r"(?=.*\d)(?=.*[A-Z])[A-Z0-9]{20,}", run) else "<secret>"
+    in_words = sum(map(len, re.findall("[a-z]{3,}", run)))
+    return "<secret>" if in_words < 0.45 * len(run) else token
+
+
+def _ip(_: Secrets, match: re.Match[str]) -> str:
     """A number with four parts is an address, unless it is a version: nvidia-curand 10.3.9.90."""
     before = match.string[max(0, match.start() - 60) : match.start()].rpartition("\n")[2]
-    return match.group() if match.group() in _HARMLESS_IP or _VERSION_BEFORE.search(before) else "<ip>"
+    is_low = int(match[0].partition(".")[0]) < 32 and not match[0].startswith("10.")
+    is_version = _PACKAGE_BEFORE.search(before) or (is_low and before.strip() and not _PLACE_BEFORE.search(before))
+    return match[0] if match[0] in _HARMLESS_IP or is_version else "<ip>"
 
 
-def _forms(value: str) -> Iterator[str]:
-    """`value` as it is, in hex and URL form, and in base64: what no neighbour changes, at 3 offsets."""
-    data = value.encode()
-    yield value
-    yield quote(value, safe="")
-    yield "".join(f"%{byte:02X}" for byte in data)
-    yield "".join(f"%{byte:02x}" for byte in data)
-    yield data.hex()
-    yield data.hex().upper()
-    if len(data) < 6:
-        return
-    for offset in range(3):
-        text = base64.b64encode(b"\0" * offset + data).decode()
-        whole = (offset + len(data)) * 8 // 6
-        stable = text[(0, 2, 3)[offset] : whole]
-        yield stable
-        yield stable.replace("+", "-").replace("/", "_")
+# A secret that nobody knows, by its shape.
+_VALUE = r"\"[^\"\n]*\"|'[^'\n]*'|[^\s\"',;&()<>\[\]{}\\]++(?!\()"
+# Windows' names may hold blanks: up to the next separator, else up to the last capitalised word.
+_NAME = r"(?:\\+(?:u[0-9a-f]{4}|U[0-9a-f]{8}|x[0-9a-f]{2}|[0-7]{3})|[^/\\\s\"'`:*?<>|])+"
+_BLANK = rf"(?:[^/\\\"'`:*?<>|\n]{{1,60}}(?=[\\/])|{_NAME}(?: (?-i:[A-Z]){_NAME})*)"
+_UNC = r"[\\/]{2,}[\w.$-]+[\\/]+(?:home|user|profile)s?\$?[\\/]+"
+_UUID = r"(?:gpu|mig)-[0-9a-f]{8}(?:-[0-9a-f]{1,12})*|[0-9a-f]{8}-[0-9a-f]{4}(?:-[0-9a-f]{1,12}){0,3}"
+# W @ x.grad is no address.
+_DOMAIN = (
+    r"(?:[a-z]{2}|[A-Z]{2}|(?i:com|org|net|edu|gov|mil|info|cloud|local|lan|corp|internal|example|test|tech|dev|app))"
+)
+_OCTET = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
+_IPV6 = r"[0-9a-f]{3,4}(?::P){0,6}::(?:P(?::P){0,6})?|(?:P:){7}P".replace("P", "[0-9a-f]{1,4}")
+_PRIVATE_KEY = re.compile(r"-----BEGIN[A-Z ]*PRIVATE KEY-----[^\"]*?(?:-----END[A-Z ]*-----|(?=\")|\Z)")
+# Kind, pattern, what stands for it, and hints.
+_SHAPES: tuple[tuple[Any, ...], ...] = (
+    ("url userinfo", r"(?<=://)(?!<)[^/\s@\"'<>]{1,300}@", "<userinfo>@", ("://",)),
+    ("secret", r"(?i)\b(basic\s+(?=\S*[\d=])|bearer\s+)(?!<)[\w.+/~-]{8,}=*", r"\1<secret>", ("basic", "bearer")),
+    ("secret", rf"(?i)((?:{_NAMES})[\w-]*)([\"']?\s*[:=]\s*)({_VALUE})", _named, tuple(_NAMES.split("|"))),
+    ("secret", rf"(?i)(?<!\S)(--?[\w-]*(?:{_NAMES})[\w-]*)(\s+)(?!-)({_VALUE})", _named, ("-",)),
+    ("home path", rf"(?i)(/home/|/Users/)(?!<){_NAME}", r"\1<user>", ("/home/", "/users/")),
+    ("home path", rf"(?i)([a-z]:[\\/]+Users[\\/]+|{_UNC})(?!<){_BLANK}", r"\1<user>", ("home", "users", "profile")),
+    ("gpu uuid", rf"(?i){_EDGE}(?!(?:19|20)\d{{6}}-\d{{4}}{_END})(?:{_UUID}){_END}", _uuid, ("-",)),
+    ("serial", r"(?i)(\bserial(?:[ _]number)?[\"']?\s*[:=]\s*[\"']?)(?!<)(?=[\w-]*\d)[\w-]{6,}", r"\1<serial>", ("serial",)),
+    ("pci address", rf"{_EDGE}[0-9a-fA-F]{{4,8}}:[0-9a-fA-F]{{2}}:[0-9a-fA-F]{{2}}\.[0-7]{_END}", "<pci>", (":",)),
+    ("mac", r"(?i)(?<![\w:-])(?:(?:[0-9a-f]{2}:){5}|(?=[\d-]*[a-f])(?:[0-9a-f]{2}-){5})[0-9a-f]{2}(?![\w:-])", "<mac>", (":", "-")),
+    ("email", rf"(?<![\w.+-])[\w.+-]{{1,64}}@(?:[\w-]{{1,64}}\.)+{_DOMAIN}(?![\w(])", "<email>", ("@",)),
+    ("ip", rf"(?<![\w.])(?:{_OCTET}\.){{3}}{_OCTET}(?!\w|\.\w)", _ip, (".",)),
+    ("ip", rf"(?i)(?<![\w:])(?=[\w:]*\d)(?:{_IPV6})(?![\w:])", "<ip>", ("::", *(f":{digit}" for digit in "0123456789abcdef"))),
+    ("secret", r"[A-Za-z0-9][A-Za-z0-9+/_=-]{18,}[A-Za-z0-9+/_=-]", _random, ("",)),
+)  # fmt: skip
 
 
-def _any_of(texts: set[str]) -> re.Pattern[str]:
-    return re.compile("(?:" + "|".join(re.escape(text) for text in sorted(texts, key=lambda t: (-len(t), t))) + ")")
+def _escaped(value: str) -> set[str]:
+    """`value` as programs write it: composed or not, with the escapes of Python, JSON, HTML and URLs."""
+    spelt = {unicodedata.normalize(form, value) for form in ("NFC", "NFD")} | {value}
+    for text in tuple(spelt):
+        data = text.encode()
+        escapes = {json.dumps(text)[1:-1], ascii(text)[1:-1], repr(data)[2:-1]}
+        spelt |= escapes | {escape.replace("\\", "\\\\") for escape in escapes}
+        spelt |= {
+            html.escape(text),
+            text.encode("ascii", "xmlcharrefreplace").decode(),
+            quote(text),
+            quote(text, safe=""),
+        }
+        spelt.add("".join(f"%{byte:02x}" for byte in data))
+    return spelt
+
+
+def _packed(value: str) -> set[str]:
+    """`value` in hex, and in base64: what no neighbour changes, at 3 offsets."""
+    forms = set()
+    for data in {unicodedata.normalize(form, value).encode() for form in ("NFC", "NFD")}:
+        forms |= {data.hex(), data.hex().upper()}
+        for offset in range(3 if len(data) >= 6 else 0):
+            text = base64.b64encode(b"\0" * offset + data).decode()
+            stable = text[(0, 2, 3)[offset] : (offset + len(data)) * 8 // 6]
+            forms |= {stable, stable.replace("+", "-").replace("/", "_")}
+    return forms
 
 
 # --- bytes --------------------------------------------------------------------------
@@ -342,8 +371,3 @@ def strip_png(data: bytes) -> bytes:
         if kind == b"IEND":
             break
     return b"".join(kept)
-
-
-# Asks this machine what must not leave it: user, host, home, secret variables, its own addresses, the salt.
-#
-# The only part of privacy that touches the machine; the rules are in `kit.evidence.redact`.

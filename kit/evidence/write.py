@@ -43,22 +43,6 @@ def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o644) -> Path:
     return path
 
 
-def append(path: Path, line: bytes) -> None:
-    """Appends one whole line, or nothing: a part that reached a full disk is cut off again."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab") as file:
-            size = file.tell()
-            try:
-                file.write(line)
-                file.flush()
-            except OSError:
-                os.truncate(path, size)
-                raise
-    except OSError as error:
-        raise failed(path, len(line), error) from error
-
-
 def sync_folder(folder: Path) -> None:
     """Makes a rename in `folder` last through a power cut, where the system lets a folder be synced."""
     if os.name == "nt":

@@ -25,7 +25,7 @@ for folder in ("train", "gpu"):
 machine_sample, verdict_sample = map(importlib.import_module, ("machine_sample", "verdict_sample"))
 
 RUN_ID = "20261101T120000Z-cuda-ab12"
-NONCE = "9f" * 16
+NONCE = "9f" * 20
 NO_SECRETS = Secrets(salt=b"test")
 CAPTURES = ("env_info.txt", "torch_version.txt", "cuda_check.txt", "nvidia_smi.txt")
 SOURCES = ("a = 1", "b = 2")

@@ -44,7 +44,12 @@ def main(folder, kills):
             is_final = not path.name.startswith(".")
             states["finished" if is_final else "half-written"] += 1
             # Under its final name a bundle is whole. Under the other it is no report, unless only the rename was missing.
-            if found.exit_code == 0 and not (path / "manifest.json").exists() or is_final and found.exit_code != 0:
+            if (
+                found.integrity.value == "PASS"
+                and not (path / "manifest.json").exists()
+                or is_final
+                and found.integrity.value != "PASS"
+            ):
                 short.append(f"{path.name}: {found.outcome}")
             for name in ("raw/run.json", "facts/begin.json", "evidence.json"):
                 if (path / name).exists():
@@ -56,7 +61,7 @@ def main(folder, kills):
         with open_bundle(place, "after", secrets=sample.NO_SECRETS) as bundle:
             sample.fill(bundle)
             final = bundle.finish(sample.conclude(bundle.settle()))
-        if verify(final).exit_code != 0:
+        if verify(final).integrity.value != "PASS":
             short.append("the run after the kill")
     print(json.dumps({"kills": kills, **states, "short": short, "torn": torn}))
 

@@ -370,14 +370,6 @@ def test_a_loss_that_is_not_finite_is_no_measurement(monkeypatch):
 # --- progress -----------------------------------------------------------------------
 
 
-def test_a_headless_run_shows_no_progress_and_a_notebook_one_line(tmp_path, capsys):
-    from kit.session import Session
-
-    assert Session("x", device="cpu", out=str(tmp_path)).progress() is None
-    Session("x", device="cpu").progress()(1, 2, 3.0)
-    assert capsys.readouterr() == ("", "")
-
-
 def test_the_command_says_how_far_it_is_on_stderr(capsys):
     from kit.cli import main
 
