@@ -408,10 +408,16 @@ def numbers(raw: Raw) -> Iterator[Number]:
         )  # fmt: skip
     for run in raw.bench.warm if raw.bench else ():
         how = "steps in a fresh process as the Trainer counts them, start of training included"
-        how = f"{len(run.losses)} {how}, {run.dtype}, second run"
-        yield Number(f"short_run_{run.engine}_training_s", run.training_s, "s", how, n=1)
-        process = "the same from the start of the process"
-        yield Number(f"short_run_{run.engine}_process_s", run.process_s, "s", process, n=1)
+        yield Number(
+            f"short_run_{run.engine}_training_s",
+            run.training_s,
+            "s",
+            f"{len(run.losses)} {how}, {run.dtype}, second run",
+            n=1,
+        )
+        yield Number(
+            f"short_run_{run.engine}_process_s", run.process_s, "s", "the same from the start of the process", n=1
+        )
 
 
 def _number(name: str, value: float | None, unit: str, definition: str, *, why: str, **more: Any) -> Number:
@@ -429,12 +435,29 @@ def _training_numbers(raw: Raw) -> Iterator[Number]:
         f"median step time from step {STEADY_FROM} on, synchronised before and after; spread: quartiles",
         n=n, low=steady.q1 if steady else None, high=steady.q3 if steady else None, why=few,
     )  # fmt: skip
-    how = f"counted samples over time of the steps from {STEADY_FROM} on"
-    yield _number("steady_samples_per_s", ran.steady_samples_per_s, "samples/s", how, n=n, why=few)
-    how = "counted tokens without padding over the same time"
-    yield _number("steady_tokens_per_s", ran.steady_tokens_per_s, "tokens/s", how, n=n, why=few)
-    how = "all counted samples over the time of all steps, the cold one included"
-    yield Number("smoke_samples_per_s", ran.total_samples_per_s, "samples/s", how, n=ran.steps)
+    yield _number(
+        "steady_samples_per_s",
+        ran.steady_samples_per_s,
+        "samples/s",
+        f"counted samples over time of the steps from {STEADY_FROM} on",
+        n=n,
+        why=few,
+    )
+    yield _number(
+        "steady_tokens_per_s",
+        ran.steady_tokens_per_s,
+        "tokens/s",
+        "counted tokens without padding over the same time",
+        n=n,
+        why=few,
+    )
+    yield Number(
+        "smoke_samples_per_s",
+        ran.total_samples_per_s,
+        "samples/s",
+        "all counted samples over the time of all steps, the cold one included",
+        n=ran.steps,
+    )
     yield Number("samples", ran.samples, "samples", "counted in the batches")
     yield Number("tokens", ran.tokens, "tokens", "counted in the batches, padding left out")
     losses = [step.loss for step in raw.steps if step.loss is not None] or [None]
@@ -460,19 +483,30 @@ def _sweep_numbers(ceilings: Ceilings, rows: Sequence[Row]) -> Iterator[Number]:
         yield Number(f"matmul_{dtype}_flop_per_s", rate, "FLOP/s", f"measured: {what}, random numbers")
     for dtype, peak in ceilings.datasheet_flop_per_s.items():
         yield Number(f"peak_{dtype}_flop_per_s", peak, "FLOP/s", "the maker's datasheet: dense, for this card")
-    how = "measured: a copy on the device, read and write counted"
-    yield _number("copy_bytes_per_s", ceilings.copy_bytes_per_s or None, "B/s", how, why="not measured")
+    yield _number(
+        "copy_bytes_per_s",
+        ceilings.copy_bytes_per_s or None,
+        "B/s",
+        "measured: a copy on the device, read and write counted",
+        why="not measured",
+    )
     if ceilings.attention_flop_per_s is not None:
-        how = f"measured: causal attention, forward and backward, {ceilings.attention_shape}"
-        yield Number("attention_bfloat16_flop_per_s", ceilings.attention_flop_per_s, "FLOP/s", how)
+        yield Number(
+            "attention_bfloat16_flop_per_s",
+            ceilings.attention_flop_per_s,
+            "FLOP/s",
+            f"measured: causal attention, forward and backward, {ceilings.attention_shape}",
+        )
     if ceilings.graph_launch_s is not None:
-        how = "measured: one of a thousand small kernels in a CUDA graph"
-        yield Number("graph_launch_s", ceilings.graph_launch_s, "s", how)
+        yield Number(
+            "graph_launch_s", ceilings.graph_launch_s, "s", "measured: one of a thousand small kernels in a CUDA graph"
+        )
     good = [row for row in rows if row.tokens_per_s]
     best = max(good, key=lambda row: row.tokens_per_s, default=None)
     if best is None:
-        why = "no point could be measured"
-        yield _number("best_tokens_per_s", None, "tokens/s", "best point of the sweep", why=why)
+        yield _number(
+            "best_tokens_per_s", None, "tokens/s", "best point of the sweep", why="no point could be measured"
+        )
         return
     where = f"best point of the sweep: {best.model}, batch {best.batch_size} × {best.seq_len}, {best.dtype}, "
     where += f"engine {best.engine}"
@@ -480,8 +514,13 @@ def _sweep_numbers(ceilings: Ceilings, rows: Sequence[Row]) -> Iterator[Number]:
     limit = floor_s(best, ceilings)
     share = limit / best.step_time_s if limit else None
     how = "least time that the measured ceilings allow, over the measured step time, at that point"
-    why = "a ceiling is not known, or its reading was disturbed"
-    yield _number("best_floor_ratio", share if share is not None and share <= 1 else None, "1", how, why=why)
+    yield _number(
+        "best_floor_ratio",
+        share if share is not None and share <= 1 else None,
+        "1",
+        how,
+        why="a ceiling is not known, or its reading was disturbed",
+    )
     for of in ("measured", "datasheet"):
         share, why = mfu(best, ceilings, of=of), f"no {of} peak for this card and precision"
         if of == "measured" and share is not None and share > 1:
@@ -490,8 +529,13 @@ def _sweep_numbers(ceilings: Ceilings, rows: Sequence[Row]) -> Iterator[Number]:
         yield _number(f"best_mfu_{of}", share, "1", f"model FLOP/s at that point over the {of} peak", why=why)
     for row in {(row.batch_size, row.seq_len, row.dtype): row for row in rows}.values():
         name = f"limit_{row.batch_size}x{row.seq_len}_{row.dtype}_s"
-        how = "least time of a step of this shape that the measured ceilings allow"
-        yield _number(name, floor_s(row, ceilings), "s", how, why="a ceiling is not known")
+        yield _number(
+            name,
+            floor_s(row, ceilings),
+            "s",
+            "least time of a step of this shape that the measured ceilings allow",
+            why="a ceiling is not known",
+        )
     for row in rows:
         figures = spread(row.block_step_s)
         low, high, n = (figures.q1, figures.q3, figures.n) if figures else (None, None, None)
@@ -595,7 +639,7 @@ def _headline(case: Run, verdict: Verdict) -> str:
 
 def _first_finding(verdict: Verdict) -> str:
     required = [check for check in verdict.findings if check.required]
-    return f"{required[0].id}: {required[0].found}" if required else "no finding"
+    return required[0].found if required else "no finding"
 
 
 def _limits(raw: Raw) -> Iterator[str]:

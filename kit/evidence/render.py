@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import html as html_text
+import itertools
 import re
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -71,21 +72,22 @@ def derived(
     return made
 
 
+_LOGGED = ("loss", "grad_norm", "lr", "samples", "tokens", "step_time_s", "memory_allocated_bytes")
+
+
 def training_log(steps: bytes) -> bytes:
     """raw/steps.jsonl as lines of text."""
-    lines = ["# from raw/steps.jsonl; loss in nats per token, times synchronised with the device"]
-    for line in steps.splitlines() or [b"{}"]:
-        step = loads(line)
-        told = [f"step {step['step']:>4}"] if "step" in step else ["# no step was run"]
-        for name, form in (("loss", ".5f"), ("grad_norm", ".4f"), ("lr", "g"), ("samples", ""), ("tokens", "")):
-            if name in step:
-                told.append(f"{name} {'not finite' if step[name] is None else format(step[name], form)}")
-        if "step_time_s" in step:
-            told.append(f"{step['step_time_s'] * 1e3:.2f} ms")
-        if step.get("memory_allocated_bytes"):
-            told.append(f"memory {step['memory_allocated_bytes']} B")
-        lines.append("  ".join(told))
-    return "\n".join([*lines, ""]).encode()
+    head = "# from raw/steps.jsonl; loss in nats per token, times synchronised with the device, - where there is none"
+    rows = [loads(line) for line in steps.splitlines()]
+    lines = (
+        "  ".join([f"step {row.get('step')}", *(f"{name} {_logged(row.get(name))}" for name in _LOGGED)])
+        for row in rows
+    )
+    return "\n".join([head, *lines, ""]).encode()
+
+
+def _logged(told: Any) -> str:
+    return f"{told:.7g}" if isinstance(told, (int, float)) else "-"
 
 
 def notebook_page(data: bytes, title: str) -> str:
@@ -253,7 +255,7 @@ _FACTS = ("facts/begin.json", "facts/end.json")
 def _written(evidence: Evidence, files: Mapping[str, bytes], out: _HtmlPage | _Markdown) -> str:
     sections = [(title, body) for title, body in _sections(evidence, files, out) if body]
     head = out.head(evidence, _lead(evidence), _about(evidence)) + _trouble(evidence, out)
-    keys = out.keys(_keys(evidence))
+    keys = out.keys(itertools.islice(_keys(evidence), 6))
     titles = out.contents([title for title, _ in sections])
     return head + keys + titles + "".join(out.title(title) + body for title, body in sections)
 
@@ -375,13 +377,11 @@ def _keys(evidence: Evidence) -> Iterator[tuple[str, str]]:
     if told.get("best_floor_ratio"):
         yield percent(told["best_floor_ratio"]), "of the limit that this card's own ceilings, measured in this run, set"
     yield from _beside_trainer(told)
+    smoke = evidence.system.get("Smoke run", "the smoke run")
+    if told.get("steady_step_s") and not told.get("best_tokens_per_s"):
+        yield seconds(told["steady_step_s"]), f"a step: {smoke}"
     if told.get("peak_memory_bytes"):
-        yield (
-            value(_named(evidence, "peak_memory_bytes")),
-            f"peak memory: {evidence.system.get('Smoke run', 'the smoke run')}",
-        )
-    elif told.get("steady_step_s"):
-        yield seconds(told["steady_step_s"]), f"a step: {evidence.system.get('Smoke run', 'the smoke run')}"
+        yield value(_named(evidence, "peak_memory_bytes")), f"peak memory: {smoke}"
 
 
 def _named(evidence: Evidence, name: str) -> Any:
