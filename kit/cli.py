@@ -38,12 +38,14 @@ from kit.errors import (
     is_unwritable,
     unwritable,
 )
+from kit.evidence.write import write_atomic
 from kit.process import IS_CHECKOUT, ROOT, SHARE, child_environment, progress
 from kit.records import Outcome, dumps, fields_of, from_json, loads, to_json
 from kit.rules import Rules, named
 from kit.setup.enter import ensure
 from kit.sweep.table import SweepPlan
 from kit.train.config import TrainConfig
+from kit.units import pair
 
 EXIT_CODES = """exit codes:
   0  PASS, or REHEARSAL where the CPU was asked for by name
@@ -294,7 +296,7 @@ def run_check(args: argparse.Namespace) -> Answer:
     asked = {name: getattr(args, name) for name in ("device", "expect_gpu", "min_cuda", "gpus")}
     result = check(**asked, facts=facts, kernel=args.kernel and args.kernel.resolve())
     if args.save:
-        _write(args.save, dumps(result.facts) + "\n")
+        write_atomic(args.save, dumps(result.facts) + "\n")
     outcome = result.verdict.outcome
     record = {
         "verdict": outcome,
@@ -323,23 +325,17 @@ def run_wheel(args: argparse.Namespace) -> Answer:
     wing = _wing("wheel")
     is_file = args.name.endswith(".whl") or Path(args.name).is_file()
     found = wing.scan_wheel(Path(args.name)) if is_file else wing.scan_installed(args.name)
-    gpus = nvml.read_driver().gpus if args.capability is None else ()
-    answer = wing.check(found, gpus[0].compute_capability if gpus else _capability(args.capability))
+    named = pair(args.capability)
+    if args.capability and named is None:
+        raise UsageError(f"--capability {args.capability}", expected="such as 12.0", todo="correct it")
+    gpus = () if named else nvml.read_driver().gpus
+    answer = wing.check(found, gpus[0].compute_capability if gpus else named)
     rows = tuple((library.name, " ".join(library.counts)) for library in found.libraries)
     text = [f"{found.name}: {' '.join(found.arch_list) or 'no GPU code'} in {found.files_read} libraries"]
     text += ["", str(show.Table(("library", "code"), rows))] if rows else []
     text += ["", *show.check_lines([answer])]
     record = {"verdict": answer.outcome, "check": answer, "scan": found}
     return Answer("\n".join(text), record, answer.outcome.exit_code)
-
-
-def _capability(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+)\.(\d+)", text)
-    if not found:
-        raise UsageError(f"--capability {text}", expected="a compute capability such as 12.0", todo="correct it")
-    return int(found[1]), int(found[2])
 
 
 def run_explain(args: argparse.Namespace) -> Answer:
@@ -512,7 +508,7 @@ def run_compare(args: argparse.Namespace) -> Answer:
     a, b = (wing.read_side([load(path) for path in _bundles(side)]) for side in (args.a, args.b))
     found = wing.compare(a, b)
     if args.figure and found.ratio is not None:
-        _write(args.figure, wing.figure(a, b, found))
+        write_atomic(args.figure, wing.figure(a, b, found))
     return Answer(wing.text(found), to_json(found), found.exit_code)
 
 
@@ -562,13 +558,6 @@ def _read_json(path: Path) -> Any:
         raise UsageError(
             f"{path}: {error}", expected="JSON, as check --save writes it", todo="write it again with check --save"
         ) from error
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise unwritable(path, error) from error
 
 
 # `kit test`: pytest over the tests and nbval over the notebooks as one run, where a run without any test is no success.

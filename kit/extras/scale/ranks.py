@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from kit.errors import UsageError
@@ -384,7 +385,7 @@ def global_losses(ranks: Sequence[Rank]) -> tuple[float | None, ...]:
         return ()
     found = []
     for losses in zip(*([step.loss for step in rank.steps] for rank in ranks)):
-        found.append(None if None in losses else sum(losses) / len(losses))
+        found.append(None if None in losses else statistics.fmean(losses))
     return tuple(found)
 
 
