@@ -158,7 +158,7 @@ def _signals(caught: list[int]) -> Iterator[None]:
     report closes its bundle. torchrun ends its ranks in its own way."""
 
     def interrupt(number: int, frame: object) -> None:
-        caught.append(number)
+        caught.append(signal.SIGINT if number == getattr(signal, "SIGBREAK", None) else number)
         raise KeyboardInterrupt
 
     names = () if "RANK" in os.environ else ("SIGTERM", "SIGHUP", "SIGBREAK")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 ROOT = Path(__file__).resolve().parents[1]
+IS_WINDOWS = os.name == "nt"
 # The driver compiles no PTX, and takes none that it compiled before from its cache (~/.nv/ComputeCache):
 # what runs is native code. NVIDIA, CUDA C++ Programming Guide, environment variables.
 NATIVE_ONLY = {"CUDA_DISABLE_PTX_JIT": "1", "CUDA_CACHE_DISABLE": "1"}
@@ -33,6 +34,9 @@ def child_environment(**changes: str | None) -> dict[str, str]:
     alone. changes: further variables; None takes one out."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     own = {"PYTHONPATH": path, "PYTHONUTF8": "1", "JUPYTER_PREFER_ENV_PATH": "1", **NATIVE_ONLY}
+    if IS_WINDOWS:
+        # torchrun's store asks for libuv, which torch's builds for Windows lack.
+        own["USE_LIBUV"] = "0"
     return {name: value for name, value in {**os.environ, **own, **changes}.items() if value is not None}
 
 
@@ -68,7 +72,7 @@ def _share() -> Path:
 SHARE = _share()
 IS_CHECKOUT = SHARE.name != "share"
 # How a person starts the kit here; on Windows `python3` may be the store's stub.
-COMMAND = "py -m kit" if os.name == "nt" else "python3 -m kit"
+COMMAND = "py -m kit" if IS_WINDOWS else "python3 -m kit"
 _LOG_EVERY_S = 30.0
 
 

@@ -22,6 +22,8 @@ from kit.process import progress
 from kit.setup import environment as env
 from kit.setup.plan import Machine, Request, TorchPick, missing, no_gpu, pick_torch, read_request
 
+# torch's longest file name has about 190 characters below its environment.
+_LONG_PATH = 60
 PINS, TEST_PINS = "requirements-gpu.txt", "requirements-test.txt"
 
 
@@ -101,6 +103,10 @@ def _set_up(request: Request, absent: Sequence[str], pick: TorchPick) -> env.Env
     say(f"kit:   torch     {pick.requirement} from {pick.index_url or 'the ordinary package index'}\n")
     say(f"kit:   because   {pick.reason}\n")
     say(f"kit:   download  {pick.size}\n")
+    if process.IS_WINDOWS and len(str(place.folder)) > _LONG_PATH:
+        say(
+            "kit:   the path is long: packages hold names that Windows' limit of 260 cuts. If it fails, move nearer to C:\\.\n"
+        )
     place.folder.parent.mkdir(parents=True, exist_ok=True)
     with env.locked(place.folder.with_name(place.folder.name + ".lock"), say):
         if place.unfit(wanted, request.needs):
