@@ -86,7 +86,7 @@ _ADVICE: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "extension": (
         "torch fits; update or rebuild the package that lacks code for this GPU, and look what it holds.",
-        ("python -m kit check --installed PACKAGE",),
+        ("python -m kit wheel PACKAGE",),
     ),
     "toolkit": (
         "Install the CUDA toolkit of the version that torch was built with and name it in CUDA_HOME.",
