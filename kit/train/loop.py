@@ -114,7 +114,6 @@ def applied_steps(optimizer: torch.optim.Optimizer) -> int:
     states = [optimizer.state.get(p) or {"step": 0} for group in optimizer.param_groups for p in group["params"]]
     counts = [state["step"] for state in states]
     # A fused optimizer counts on the device: one copy for all.
-    tensors = [count for count in counts if torch.is_tensor(count)]
-    numbers = [count for count in counts if not torch.is_tensor(count)]
-    fewest = [int(torch.stack(tensors).min())] if tensors else []
-    return min([*fewest, *numbers], default=0)
+    there = [count for count in counts if torch.is_tensor(count) and count.device.type != "cpu"]
+    here = [int(count) for count in counts if not (torch.is_tensor(count) and count.device.type != "cpu")]
+    return min(here + ([int(torch.stack(there).min())] if there else []), default=0)

@@ -21,8 +21,8 @@ from kit.train.steps import Telemetry, TelemetrySample
 # Between two readings: a hundredth of the time that has passed, within these. The thread takes Python's lock from the
 # steps each time.
 INTERVAL_S, LONGEST_INTERVAL_S = 0.02, 0.5
-# Memory, power and clock are read each time, the slower questions only now and then.
-FULL_EVERY = 5
+# Memory, power and clock are read each time; the slower questions at first too, then only now and then.
+FULL_AT_FIRST, FULL_EVERY = 25, 5
 # A sample is about 250 bytes in a bundle.
 MOST_SAMPLES = 4096
 # Numbers by which the driver knew this process in earlier recordings: in a container they are not ours.
@@ -124,7 +124,9 @@ class Recorder:
         while not self._stop.is_set():
             at_s = time.perf_counter() - began_s
             try:
-                self.samples.append(self._read(at_s, is_full=self._taken % FULL_EVERY == 0))
+                self.samples.append(
+                    self._read(at_s, is_full=self._taken < FULL_AT_FIRST or self._taken % FULL_EVERY == 0)
+                )
             except NvmlError as error:
                 self._error = f"NVML stopped answering: {error.found}"
                 return

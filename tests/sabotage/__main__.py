@@ -5,6 +5,8 @@ import datetime
 import platform
 import sys
 
+from kit.process import begin_proof
+
 from . import rows_environment, rows_gpu, rows_recorded, rows_timing, rows_training, table  # noqa: F401
 
 
@@ -13,6 +15,8 @@ def main():
     parser.add_argument("--gpu", action="store_true", help="the rows that need a real GPU, instead of the others")
     parser.add_argument("--only", metavar="TEXT", default="", help="rows whose id begins so")
     args = parser.parse_args()
+    # Before a row touches CUDA: what trains in this process has to be native code alone.
+    begin_proof()
     rows = [row for row in table.ROWS if row.is_gpu is args.gpu and row.id.startswith(args.only)]
     twins, tried = {}, []
     for row in rows:
