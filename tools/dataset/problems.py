@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from kit.train.data import Dice
+from tools.dataset.dice import Dice
 
 
 class Problem(NamedTuple):

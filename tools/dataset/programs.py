@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter
 
-from kit.train.data import Dice
+from tools.dataset.dice import Dice
 from tools.dataset.problems import GOODS, NAMES, SERVICES, Problem, fenced, listed
 
 # pattern, what it says, two texts that match; '#' stands for a random digit, '@' for a random letter

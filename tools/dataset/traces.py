@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import UsageError
-from kit.train.data import Dice
 from tools.dataset import problems, programs
+from tools.dataset.dice import Dice
 
 NAME = "dev-reasoning-v2"
 TRACE_VERSION = "2.0"

@@ -1,6 +1,6 @@
 """What the guard adds to 500 training steps at the smoke's size: chunks of steps without and with it, in turn.
 
-    python -m tests.benchmarks.guard_overhead [--device cuda]
+    python -m tools.guard_overhead [--device cuda]
 
 The guard works on the host: after each step it looks at every parameter and buffer, and in some steps, ever more
 rarely, at each operator. So what it costs is a share of the step only where the host is the slower side, as at
@@ -149,9 +149,7 @@ def text(found: dict) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     is_gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.guard_overhead", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m tools.guard_overhead", description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if is_gpu else "cpu")
     parser.add_argument("--model", choices=tuple(MODELS), help="gpt2 on a GPU, tiny on a CPU, where no other is given")
     parser.add_argument("--rounds", type=int, default=2, help="each of so many steps for every arm, with new guards")

@@ -6,8 +6,7 @@ import pytest
 
 from kit.errors import GpuNotUsable
 from kit.train.config import TrainConfig
-
-from . import guard_overhead
+from tools import guard_overhead
 
 TINY = TrainConfig(model="tiny", device="cpu", batch_size=1, seq_len=4)
 
