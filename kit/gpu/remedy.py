@@ -1,16 +1,19 @@
-"""What to do about a verdict: a command that fits this GPU, this driver and this platform, or why there is
-none.
+"""What to do about a verdict: a command that fits this GPU, this driver, this platform and the tool that is used, or
+why there is none.
 
-The smallest change comes first: another torch build before another driver. No build is
-named that lacks the GPU's code or that the driver cannot start; where the driver is not
-known, the build is one that every driver of recent years starts.
+The smallest change comes first: another build of the same torch release, then another release, then another driver.
+No build is named that lacks the GPU's code or that the driver cannot start; where the driver is not known, the build is
+one that every driver of recent years starts.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Callable, Mapping
 
-from kit.gpu import wheels
+from kit.gpu import compat, wheels
+from kit.gpu.causes import table
 from kit.gpu.compat import (
     Capability,
     cuda_of_driver,
@@ -21,156 +24,15 @@ from kit.gpu.compat import (
     text_of,
     toolkit_driver,
 )
-from kit.gpu.diagnose import Case, Diagnosis, capability_of, diagnose
+from kit.gpu.diagnose import Case, Diagnosis, capability_of, diagnose_case
 from kit.gpu.facts import MachineFacts
 from kit.gpu.specs import families, first_driver, last_driver_branch, still_driven
-from kit.gpu.wheels import platform_of, variant_of
+from kit.gpu.wheels import Wheel, platform_of, variant_of, version_of
 from kit.records import Outcome, Verdict
 from kit.show import card, escape, plain
 from kit.units import dotted
 
-# What to do where neither another torch build nor another driver is the answer: one entry for each cause.
-
-_ADVICE: dict[str, tuple[str, tuple[str, ...]]] = {
-    "reboot": (
-        "Restart the machine, or reload the NVIDIA kernel modules, so that library and module have one version.",
-        ("sudo reboot",),
-    ),
-    "libcuda_mismatch": (
-        "Make the driver's own libcuda come first in the loader path (no compat or conda copy before "
-        "it), or restart"
-        " after a driver upgrade.",
-        ("ldconfig -p | grep libcuda.so", "cat /proc/driver/nvidia/version"),
-    ),
-    "fabric_manager": (
-        "Start the NVIDIA fabric manager in exactly the driver's version (on a rented node, ask the provider).",
-        ("sudo systemctl enable --now nvidia-fabricmanager", "nvidia-smi"),
-    ),
-    "uvm": (
-        "Reload the nvidia_uvm module (on your own machine) or restart; in a rented container move to another host.",
-        ("sudo rmmod nvidia_uvm", "sudo modprobe nvidia_uvm"),
-    ),
-    "stub": (
-        "Take the toolkit's stubs folder out of LD_LIBRARY_PATH: it is for linking only.",
-        ("unset LD_LIBRARY_PATH",),
-    ),
-    "gpu_lost": (
-        "Restart the machine and read the kernel log; if the GPU is lost again, it is the hardware.",
-        ("sudo reboot",),
-    ),
-    "busy": (
-        "End the process that holds the GPU, or set the default compute mode.",
-        ("nvidia-smi", "sudo nvidia-smi -c 0"),
-    ),
-    "start_out_of_memory": (
-        "Give the host or WSL more memory, or show CUDA fewer GPUs.",
-        ("CUDA_VISIBLE_DEVICES=0 python -m kit check",),
-    ),
-    "driver_library": (
-        "Update the NVIDIA driver (under WSL the one of Windows, then `wsl --shutdown`).",
-        ("wsl --update", "wsl --shutdown"),
-    ),
-    "driver_state": (
-        "Restart the machine; if nvidia-smi still fails, install the driver again.",
-        ("nvidia-smi",),
-    ),
-    "triton_too_old": (
-        "Run without torch.compile: Triton has no code for this GPU, eager torch has if its build does.",
-        ("export TORCHDYNAMO_DISABLE=1",),
-    ),
-    "compiler_lacks_arch": (
-        "Give the program a ptxas of a toolkit that knows this GPU (CUDA 12.8 for 12.0, 12.9 for 10.3 "
-        "and 12.1), or update"
-        " the package that brings its own.",
-        ("export TRITON_PTXAS_PATH=/usr/local/cuda/bin/ptxas",),
-    ),
-    "extension": (
-        "torch fits; update or rebuild the package that lacks code for this GPU, and look what it holds.",
-        ("python -m kit wheel PACKAGE",),
-    ),
-    "toolkit": (
-        "Install the CUDA toolkit of the version that torch was built with and name it in CUDA_HOME.",
-        ("nvcc --version",),
-    ),
-    "broken_libraries": (
-        "Install torch again from one index, in a fresh environment, with the other packages in the same "
-        "command so that"
-        " none of them replaces it.",
-        ("python -m venv .venv-gpu", "python -m pip list"),
-    ),
-    "library_error": (
-        "See that the GPU has free memory and that only one copy of cuBLAS and cuDNN is installed.",
-        ("nvidia-smi", "python -m pip list"),
-    ),
-    "bad_image": ("Update the driver and use a newer torch build of the same CUDA.", ("nvidia-smi",)),
-    "pip_found_nothing": (
-        "Ask an index that has the build for this Python and platform: https://download.pytorch.org/whl/ "
-        "lists them, and"
-        " each torch release has builds for some Python versions only.",
-        ("python -V", "python -m pip index versions torch"),
-    ),
-    "wrong_numbers": (
-        "Do not trust this GPU: run the check again, then test its memory.",
-        ("nvidia-smi -q -d ECC",),
-    ),
-    "force_ptx_jit": ("Take CUDA_FORCE_PTX_JIT out of the environment.", ("unset CUDA_FORCE_PTX_JIT",)),
-    "no_torch": (
-        "Install torch in this interpreter, or let `python -m kit report` make an environment.",
-        ("python -m kit report",),
-    ),
-    "witnesses": ("Find out which program or patch reports another GPU than the driver.", ("nvidia-smi -L",)),
-    "unknown_start": (
-        "See the error that CUDA's start gives.",
-        ('python -c "import torch; torch.cuda.init()"',),
-    ),
-    "container": (
-        "Start the container with the GPU: docker needs the NVIDIA container toolkit and --gpus all.",
-        ("docker run --gpus all IMAGE nvidia-smi",),
-    ),
-    "wsl": (
-        "Install the NVIDIA driver on Windows (none inside WSL), then restart WSL.",
-        ("wsl --shutdown", "nvidia-smi"),
-    ),
-    "no_driver": (
-        "Install the NVIDIA driver and restart; in a container, start it with --gpus all.",
-        ("nvidia-smi",),
-    ),
-    "no_device": (
-        "See what the driver lists; a device that is not listed is not passed in, switched off or broken.",
-        ("nvidia-smi -L",),
-    ),
-    "no_gpu": (
-        "This machine has no NVIDIA GPU. A rehearsal on the CPU is `--device cpu`.",
-        ("python -m kit report --device cpu",),
-    ),
-    "mask": (
-        "Set CUDA_VISIBLE_DEVICES to numbers that `nvidia-smi -L` lists (from 0), or take it away.",
-        ("unset CUDA_VISIBLE_DEVICES", "nvidia-smi -L"),
-    ),
-}
-_ON_WINDOWS = {
-    "unset CUDA_VISIBLE_DEVICES": "Remove-Item Env:CUDA_VISIBLE_DEVICES",
-    "unset CUDA_FORCE_PTX_JIT": "Remove-Item Env:CUDA_FORCE_PTX_JIT",
-    "sudo reboot": "Restart-Computer",
-    "export TORCHDYNAMO_DISABLE=1": '$Env:TORCHDYNAMO_DISABLE = "1"',
-}
-
-
-def advise(found: Diagnosis, facts: MachineFacts) -> tuple[str, tuple[str, ...]]:
-    """(summary, commands) for a diagnosis by its cause."""
-    if found.cause not in _ADVICE:
-        return "It cannot be told from this. The next command's output would.", (found.ask,) if found.ask else ()
-    summary, commands = _ADVICE[found.cause]
-    if facts.platform.system == "Windows":
-        commands = tuple(_ON_WINDOWS.get(command, command) for command in commands)
-    return summary, commands
-
-
-# The torch build that would serve a machine, as a command, or the plain statement that there is none.
-#
-# No build is named that lacks the GPU's code or that the driver cannot start. Where the
-# driver is not known, the build is one that every driver for this GPU starts; where the
-# GPU is not known, one that covers most of what the driver can drive, and that is said.
+__all__ = ["Remedy", "remedy", "remedy_for"]
 
 _OLDEST, _NEWEST = "2.0", "2.15"
 _TRUSTED = ("measured", "read")
@@ -178,14 +40,15 @@ _TRUSTED = ("measured", "read")
 
 @dataclasses.dataclass(frozen=True)
 class Remedy:
-    """commands: to type, in order, the first with pip where a package is to be changed. torch_variants: the
-    CUDA variants of which a build serves this machine, the one in `commands` first. driver: what the driver
-    would have to be, where that is part of it. uv, conda: the same change with those tools."""
+    """commands: to type, in order, with the person's own tool. torch_variants: the CUDA variants of which a build
+    serves this machine, the one in `commands` first. driver: what the driver would have to be, where that is part of
+    it. pip, uv, conda: the same change with those tools."""
 
     summary: str
     commands: tuple[str, ...] = ()
     torch_variants: tuple[str, ...] = ()
     driver: str | None = None
+    pip: tuple[str, ...] = ()
     uv: tuple[str, ...] = ()
     conda: tuple[str, ...] = ()
 
@@ -197,12 +60,55 @@ class Remedy:
         return card("What to do", f"<p>{escape(self.summary)}</p>{commands}")
 
 
-def _capabilities(case: Case) -> tuple[Capability, ...]:
-    return tuple(dict.fromkeys(found for gpu in case.gpus if (found := capability_of(gpu))))
+def remedy(verdict: Verdict, facts: MachineFacts) -> Remedy:
+    """The remedy for a verdict of `judge`. A verdict that is fine has nothing to do."""
+    if verdict.outcome in (Outcome.PASS, Outcome.REHEARSAL):
+        return Remedy("Nothing to do.")
+    case = Case(facts)
+    found = diagnose_case(case)
+    if found.word == "ok":
+        # The machine is fine; something that was asked of it is not: the checks say what to do.
+        todo = " ".join(check.todo for check in verdict.findings if check.required and check.todo)
+        return Remedy(
+            todo or "The environment fits together; run the check on the machine itself to prove it.",
+            () if facts.source != "text" else ("python -m kit check",),
+        )
+    return remedy_for(found, case)
 
 
-def other_build(case: Case) -> Remedy:
-    gpus = _capabilities(case)
+def remedy_for(found: Diagnosis, case: Case) -> Remedy:
+    """The remedy for a diagnosis of this case."""
+    row = found.row
+    if found.word == "ok":
+        return Remedy("Nothing to do.")
+    if row is None or (found.confidence == "low" and found.ask and not case.gpus and not row.commands):
+        first = "Nothing is to be installed again because of that line. " if found.unexplained else ""
+        too_little = "Too little is known to name a change. The output of this command would settle it."
+        return Remedy(first + too_little, (found.ask,) if found.ask else ())
+    if row.remedy and case.is_not_nvidia:
+        return Remedy(
+            "This machine's GPU is not one of NVIDIA's: no CUDA build serves it, and none is to be installed."
+        )
+    if row.remedy:
+        return _COMPUTED[row.remedy](case, found)
+    summary, commands = row.do, by_tool(row.commands, case)
+    if not summary:
+        summary, commands = "It cannot be told from this. The next command's output would.", (found.ask,)
+    first = "This is not an installation problem. " if row.kind in ("program", "hardware") else ""
+    return Remedy(first + summary, commands)
+
+
+def by_tool(commands: Mapping[str, tuple[str, ...]], case: Case) -> tuple[str, ...]:
+    """The commands for the person's tool, else for the platform, else for all."""
+    places = [case.tool, *(name for name in ("jetson", "wsl", "windows", "mac", "linux") if name in case.known), ""]
+    return next((commands[place] for place in places if place in commands), ())
+
+
+# --- another build --------------------------------------------------------------------
+
+
+def other_build(case: Case, found: Diagnosis | None = None) -> Remedy:
+    gpus = tuple(dict.fromkeys(own for gpu in case.gpus if (own := capability_of(gpu))))
     if not gpus:
         return _build_for_unknown_gpu(case)
     if any(is_tegra_capability(gpu) for gpu in gpus):
@@ -221,12 +127,15 @@ def other_build(case: Case) -> Remedy:
 
 
 def _choose(case: Case, gpus: tuple[Capability, ...]) -> tuple[wheels.Choice, str]:
-    """Recent builds first, then all of torch 2, then for any Python; the note says where Python is the
-    reason."""
-    python = case.facts.platform.python
+    """The release that is installed first, then recent builds, then all of torch 2, then for any Python; the note says
+    where Python is the reason."""
+    python, torch = case.facts.platform.python, case.facts.torch
     platform = platform_of(case.facts, gpus[0]) or "linux_x86_64"
+    own = dotted(case.release) if case.release and torch and "dev" not in (torch.version or "") else _OLDEST
+    ranges = [(own, own, python)] if version_of(own) > version_of(_OLDEST) else []
+    ranges += [(low, _NEWEST, any_python) for any_python in (python, None) for low in ("2.9", _OLDEST)]
     choice = wheels.Choice(None, None, "")
-    for torch_min, for_python in (("2.9", python), (_OLDEST, python), ("2.9", None), (_OLDEST, None)):
+    for torch_min, torch_max, for_python in ranges:
         choice = wheels.choose(
             capabilities=gpus,
             driver_version=case.driver_version,
@@ -234,20 +143,18 @@ def _choose(case: Case, gpus: tuple[Capability, ...]) -> tuple[wheels.Choice, st
             platform=platform,
             python=for_python,
             torch_min=torch_min,
-            torch_max=_NEWEST,
+            torch_max=torch_max,
             is_wsl=bool(case.facts.platform.is_wsl),
         )
-        if choice.wheel is not None:
+        if choice.wheel is not None and (choice.wheel.status in _TRUSTED or torch_min == _OLDEST):
             fits = python is None or choice.wheel.python_min <= python <= choice.wheel.python_max
             low, high = dotted(choice.wheel.python_min), dotted(choice.wheel.python_max)
-            return (
-                choice,
-                "" if fits else f" It needs Python {low} to {high}: make a new environment with one of them.",
-            )
+            note = "" if fits else f" It needs Python {low} to {high}: make a new environment with one of them."
+            return choice, note
     return choice, ""
 
 
-def _install(case: Case, gpus: tuple[Capability, ...], wheel: wheels.Wheel, note: str, driver: str | None) -> Remedy:
+def _install(case: Case, gpus: tuple[Capability, ...], wheel: Wheel, note: str, driver: str | None) -> Remedy:
     served = "; ".join(f"{dotted(gpu)}: {wheels.serves(wheel, gpu).reason}" for gpu in gpus)
     on = f" and runs on driver {case.driver_version}" if case.driver_version else ""
     summary = f"Install torch {wheel.release}+{wheel.variant}: it has code for this GPU{on} ({served}).{note}"
@@ -255,48 +162,72 @@ def _install(case: Case, gpus: tuple[Capability, ...], wheel: wheels.Wheel, note
     return _with_commands(case, summary, wheel, (wheel.variant, *others), driver)
 
 
-def _with_commands(
-    case: Case, summary: str, wheel: wheels.Wheel, variants: tuple[str, ...], driver: str | None
-) -> Remedy:
-    target = install_arguments(wheel, case.facts)
+def _with_commands(case: Case, summary: str, wheel: Wheel, variants: tuple[str, ...], driver: str | None) -> Remedy:
+    tools = install_commands(wheel, case)
     return Remedy(
-        summary=summary,
-        commands=(f"python -m pip install {target}",),
+        summary=summary + _neighbours(case, wheel),
+        commands=tools[case.tool],
         torch_variants=variants,
         driver=driver.removeprefix("driver ") if driver else None,
-        uv=(f"uv pip install {target}",),
-        # PyTorch publishes no conda packages of its own since 2.6 (pytorch#138506).
-        conda=("conda activate YOUR_ENVIRONMENT", f"python -m pip install {target}"),
+        pip=tools["pip"],
+        uv=tools["uv"],
+        conda=tools["conda"],
     )
 
 
-def install_arguments(wheel: wheels.Wheel, facts: MachineFacts) -> str:
-    """Arguments for pip or uv. The local version ('+cu128') makes them replace a '+cpu' build of the same
-    release."""
+def _neighbours(case: Case, wheel: Wheel) -> str:
+    """What packages beside torch say to another release of it."""
+    if case.release == version_of(wheel.torch):
+        return ""
+    rows = table()["neighbours"]
+    return "".join(f" {rows[name]}" for name in rows if name in case.facts.packages)
+
+
+def install_commands(wheel: Wheel, case: Case) -> dict[str, tuple[str, ...]]:
+    """The same change with each tool. The local version ('+cu128') replaces a '+cpu' build of the same release, of
+    torchvision too; conda-forge's packages have the CUDA in cuda-version."""
+    facts, tag, url = case.facts, wheel.variant, f"{wheels.INDEX}/{wheel.variant}"
     beside = [name for name in ("torchvision", "torchaudio") if name in facts.packages]
-    return " ".join(
-        [f'"torch=={wheel.release}+{wheel.variant}"', *beside, f"--index-url {wheels.INDEX}/{wheel.variant}"]
-    )
+    if facts.source == "text" and "torchvision" not in beside:
+        beside.insert(0, "torchvision")
+    vision = compat.load("wheels")["torchvision"].get(wheel.release) if wheel.platform != "linux_aarch64" else None
+    pinned = [f'"torchvision=={vision}+{tag}"' if name == "torchvision" and vision else name for name in beside]
+    what = " ".join([f'"torch=={wheel.release}+{tag}"', *pinned])
+    pip, uv = f"python -m pip install {what} --index-url {url}", f"uv pip install {what} --index-url {url}"
+    cuda = wheel.cuda or (12, 0)
+    forge = f'pytorch-gpu {" ".join(beside)} "cuda-version>={dotted(cuda)},<{cuda[0] + 1}"'.replace("  ", " ")
+    return {
+        "pip": (pip,),
+        "uv": (uv,),
+        "uv project": (f'uv add "torch=={wheel.release}" {" ".join(beside)} --index pytorch-{tag}={url}', "uv sync"),
+        "poetry": (
+            f"poetry source add --priority=explicit pytorch-{tag} {url}",
+            f"poetry add --source pytorch-{tag} {what}",
+        ),
+        "pixi": (f"pixi project system-requirements add cuda {cuda[0]}", f"pixi add {forge}"),
+        # PyTorch publishes no conda packages of its own since 2.6 (pytorch#138506); conda-forge does.
+        "conda": (f"conda install -c conda-forge {forge}", f"{pip}   # or pip, inside the conda environment"),
+        "docker": (
+            f"RUN {pip}   # in the Dockerfile, after everything that may replace torch",
+            "docker build . && docker run --gpus all IMAGE",
+        ),
+    }
 
 
 def variants_for(case: Case, gpus: tuple[Capability, ...], torch: str) -> tuple[str, ...]:
-    """Every CUDA variant of one torch release that is well known, serves all these GPUs and starts on this
-    driver, newest first."""
+    """Every CUDA variant of one torch release that is well known, serves all these GPUs and starts on this driver,
+    newest first."""
     platform = platform_of(case.facts, gpus[0]) or "linux_x86_64"
-    rows = [
+    fitting = [
         wheel
         for wheel in wheels.wheels()
         if (wheel.torch, wheel.platform) == (torch, platform) and wheel.variant != "cpu" and wheel.status in _TRUSTED
-    ]
-    fitting = [
-        wheel
-        for wheel in rows
         if _starts(case, wheel, gpus) and all(wheels.serves(wheel, gpu).how == "native" for gpu in gpus)
     ]
     return tuple(wheel.variant for wheel in sorted(fitting, key=lambda wheel: wheel.cuda or (0, 0), reverse=True))
 
 
-def _starts(case: Case, wheel: wheels.Wheel, gpus: tuple[Capability, ...] = ()) -> bool:
+def _starts(case: Case, wheel: Wheel, gpus: tuple[Capability, ...] = ()) -> bool:
     """Where the driver is not known, whether every driver that serves these GPUs would start this build."""
     runs = driver_runs(wheel.variant, case.driver_version, case.system, driver_cuda=case.driver_cuda)
     if runs is not None:
@@ -307,13 +238,13 @@ def _starts(case: Case, wheel: wheels.Wheel, gpus: tuple[Capability, ...] = ()) 
 
 def _no_build(case: Case, gpus: tuple[Capability, ...], choice: wheels.Choice) -> Remedy:
     if choice.driver_advice and (case.driver_version or case.driver_cuda):
-        return _newer_driver(case, gpus, choice.driver_advice)
+        return _newer_driver(gpus, choice.driver_advice)
     which = " and ".join(dotted(gpu) for gpu in gpus)
     unknown = [dotted(gpu) for gpu in gpus if gpu not in families() and gpu > (3, 0)]
     if unknown:
         text = f"Compute capability {', '.join(unknown)} is not in this kit's table of {wheels.checked()}"
         return Remedy(f"{text}: see https://pytorch.org/get-started/locally/ for a newer build.")
-    if len(gpus) > 1 and all(_alone(case, gpu) for gpu in gpus):
+    if len(gpus) > 1 and all(_choose(case, (gpu,))[0].wheel for gpu in gpus):
         text = f"No one build serves compute capability {which} together. Use one environment for each and hide the"
         return Remedy(f"{text} other GPU with CUDA_VISIBLE_DEVICES.", ("CUDA_VISIBLE_DEVICES=0 python -m kit check",))
     last = ""
@@ -324,11 +255,7 @@ def _no_build(case: Case, gpus: tuple[Capability, ...], choice: wheels.Choice) -
     return Remedy(f"No official torch 2 release has code for compute capability {which} on this platform.{last}")
 
 
-def _alone(case: Case, gpu: Capability) -> bool:
-    return _choose(case, (gpu,))[0].wheel is not None
-
-
-def _newer_driver(case: Case, gpus: tuple[Capability, ...], needed: str) -> Remedy:
+def _newer_driver(gpus: tuple[Capability, ...], needed: str) -> Remedy:
     branches = [branch for gpu in gpus if (branch := last_driver_branch(gpu))]
     limit = f", but not above R{min(branches)}, the last branch for this GPU" if branches else ""
     summary = f"No torch 2 build with code for this GPU runs on this driver. Install {needed}{limit}, then ask again."
@@ -357,8 +284,7 @@ def _build_for_unknown_gpu(case: Case) -> Remedy:
     best = max(fitting, key=lambda wheel: _reach(wheel, possible))
     served = [found for found in possible if wheels.serves(best, found).how == "native"]
     summary = (
-        f"Install torch {best.release}+{best.variant}. The GPU is not named; this build has code for "
-        f"compute capability"
+        f"Install torch {best.release}+{best.variant}. The GPU is not named; this build has code for compute capability"
         f" {dotted(min(served))} to {dotted(max(served))}, so check that it is one of them (nvidia-smi -L)."
     )
     if case.facts.nvidia_smi_exit_code == 127:
@@ -366,11 +292,10 @@ def _build_for_unknown_gpu(case: Case) -> Remedy:
     return _with_commands(case, summary, best, (best.variant,), None)
 
 
-def _reach(wheel: wheels.Wheel, possible: list[Capability]) -> tuple[Capability, int, tuple[int, int]]:
-    """The newest GPU first, since whoever asks today has one more often, then how many kinds, then the
-    release."""
+def _reach(wheel: Wheel, possible: list[Capability]) -> tuple[Capability, int, tuple[int, int]]:
+    """The newest GPU first, since whoever asks today has one more often, then how many kinds, then the release."""
     served = [capability for capability in possible if wheels.serves(wheel, capability).how == "native"]
-    return max(served, default=(0, 0)), len(served), wheels.version_of(wheel.torch)
+    return max(served, default=(0, 0)), len(served), version_of(wheel.torch)
 
 
 def _can_drive(case: Case, capability: Capability) -> bool:
@@ -391,90 +316,49 @@ def _jetson(case: Case, gpus: tuple[Capability, ...]) -> Remedy:
     jetpack = case.facts.platform.jetpack
     if gpus[0] == (8, 7):
         text = (
-            "Orin needs NVIDIA's Jetson wheels: on JetPack 6 those of the Jetson AI Lab index. On "
-            "JetPack 7.2 and later"
+            "Orin needs NVIDIA's Jetson wheels: on JetPack 6 those of the Jetson AI Lab index. On JetPack 7.2 and later"
             " the ordinary aarch64 build with CUDA 13 runs too; a kernel run decides."
         )
         found = f" This machine says {jetpack}." if jetpack else ""
-        return Remedy(
-            text + found,
-            ("python3 -m pip install torch --index-url https://pypi.jetson-ai-lab.io/jp6/cu126",),
-        )
+        index = "https://pypi.jetson-ai-lab.io/jp6/cu126"
+        return Remedy(text + found, (f"python3 -m pip install torch torchvision --index-url {index}",))
     choice, note = _choose(case, gpus)
     if choice.wheel is not None:
-        return _install(case, gpus, choice.wheel, note, choice.driver_advice)
-    which = dotted(gpus[0])
-    return Remedy(
-        f"A Jetson of compute capability {which} needs the wheel that NVIDIA publishes for its JetPack "
-        f"release; "
-        "no wheel of the PyTorch index has code for it.",
-        ("cat /etc/nv_tegra_release",),
-    )
-
-
-__all__ = ["Remedy", "remedy", "remedy_for"]
-
-_OTHER_BUILD = ("arch_missing_from_build", "gpu_too_old_dropped", "ptx_jit_only", "cpu_only_build")
-
-
-def remedy(verdict: Verdict, facts: MachineFacts) -> Remedy:
-    """The remedy for a verdict of `judge`. A verdict that is fine has nothing to do."""
-    if verdict.outcome in (Outcome.PASS, Outcome.REHEARSAL):
-        return Remedy("Nothing to do.")
-    found = diagnose(facts)
-    if found.word == "ok":
-        # The machine is fine; something that was asked of it is not: the checks say what to do.
-        todo = " ".join(check.todo for check in verdict.findings if check.required and check.todo)
-        return Remedy(
-            todo or "The environment fits together; run the check on the machine itself to prove it.",
-            () if facts.source != "text" else ("python -m kit check",),
+        made = _install(case, gpus, choice.wheel, note, choice.driver_advice)
+        images = (
+            " In docker use an NGC image of 25.08 or newer: older ones have no sm_110." if gpus[0] >= (10, 0) else ""
         )
-    return remedy_for(found, facts)
-
-
-def remedy_for(found: Diagnosis, facts: MachineFacts) -> Remedy:
-    """The remedy for a diagnosis of these facts."""
-    case = Case(facts)
-    if found.word == "ok":
-        return Remedy("Nothing to do.")
-    if found.confidence == "low" and found.ask and not case.gpus:
-        return Remedy("Too little is known to name a change. The output of this command would settle it.", (found.ask,))
-    if found.word in _OTHER_BUILD or found.cause == "rocm_build":
-        return other_build(case)
-    if found.word == "driver_too_old_for_runtime":
-        return _older_build_or_driver(case, found)
-    if found.word == "forward_compat_mismatch":
-        return _without_compat(case)
-    return Remedy(*advise(found, facts))
+        return dataclasses.replace(made, summary=made.summary + images)
+    which = dotted(gpus[0])
+    text = f"A Jetson of compute capability {which} needs the wheel that NVIDIA publishes for its JetPack release; "
+    return Remedy(text + "no wheel of the PyTorch index has code for it.", ("cat /etc/nv_tegra_release",))
 
 
 # --- another driver -------------------------------------------------------------------
 
 
-def _older_build_or_driver(case: Case, found: Diagnosis) -> Remedy:
-    variant = variant_of(case.facts.torch)
+def _driver(case: Case, found: Diagnosis) -> Remedy:
+    """An older build that this driver starts, or a newer driver."""
+    variant, is_ptx = variant_of(case.facts.torch), found.cause == "ptx_too_new"
     needed = None
     if variant and variant != "cpu":
-        cuda = case.facts.torch.cuda if case.facts.torch and found.cause == "ptx_too_new" else None
+        cuda = case.facts.torch.cuda if case.facts.torch and (is_ptx or found.cause == "large_parameters") else None
         floor = (toolkit_driver(cuda, case.system) if cuda else None) or driver_floor(variant, case.system)
         needed = f"{text_of(floor)} or newer ({case.system})" if floor else None
-    if found.cause == "ptx_too_new":
-        text = (
-            "Use a driver at least as new as the toolkit that made the PTX, or a build that holds native "
-            "code for this GPU."
-        )
-        return Remedy(text, ("nvidia-smi",), driver=needed)
+    host = " In a container it is the host's driver that counts." if "container" in case.known else ""
+    if is_ptx or found.cause == "large_parameters":
+        text = "Use a driver at least as new as the toolkit of the build, or a build (or image) of an older CUDA that"
+        return Remedy(f"{text} holds native code for this GPU.{host}", ("nvidia-smi",), driver=needed)
     if case.driver_version is None and case.driver_cuda is None:
         text = (
-            "Install the newest driver that serves this GPU, or a torch build for an older CUDA; "
-            "nvidia-smi tells the driver."
+            "Install the newest driver that serves this GPU, or a torch build for an older CUDA; nvidia-smi tells the"
         )
-        return Remedy(text, ("nvidia-smi",), driver=needed)
+        return Remedy(f"{text} driver.{host}", ("nvidia-smi",), driver=needed)
     build = other_build(case)
     if not build.commands or not build.torch_variants:
         return build
     change = f" Or keep the build and install driver {needed}." if needed else ""
-    return dataclasses.replace(build, summary=build.summary + change, driver=needed or _any_newer(case))
+    return dataclasses.replace(build, summary=build.summary + change + host, driver=needed or _any_newer(case))
 
 
 def _any_newer(case: Case) -> str | None:
@@ -485,14 +369,120 @@ def _any_newer(case: Case) -> str | None:
     return f"{text_of(floor)} or newer ({case.system}) for CUDA {major} builds" if floor else None
 
 
-def _without_compat(case: Case) -> Remedy:
+def _legacy(case: Case, found: Diagnosis) -> Remedy:
+    """The last driver branch that serves an old GPU, and the builds for it."""
+    known = min((own for gpu in case.gpus if (own := capability_of(gpu))), default=(6, 1))
+    branch = last_driver_branch(known) or 580
+    text = f"Install the R{branch} legacy branch, the last that drives this GPU, and restart; not the newest driver."
+    if branch == 580:
+        text += " torch then comes from cu126 (torch 2.14 is the last release that has it)."
+    commands = ("sudo apt install nvidia-driver-580", "sudo reboot") if branch == 580 else ("sudo reboot",)
+    names = "Arch: nvidia-580xx-dkms, NixOS: legacy_580, Fedora: akmod-nvidia-580xx" if branch == 580 else ""
+    return Remedy(text + (f" ({names})" if names else ""), commands, driver=f"R{branch}")
+
+
+def _install_driver(case: Case, found: Diagnosis) -> Remedy:
+    old = (
+        " For Maxwell, Pascal and Volta it is R580, the last branch."
+        if "gpu_old" in case.known or not case.gpus
+        else ""
+    )
+    new = " Blackwell needs its open kernel modules." if "gpu_new" in case.known or not case.gpus else ""
+    text = "See that there is an NVIDIA GPU at all, install its driver and restart; in a container, start it with"
+    summary = f"{text} --gpus all (the driver belongs on the host).{old}{new} torch need not be changed."
+    if "windows" in case.known:
+        return Remedy(summary, ("start https://www.nvidia.com/drivers", "nvidia-smi"))
+    return Remedy(
+        summary,
+        ("lspci | grep -i nvidia", "sudo ubuntu-drivers install   # or the distribution's own way", "nvidia-smi"),
+    )
+
+
+def _compat(case: Case, found: Diagnosis) -> Remedy:
     summary = (
-        "Put the driver's own libcuda before the compatibility library: take the compat folder out of "
-        "LD_LIBRARY_PATH and"
-        " of ldconfig, or use an image whose CUDA the host's driver carries, or a newer driver on the host."
+        "Put the driver's own libcuda before the compatibility library: take the compat folder out of LD_LIBRARY_PATH"
+        " and of ldconfig, or use an image whose CUDA the host's driver carries, or a newer driver on the host."
     )
     commands = (
         "ldconfig -p | grep libcuda.so",
         "export LD_LIBRARY_PATH=$(echo $LD_LIBRARY_PATH | tr ':' '\\n' | grep -v compat | paste -sd:)",
     )
     return Remedy(summary, commands)
+
+
+def _mask(case: Case, found: Diagnosis) -> Remedy:
+    text = (
+        "Set CUDA_VISIBLE_DEVICES to numbers that `nvidia-smi -L` lists (from 0), or take it away, before torch starts."
+    )
+    unset = "Remove-Item Env:CUDA_VISIBLE_DEVICES" if "windows" in case.known else "unset CUDA_VISIBLE_DEVICES"
+    return Remedy(text, (unset, "nvidia-smi -L"))
+
+
+# --- the packages of one release ------------------------------------------------------
+
+
+def _pair(case: Case, found: Diagnosis) -> Remedy:
+    """torchvision and torchaudio of the torch that is there, from its own index; torch itself stays."""
+    torch, variant = case.facts.torch, variant_of(case.facts.torch)
+    own = dotted(case.release) if case.release and torch and "dev" not in (torch.version or "") else None
+    wheel = next((row for row in wheels.wheels() if row.torch == own and row.variant == variant), None)
+    text = "Install torch, torchvision and torchaudio from one index in one command, all of one release"
+    if wheel is None:
+        made = other_build(case) if case.gpus else None
+        if made and made.torch_variants:
+            return dataclasses.replace(made, summary=f"{text} (a stable one). {made.summary}")
+        first = 'python -c "import torch; print(torch.__version__)"'
+        then = f"python -m pip install --upgrade torch torchvision --index-url {wheels.INDEX}/cuXXX   # its +cuXXX"
+        return Remedy(f"{text}: the index that this torch came from.", (first, then))
+    tools = install_commands(wheel, case)
+    return Remedy(f"{text}: torch {own} stays, its companions are replaced.", tools[case.tool], (wheel.variant,))
+
+
+def _python(case: Case, found: Diagnosis) -> Remedy:
+    """Which Python or which torch the index has."""
+    python, wanted = (
+        case.facts.platform.python,
+        re.search(r"\btorch(?:==|~=|\s?\(|-)\s?v?(\d\.\d{1,2})", case.reading.text),
+    )
+    text = "Ask an index that has the build for this Python and platform: each torch release has builds for some Python versions only"
+    rows = [wheel for wheel in wheels.wheels() if wanted and wheel.torch == wanted[1]]
+    if rows:
+        low, high = dotted(rows[0].python_min), dotted(rows[0].python_max)
+        variants = sorted(
+            {wheel.variant for wheel in rows if wheel.variant != "cpu"}, key=lambda name: (len(name), name)
+        )
+        text += f": torch {rows[0].torch} for Python {low} to {high}, with {', '.join(variants)}"
+    fitting = [w for w in wheels.wheels() if python and w.python_min <= python <= w.python_max]
+    if fitting:
+        low, high = (dotted(f([version_of(w.torch) for w in fitting])) for f in (min, max))
+        text += f". Python {dotted(python or (0, 0))} has torch {low} to {high}"
+    text += ". Builds with +cuXXX stand on PyTorch's index only (https://download.pytorch.org/whl/ lists them); Python must be 64-bit."
+    commands = {
+        "": (
+            "python -V",
+            "python3.12 -m venv .venv && .venv/bin/python -m pip install torch torchvision",
+            "python -m pip index versions torch",
+        ),
+        "windows": (
+            "py -0p",
+            "py -3.12 -m venv .venv",
+            ".venv\\Scripts\\python -m pip install torch torchvision --index-url https://download.pytorch.org/whl/cu128",
+        ),
+        "uv": ("uv venv --python 3.12", "uv pip install torch torchvision --torch-backend=auto"),
+        "uv project": ("uv python pin 3.12", "uv sync"),
+        "poetry": ("poetry env use python3.12", "poetry install"),
+        "conda": ("conda create -n torch -c conda-forge python=3.12 pytorch-gpu",),
+    }
+    return Remedy(text, by_tool(commands, case))
+
+
+_COMPUTED: Mapping[str, Callable[[Case, Diagnosis], Remedy]] = {
+    "torch": other_build,
+    "driver": _driver,
+    "legacy": _legacy,
+    "install_driver": _install_driver,
+    "compat": _compat,
+    "mask": _mask,
+    "pair": _pair,
+    "python": _python,
+}

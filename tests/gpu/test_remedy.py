@@ -41,12 +41,12 @@ def test_the_milestones_machine_gets_the_cu128_command_for_windows():
 def test_the_same_change_is_given_for_uv_and_conda():
     found = cure(facts((12, 0), "576.88", WINDOWS))
     assert found.uv[0].startswith("uv pip install") and "cu128" in found.uv[0]
-    assert found.conda[-1] == found.commands[0]
+    assert found.conda[0].startswith("conda install -c conda-forge pytorch-gpu") and found.pip == found.commands
 
 
 def test_packages_that_belong_to_torch_are_changed_with_it():
     found = cure(facts((8, 6), "580.95.05", packages={"torchvision": "0.21.0", "numpy": "2.4.6"}))
-    assert " torchvision --index-url" in found.commands[0] and "numpy" not in found.commands[0]
+    assert ' "torchvision==0.21.0+cu124" --index-url' in found.commands[0] and "numpy" not in found.commands[0]
 
 
 def test_no_remedy_names_a_build_without_the_code_or_above_the_driver():
@@ -155,19 +155,6 @@ def test_a_mask_is_taken_away_in_the_words_of_the_system(platform):
     )
     first = cure(found).commands[0]
     assert first == ("Remove-Item Env:CUDA_VISIBLE_DEVICES" if platform is WINDOWS else "unset CUDA_VISIBLE_DEVICES")
-
-
-def test_every_cause_has_an_advice():
-    from pathlib import Path
-
-    import kit.gpu
-    from kit.gpu import diagnose, remedy
-
-    folder = Path(kit.gpu.__file__).parent
-    said = (folder / "diagnose.py").read_text(encoding="utf-8")
-    named_causes = set(re.findall(r'say\(\s*"(?:other|no_driver_or_no_gpu|visible_devices_masked)",\s*"(\w+)"', said))
-    named_causes |= {cause.name for cause in diagnose.CAUSES}
-    assert named_causes - set(remedy._ADVICE) <= {"unknown", "rocm_build"}
 
 
 def test_a_fine_machine_has_nothing_to_do():

@@ -1,5 +1,4 @@
-"""A pasted text, read and explained: what is wrong, how sure that is, what to do, and what it could not
-know."""
+"""A pasted text, read and explained: what is wrong, how sure that is, what to do, and what it could not know."""
 
 from __future__ import annotations
 
@@ -7,8 +6,9 @@ import dataclasses
 from typing import Any
 
 from kit.errors import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_PASS
-from kit.extras.explain.text import parse
-from kit.gpu.diagnose import Case, diagnose
+from kit.extras.explain.text import clean, parse
+from kit.gpu.causes import Reading
+from kit.gpu.diagnose import Case, Diagnosis, diagnose_case
 from kit.gpu.facts import MachineFacts
 from kit.gpu.judge_machine import disagreements
 from kit.gpu.remedy import Remedy, remedy_for
@@ -17,42 +17,52 @@ from kit.show import plain
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """diagnosis: one of `kit.gpu.judge_machine.DIAGNOSES`. confidence: 'high', 'medium', 'low'. because: the
-    reasons, in words. unknown: what the text does not tell. ask: the one command that would settle it, or
-    ''."""
+    """found: the diagnosis with its confidence, kind and the lines that nothing explains. because: the reasons, in
+    words. unknown: what the text does not tell."""
 
-    diagnosis: str
-    confidence: str
+    found: Diagnosis
     because: tuple[str, ...]
     remedy: Remedy
     unknown: tuple[str, ...]
-    ask: str
     facts: MachineFacts
+
+    @property
+    def diagnosis(self) -> str:
+        return self.found.word
+
+    @property
+    def confidence(self) -> str:
+        return self.found.confidence
+
+    @property
+    def ask(self) -> str:
+        return self.found.ask
 
 
 def explain(text: str | bytes) -> Explanation:
     """Any text or bytes; only its first 96 KiB and last 48 KiB are read. Never raises for its content."""
-    facts = parse(text)
-    found = diagnose(facts)
-    unknown = _unknown(facts)
-    ask = found.ask or ("python -m torch.utils.collect_env" if unknown and found.confidence != "high" else "")
+    notes: list[str] = []
+    lines = clean(text, notes)
+    reading = Reading(lines)
+    facts = parse(lines, notes, tuple(failure.text for failure in reading.failures))
+    case = Case(facts, reading)
+    found = diagnose_case(case)
+    contradictions = tuple(f"the text contradicts itself: {found}" for found in disagreements(facts))
+    if contradictions and found.confidence == "high":
+        found = dataclasses.replace(found, confidence="medium")
     return Explanation(
-        diagnosis=found.word,
-        confidence=found.confidence,
-        because=found.because + facts.notes + _contradictions(facts),
-        remedy=remedy_for(found, facts),
-        unknown=unknown,
-        ask=ask,
+        found=found,
+        because=found.because + facts.notes + contradictions,
+        remedy=remedy_for(found, case),
+        unknown=_unknown(case) if found.kind == "environment" else (),
         facts=facts,
     )
 
 
-def _contradictions(facts: MachineFacts) -> tuple[str, ...]:
-    return tuple(f"the text contradicts itself: {found}" for found in disagreements(facts))
-
-
-def _unknown(facts: MachineFacts) -> tuple[str, ...]:
-    case, missing = Case(facts), []
+def _unknown(case: Case) -> tuple[str, ...]:
+    facts, missing = case.facts, []
+    if case.is_not_nvidia:
+        return ()
     if not case.gpus:
         missing.append("which GPU it is")
     elif len(case.holdings) < len(case.gpus):
@@ -67,41 +77,47 @@ def _unknown(facts: MachineFacts) -> tuple[str, ...]:
     return tuple(missing)
 
 
-def as_json(found: Explanation) -> dict[str, Any]:
+def as_json(explanation: Explanation) -> dict[str, Any]:
     """The stable form of `kit explain --json`."""
-    cure = found.remedy
+    found, cure = explanation.found, explanation.remedy
     return {
-        "diagnosis": found.diagnosis,
+        "diagnosis": found.word,
         "confidence": found.confidence,
-        "because": list(found.because),
+        "because": list(explanation.because),
         "remedy": {
             "summary": cure.summary,
             "commands": list(cure.commands),
             "torch_variants": list(cure.torch_variants),
             "driver": cure.driver,
+            "pip": list(cure.pip),
             "uv": list(cure.uv),
             "conda": list(cure.conda),
         },
-        "unknown": list(found.unknown),
+        "cause": found.cause,
+        "kind": found.kind,
+        "unexplained": list(found.unexplained),
+        "unknown": list(explanation.unknown),
         "ask": found.ask,
     }
 
 
-def as_text(found: Explanation) -> str:
+def as_text(explanation: Explanation) -> str:
     """What `kit explain` prints."""
-    lines = [f"Diagnosis: {found.diagnosis} (confidence: {found.confidence})", ""]
-    lines += [f"  because  {reason}" for reason in found.because]
-    lines += [f"  unknown  {what}" for what in found.unknown]
-    lines += ["", found.remedy.summary, *(f"    {command}" for command in found.remedy.commands)]
-    if found.remedy.driver:
-        lines.append(f"    driver: {found.remedy.driver}")
+    found, cure = explanation.found, explanation.remedy
+    lines = [f"Diagnosis: {found.word} (confidence: {found.confidence})", ""]
+    lines += [f"  because  {reason}" for reason in explanation.because]
+    lines += [f"  not explained  {line}" for line in found.unexplained[:5] if line not in explanation.because[0]]
+    lines += [f"  unknown  {what}" for what in explanation.unknown]
+    lines += ["", cure.summary, *(f"    {command}" for command in cure.commands)]
+    if cure.driver:
+        lines.append(f"    driver: {cure.driver}")
     if found.ask:
-        lines += ["", f"What would settle it: {found.ask}"]
+        lines += ["", f"What to paste next: {found.ask}"]
     return plain("\n".join(lines))
 
 
-def exit_code(found: Explanation) -> int:
+def exit_code(explanation: Explanation) -> int:
     """0 where nothing is wrong, 3 where the text does not tell, 1 for every other diagnosis."""
-    if found.diagnosis == "ok":
+    if explanation.diagnosis == "ok":
         return EXIT_PASS
-    return EXIT_INCONCLUSIVE if found.confidence == "low" else EXIT_FAIL
+    return EXIT_INCONCLUSIVE if explanation.confidence == "low" else EXIT_FAIL

@@ -19,13 +19,16 @@ _TRITON = re.compile(r"found (.{2,80}?) which is too old to be supported.{0,200}
 
 _MAKER = r"(?:(?:NVIDIA|GeForce|Tesla|Quadro|GRID)\s+){0,3}"
 _SERIES = r"(?:RTX|GTX|GT|MX|Quadro|TITAN|Titan)(?:[ -]?(?:PRO )?[A-Z]?\d{1,4}(?:[MX]|[Tt][iI]|SUPER)?)?\b"
-_DATA_CENTER = r"(?:GH|GB|[ABHKLMPTV])\d{1,3}[A-Z]{0,2}\b"
+_DATA_CENTER = (
+    r"(?:GH|GB|[ABHKLMPTV])\d{1,4}(?:[A-Z]{0,2}|[a-z])\b|NVS \d{3,4}\b|(?<=GeForce )\d{3}MX?\b|(?<=NVIDIA )\d{3}MX?\b"
+)
 _JETSON = r"Orin\b|Xavier\b|Thor\b|Tegra X\d|Jetson [A-Z]\w{1,12}(?: \w{1,12})?"
 _SUFFIX = (
     r"[ -](?:Ti|TI|SUPER|Super|XP|Xp|RTX|[VXZ]|D|Black|Ada|Generation|Blackwell|Workstation|Server|Edition"
     r"|Laptop "
     r"GPU|Laptop|Max-Q|SFF|PCIE|PCIe|SXM\d?|NVL|HBM\d\w?|MIG|\d+g\.\d+gb|\d{1,3}GB|\d{3,4}|AC|DGXS|LS)\b"
-    r"|\s?\((?:Pascal|MIG)\)"
+    # a vGPU's profile: GRID T4-16Q, NVIDIA A40-48Q
+    r"|-\d{1,2}[QCBA]\b|\s?\((?:Pascal|MIG)\)"
 )
 _CHIP = rf"{_MAKER}(?:{_SERIES}|{_DATA_CENTER}|{_JETSON})(?:{_SUFFIX}){{0,7}}(?:\.\.\.)?"
 _CONTEXTS = (
@@ -49,12 +52,17 @@ _CONTEXTS = (
     re.compile(r"Device:?\s(\d{1,2})\W{1,4}(?P<name>" + _CHIP + ")"),
 )
 _PROSE = re.compile(r"(?<![\w/.\-])" + _CHIP)
+# "a 5090", "my 4070 Ti": the number alone, where a person speaks of a card and not of a count
+_NUMBER = re.compile(
+    r"\b(?:an?|my|the|new|this|our|with|single|dual|one|two|[248]x)\s+((?:50[5-9]0|40[5-9]0|30[5-9]0|20[678]0|16[56]0|10[5-8]0)"
+    r"(?: ?(?:Ti|TI|ti|SUPER|Super|super)\b){0,2})(?! ?(?:steps?|samples?|epochs?|iterations?|tokens?|images?|[kKMG]i?B|ms|s|W|of|%)\b)"
+)
 _WORD = re.compile(r"\b(?:NVIDIA|GeForce|Tesla|Quadro|GRID|RTX|GTX|TITAN|Titan|Orin|Xavier|Thor|Tegra|Jetson)\b")
 
 
 _ANCHOR = re.compile(
     r"RTX|GTX|GeForce|Tesla|Quadro|TITAN|Titan|Orin|Xavier|Thor|Tegra|Jetson|NVIDIA"
-    r"|\bG[HB]\d|\b[ABHKLMPTV]\d{1,3}\b|\b[GM][TX] ?\d"
+    r"|\bG[HB]\d|\b[ABHKLMPTV]\d{1,4}[a-z]?\b|\b[GM][TX] ?\d|GRID|NVS|\b[1-5]0[5-9]0\b|\b16[56]0\b|\b20[678]0\b"
 )
 _REACH = 120
 
@@ -148,6 +156,8 @@ def _from_prose(flat: str) -> tuple[Gpu, ...]:
         name = " ".join(match[0].split())
         if possible_capabilities(name):
             names.setdefault(name)
+    for match in _NUMBER.finditer(flat[:200_000] if not names else ""):
+        names.setdefault(f"{'GTX' if match[1][0] == '1' else 'RTX'} {match[1]}")
     chips = {possible_capabilities(name) for name in names}
     return (Gpu(name=max(names, key=len)),) if len(chips) == 1 else ()
 

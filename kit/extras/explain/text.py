@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from kit.extras.explain.gpu_names import find_gpus
 from kit.gpu.compat import parse_driver
-from kit.gpu.diagnose import excerpts, found_cuda_version
+from kit.gpu.diagnose import found_cuda_version
 from kit.gpu.facts import Driver, Gpu, MachineFacts, Platform, Torch
 from kit.units import pair
 
@@ -157,7 +157,7 @@ def read_environment(flat: str) -> dict[str, str]:
 
 def read_packages(low: str) -> dict[str, str]:
     """Packages whose build matters beside torch: 'name==1.2' or the two columns of pip list."""
-    names = r"torchvision|torchaudio|triton|flash[_-]attn|xformers|bitsandbytes|vllm"
+    names = r"torchvision|torchaudio|triton|flash[_-]attn|xformers|bitsandbytes|vllm|sglang|fastai"
     names += r"|nvidia-cuda-runtime(?:-cu1\d)?"
     found = {}
     for name, version in re.findall(rf"\b({names})(?:==|\s{{1,40}})(\d[\w.+]{{1,30}})", low):
@@ -185,19 +185,16 @@ _WANTED = re.compile(
 _CONDA_CPU = r"\bpy\d[\w.]{0,20}_cpu_\d|pytorch-cpu\b|pytorch\W{1,3}[\w. ]{1,30}cpu_mkl|\bcpuonly\b"
 
 
-def parse(text: str | bytes) -> MachineFacts:
-    """The facts that a text tells; `source` is 'text'."""
-    notes: list[str] = []
-    lines = clean(text, notes)
+def parse(lines: list[str], notes: list[str], messages: tuple[str, ...]) -> MachineFacts:
+    """The facts that cleaned lines tell; `source` is 'text'. messages: those that report a failure."""
     flat = " ".join(" ".join(lines).split())
     low = flat.lower()
-    messages = excerpts(flat)
     torch = _torch(flat, low, lines, notes)
     platform = read_platform(flat, low)
     gpus, torch_gpus = find_gpus(lines, flat)
     if torch_gpus:
         torch = dataclasses.replace(torch or Torch(), gpus=torch_gpus)
-    driver = _driver(flat, low, messages, gpus, notes)
+    driver = _driver(flat, low, gpus, notes)
     return MachineFacts(
         source="text",
         platform=platform,
@@ -224,8 +221,13 @@ def _torch(flat: str, low: str, lines: list[str], notes: list[str]) -> Torch | N
         r"torch\.version\.cuda\W{1,12}(\d[\d.]{1,9}|none)",
         r"torch[_ ]cuda(?: version)?\W{1,6}(\d{1,2}\.\d{1,2}|none)",
         r"pytorch cuda(?: version)?\W{1,6}(\d{1,2}\.\d{1,2}|none)",
+        # prose: "PyTorch 2.5.1 with CUDA 12.1"
+        r"torch\W{1,3}v?\d\.\d{1,2}(?:\.\d)?\W{1,3}(?:with |built (?:for|with|against) |for |on )?\(?cuda ?(\d{1,2}\.\d)\b",
     )
     tag = re.search(r"\+cu(\d{2})(\d)\b", version or "")
+    tag = tag or re.search(
+        r"torch[\s\-=:]{1,3}v?\d\.\d{1,2}(?:\.\d)?[\s,:(]{1,3}(?:with |for )?\(?cu(\d{2})(\d)\b", low
+    )
     cuda = pair(cuda_text) or ((int(tag[1]), int(tag[2])) if tag else None)
     hip = first(low, r"(?:hip|rocm) used to build pytorch\s{0,3}[:=]\s{0,3}(\d[\w.\-]{1,20})")
     hip = hip or first(version or "", r"\+rocm([\d.]+)")
@@ -311,7 +313,7 @@ def _is_available(low: str) -> bool | None:
 # --- driver --------------------------------------------------------------------------
 
 
-def _driver(flat: str, low: str, messages: tuple[str, ...], gpus: tuple[Gpu, ...], notes: list[str]) -> Driver | None:
+def _driver(flat: str, low: str, gpus: tuple[Gpu, ...], notes: list[str]) -> Driver | None:
     versions = _driver_versions(low)
     if len(versions) > 1:
         notes.append(f"the text names several driver versions ({', '.join(versions[:4])}); none is taken")
@@ -321,7 +323,6 @@ def _driver(flat: str, low: str, messages: tuple[str, ...], gpus: tuple[Gpu, ...
         version=versions[0] if len(versions) == 1 else None,
         cuda_version=_driver_cuda(low) or found_cuda_version([low]),
         gpus=gpus,
-        nvml_error=next((text for text in messages if "nvml" in text.lower()), None),
         cuda_init_error=_int(first(low, r"cuinit\W{0,4}(?:0\W{0,3})?(?:rc|returned|result|code)?\W{0,4}(\d{1,3})\b"))
         or None,
         library_version=library,
@@ -364,6 +365,7 @@ def _driver_cuda(low: str) -> tuple[int, int] | None:
         r"driver version\s{0,3}:\s{0,3}[\d.]{3,12}\s{1,40}cuda version\s{0,3}:\s{0,3}(\d{1,2}\.\d{1,2})",
         r"cuda umd version\s{0,3}:\s{0,3}(\d{1,2}\.\d{1,2})",
         r"driver supports? (?:up to )?cuda (?:version )?(\d{1,2}\.\d{1,2})",
+        r"\bdriver (?:cuda )?(1\d\.\d)\b",
     )
     return pair(text)
 

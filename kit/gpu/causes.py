@@ -1,0 +1,227 @@
+"""The one table of causes, and what a text says that is in it: `data/causes.toml`.
+
+A text is read the other way round than usual: first every line that reports a failure is found by its form, whoever
+wrote it; then each of them must be explained by a row of the table. What no row explains is never called healthy.
+docs/adding-a-cause.md says what a row holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+import tomllib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# What is matched line by line is bounded, so that a log of any size takes the same time: so many characters from the
+# first and as many from the last lines that can mean something.
+_REACH = 24_000
+_LONG_LINE = 600
+
+
+@dataclasses.dataclass(frozen=True)
+class Cause:
+    """One row. lines: lower-case regular expressions of what the row explains; none where facts alone decide; alone: they decide where no line is there too. also, never: what must and must not stand anywhere in the text. needs, unless: facts that must all be there, and
+    of which none may be. word: the diagnosis; '' where the row only explains a line. kind: 'environment', 'program',
+    'hardware', 'harmless' or 'wrapper' (the line only passes on that something else failed). remedy: a computed change ('torch', 'driver', 'vendor' …) in place of `do`. commands: by
+    platform or tool, '' for all. ask: what to paste next, keys of the table `ask`, the first that is not there yet."""
+
+    id: str
+    lines: tuple[str, ...] = ()
+    alone: bool = False
+    also: str = ""
+    never: str = ""
+    needs: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
+    word: str = ""
+    kind: str = "environment"
+    confidence: str = "high"
+    because: str = ""
+    do: str = ""
+    remedy: str = ""
+    commands: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    ask: tuple[str, ...] = ()
+    source: str = ""
+
+    def fits(self, facts: Collection[str], text: str) -> bool:
+        """Whether no fact contradicts the row."""
+        return (
+            all(fact in facts for fact in self.needs)
+            and not any(fact in facts for fact in self.unless)
+            and (not self.also or _regex(self.also).search(text) is not None)
+            and (not self.never or _regex(self.never).search(text) is None)
+        )
+
+
+@functools.cache
+def table() -> Mapping[str, Any]:
+    return tomllib.loads((Path(__file__).parent / "data" / "causes.toml").read_text(encoding="utf-8"))
+
+
+@functools.cache
+def causes() -> tuple[Cause, ...]:
+    """All rows; of those that fit, the first decides."""
+    return tuple(cause_of(row) for row in table()["cause"])
+
+
+def cause_of(row: Mapping[str, Any]) -> Cause:
+    """A row as it stands in the file. Raises TypeError for a field that there is not."""
+    lists = {key: tuple(row[key]) for key in ("lines", "needs", "unless", "ask") if key in row}
+    commands = row.get("commands", {})
+    by_tool = commands if isinstance(commands, Mapping) else {"": commands}
+    return Cause(**{**row, **lists, "commands": {tool: tuple(lines) for tool, lines in by_tool.items()}})
+
+
+def facts_in(text: str) -> set[str]:
+    """The facts that a lower-case text states about its machine: 'mac', 'amd', 'wsl' …"""
+    return {name for name, patterns in table()["facts"].items() if any(_search(each, text) for each in patterns)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """One line (or sentence of a long one) that reports a failure, as it stands in the text."""
+
+    text: str
+    start: int
+    end: int
+
+
+class Reading:
+    """A text as the table sees it. text: all of it, lower case, single spaces. failures: what reports one, by form
+    alone. places: (row, start, end) of everything in the text that a row of the table speaks of."""
+
+    def __init__(self, lines: Iterable[str], rows: Sequence[Cause] | None = None) -> None:
+        plain = [" ".join(line.split()) for line in lines]
+        self.text = _low(" ".join(plain))
+        kept = _bounded(list(dict.fromkeys(filter(None, plain))))
+        self._flat = " ".join(kept)
+        self._low = _low(self._flat)
+        self.failures = tuple(_failures(kept))
+        self.places = tuple(
+            (row, match.start(), match.end())
+            for row in (causes() if rows is None else rows)
+            for pattern in row.lines
+            if _may_match(pattern, self._low)
+            for match in _regex(pattern).finditer(self._low)
+        )
+
+    def met(self, facts: Collection[str]) -> dict[str, str]:
+        """What each fitting row has met: id -> the words in the text, in the order of the table."""
+        found: dict[str, str] = {}
+        for row, start, end in self.places:
+            if row.id not in found and row.fits(facts, self.text):
+                found[row.id] = self._quote(start, end)
+        return found
+
+    def unexplained(self, facts: Collection[str]) -> tuple[str, ...]:
+        """The failures that no fitting row touches. What only passes another failure on counts as explained where a row
+        explains that one."""
+        fitting = [place for place in self.places if place[0].fits(facts, self.text)]
+        is_told = any(row.word for row, _, _ in fitting)
+        spans = [(start, end) for row, start, end in fitting if is_told or row.kind != "wrapper"]
+        return tuple(
+            dict.fromkeys(
+                failure.text[:300]
+                for failure in self.failures
+                if not any(start < failure.end and failure.start < end for start, end in spans)
+            )
+        )
+
+    def _quote(self, start: int, end: int) -> str:
+        line = next((each for each in self.failures if each.start < end and start < each.end), None)
+        return (line.text if line else self._flat[start:end])[:200]
+
+
+def _low(text: str) -> str:
+    lowered = text.lower().replace("’", "'").replace("‘", "'")
+    # a few letters have a longer lower case ('İ'); places must stay the same
+    return lowered if len(lowered) == len(text) else "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
+
+
+def _bounded(lines: list[str]) -> list[str]:
+    if sum(map(len, lines)) <= 2 * _REACH:
+        return lines
+    telling = [line for line in lines if _may_fail(line.lower())]
+    head, tail, size = [], [], 0
+    for line in telling:
+        if size + len(line) > _REACH:
+            break
+        head.append(line)
+        size += len(line) + 1
+    size = 0
+    for line in reversed(telling[len(head) :]):
+        if size + len(line) > _REACH:
+            tail.append(line[-_REACH + size :] if size < _REACH else "")
+            break
+        tail.append(line)
+        size += len(line) + 1
+    return head + tail[::-1]
+
+
+def _failures(lines: list[str]) -> Iterable[Failure]:
+    offset, in_traceback = 0, False
+    for number, line in enumerate(lines):
+        if re.search(r"(?:Error|Exception): ?$", line):
+            # the message stands on the next line
+            line = " ".join(lines[number : number + 2])
+        low = _low(line)
+        in_traceback = in_traceback or low.startswith("traceback (most recent")
+        ends_traceback = in_traceback and re.match(r"(?!file |traceback )[a-z_]\w*(?:\.\w+)+(?::|$)", low) is not None
+        in_traceback = in_traceback and not ends_traceback
+        for start, end in _sentences(line):
+            is_class = start == 0 and (ends_traceback or re.match(r"\w+(?:\.\w+)*\.[A-Z]\w+: ", line) is not None)
+            if is_class or _reports(low[start:end]):
+                yield Failure(line[start:end].strip(), offset + start, offset + end)
+        offset += len(lines[number]) + 1
+
+
+def _sentences(line: str) -> Iterable[tuple[int, int]]:
+    """A line, or the sentences of one that is a whole text."""
+    if len(line) <= _LONG_LINE:
+        return [(0, len(line))]
+    ends = [match.end() for match in re.finditer(r"(?<=[.!?;|]) (?=\S)|(?= (?:\w+\.)*\w+(?:Error|Warning): )", line)]
+    cuts = [0, *ends, len(line)]
+    return [
+        (at, min(at + _LONG_LINE, end)) for start, end in zip(cuts, cuts[1:]) for at in range(start, end, _LONG_LINE)
+    ]
+
+
+def _reports(low: str) -> bool:
+    """Whether this line reports a failure, by its form."""
+    form = table()["failure"]
+    return any(_search(each, low) for each in form["reports"]) and not any(
+        _search(each, low) for each in form["harmless"]
+    )
+
+
+def _may_fail(low: str) -> bool:
+    return any(word in low for word in table()["failure"]["words"])
+
+
+def _search(pattern: str, text: str) -> bool:
+    return _may_match(pattern, text) and _regex(pattern).search(text) is not None
+
+
+@functools.cache
+def _regex(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
+
+
+def _may_match(pattern: str, text: str) -> bool:
+    """False where a plain part of the pattern is not in the text: most rows need no regular expression at all."""
+    return _plain_part(pattern) in text
+
+
+@functools.cache
+def _plain_part(pattern: str) -> str:
+    """The longest run of characters that every match of `pattern` contains; '' where none is sure."""
+    text, before = pattern, ""
+    while text != before:
+        before, text = text, re.sub(r"(?<!\\)\((?:[^()\\]|\\.)*\)(?:[?*+]|\{[\d,]*\})?", "\0", text)
+    if "|" in re.sub(r"\\.", "", text):
+        return ""
+    text = re.sub(r"(?:\[(?:[^\]\\]|\\.)*\]|\\?.)(?:[?*]|\{0?,?\d*,?\d*\})|\[(?:[^\]\\]|\\.)*\]|\\[a-zA-Z]", "\0", text)
+    text = re.sub(r"[.^$+]", "\0", re.sub(r"\\(\W)", lambda match: "\0" if match[1] in ".^$+" else match[1], text))
+    return max(text.split("\0"), key=len)
