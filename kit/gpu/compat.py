@@ -15,7 +15,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from kit.units import dotted, pair
+from kit.units import dotted
 
 # Dated facts with sources, as JSON: wheels, drivers, GPUs. Read once, at first use.
 
@@ -24,6 +24,12 @@ from kit.units import dotted, pair
 def load(name: str) -> Any:
     """The contents of `name`.json beside this file. Treat it as read-only: it is shared."""
     return json.loads((Path(__file__).parent / "data" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def version_of(text: str) -> tuple[int, int]:
+    """'2.13', '12.8' -> (2, 13), (12, 8): a version of the tables, which all have two numbers."""
+    major, minor = text.split(".")[:2]
+    return int(major), int(minor)
 
 
 # Which code of a build runs on which GPU, in words.
@@ -230,7 +236,6 @@ def _toolkits(system: str) -> tuple[tuple[tuple[int, int], Version], ...]:
         floor = parse_driver(row[_column(system)])
         if floor is None and row["linux"]:
             floor = (parse_driver(row["linux"]) or (0,))[:1]
-        cuda = pair(row["cuda"])
-        if floor and cuda:
-            found.append((cuda, floor))
+        if floor:
+            found.append((version_of(row["cuda"]), floor))
     return tuple(found)

@@ -451,7 +451,9 @@ def exclusive(case: Machine) -> Answer | None:
     busy = next((gpu for gpu in case.driver_gpus if gpu.compute_processes), None)
     if mps:
         return say(None, f"shared device: MPS is on ({', '.join(mps)})")
-    return busy and say(None, f"shared device: {busy.compute_processes} other process(es) compute on {busy.name}")
+    if busy is None:
+        return None
+    return say(None, f"shared device: {busy.compute_processes} other process(es) compute on {busy.name}")
 
 
 @gpu_rule(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import ctypes
+import dataclasses
 import platform
 import re
 import shutil
@@ -163,27 +164,27 @@ class Nvml:
 
 def read_nvml(notes: list[str]) -> Driver | None:
     """The driver through NVML, or None with a note where nvidia-ml-py is missing."""
-    shared = {
-        "library_version": _library_version(),
-        "kernel_version": kernel_module_version(),
-        "libcuda": libcuda_kind(),
-        "uvm_error": _uvm_error(),
-        "cuda_init_error": _cu_init(),
-    }
+    around = Driver(
+        library_version=_library_version(),
+        kernel_version=kernel_module_version(),
+        libcuda=libcuda_kind(),
+        uvm_error=_uvm_error(),
+        cuda_init_error=_cu_init(),
+    )
     try:
         with Nvml() as nvml:
             number = nvml.ask("nvmlSystemGetCudaDriverVersion_v2")
-            return Driver(
+            return dataclasses.replace(
+                around,
                 version=nvml.ask("nvmlSystemGetDriverVersion"),
                 cuda_version=cuda_pair(number) if number else None,
                 gpus=tuple(_gpu(nvml, index, handle) for index, handle in enumerate(nvml.handles())),
-                **shared,
             )
     except NvmlError as error:
         if error.found.startswith("nvidia-ml-py"):
             notes.append(f"{error.found}: the driver was not asked through NVML")
             return None
-        return Driver(nvml_error=error.found, **shared)
+        return dataclasses.replace(around, nvml_error=error.found)
 
 
 def _gpu(nvml: Nvml, index: int, handle: Any) -> Gpu:

@@ -136,7 +136,7 @@ def _smi_names(smi: Capture) -> tuple[str, ...]:
 
 def _packages() -> dict[str, str]:
     """Torch's neighbours in this interpreter, by their normalised names."""
-    found = {}
+    found: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
         name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower()
         if NEIGHBOURS.fullmatch(name):
@@ -237,7 +237,7 @@ def _flags(torch: Any) -> tuple[str, ...]:
     return tuple((getattr(torch._C, "_cuda_getArchFlags", lambda: None)() or "").split())
 
 
-def _installed_from() -> dict[str, str | None]:
+def _installed_from() -> dict[str, Any]:
     """Version and origin as the installer recorded them, which tell a wheel that was swapped under the code."""
     try:
         found = importlib.metadata.distribution("torch")

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kit.gpu import compat
-from kit.gpu.compat import Capability, Version, parse_driver, toolkit_driver
+from kit.gpu.compat import Capability, Version, parse_driver, toolkit_driver, version_of
 from kit.units import pair
 
 _NOISE = re.compile(r"\b(nvidia|geforce|tesla|grid|graphics|device|corporation|gpu)\b|\(r\)|\(tm\)|[®™]")
@@ -62,18 +62,16 @@ def _search(text: str) -> tuple[Capability, ...]:
 
 @functools.cache
 def families() -> Mapping[Capability, Family]:
-    found = {}
-    for row in compat.load("gpus")["families"]:
-        capability = pair(row["capability"])
-        branch = row["last_driver_branch"]
-        found[capability] = Family(
-            capability=capability,
-            first_toolkit=pair(row["first_toolkit"]) if row["first_toolkit"] else None,
-            dropped_in=pair(row["dropped_in"]) if row["dropped_in"] else None,
-            last_driver_branch=int(branch) if branch else None,
+    return {
+        version_of(row["capability"]): Family(
+            capability=version_of(row["capability"]),
+            first_toolkit=pair(row["first_toolkit"]),
+            dropped_in=pair(row["dropped_in"]),
+            last_driver_branch=row["last_driver_branch"] and int(row["last_driver_branch"]),
             first_driver_branch=row.get("first_driver_branch"),
         )
-    return found
+        for row in compat.load("gpus")["families"]
+    }
 
 
 def first_driver(capability: Capability, system: str) -> Version | None:
@@ -129,7 +127,7 @@ def _patterns() -> tuple[tuple[re.Pattern[str], tuple[Capability, ...]], ...]:
     return tuple(
         (
             re.compile(row["pattern"]),
-            tuple(map(pair, [row["capability"]] if isinstance(row["capability"], str) else row["capability"])),
+            tuple(map(version_of, [row["capability"]] if isinstance(row["capability"], str) else row["capability"])),
         )
         for row in rows
     )

@@ -24,10 +24,11 @@ from kit.gpu.compat import (
     driver_runs,
     parse_driver,
     text_of,
+    version_of,
 )
 from kit.gpu.facts import MachineFacts, Torch
 from kit.gpu.specs import families, first_driver
-from kit.units import dotted, pair
+from kit.units import dotted
 
 INDEX = "https://download.pytorch.org/whl"
 _TRUST = {"measured": 2, "read": 2, "reported": 1, "inferred": 1, "unverified": 0}
@@ -100,11 +101,6 @@ def checked() -> str:
 def serves(wheel: Wheel, capability: Capability) -> Coverage:
     """How a wheel serves a GPU: native, ptx or none, with the reason in words."""
     return cover(wheel.arch_list, capability, cuda=wheel.cuda)
-
-
-def version_of(text: str) -> tuple[int, int]:
-    """'2.13' or '2.13.0' -> (2, 13), of a row of the table."""
-    return pair(text) or (0, 0)
 
 
 def choose(

@@ -40,9 +40,8 @@ def test_code_is_found_wherever_it_lies_in_the_file(before):
 
 
 def test_several_fat_binaries_are_counted(tmp_path):
-    path = tmp_path / "lib.so"
-    path.write_bytes(b"\x7fELF" + GENUINE + b"pad" + GENUINE)
-    assert scan.scan_library(path).counts == dict.fromkeys(HELD, 2)
+    (library,) = scan.scan_wheel(wheel(tmp_path / "x.whl", a_so=b"\x7fELF" + GENUINE + b"pad" + GENUINE)).libraries
+    assert library.counts == dict.fromkeys(HELD, 2)
 
 
 def test_the_magic_by_chance_is_no_code():
@@ -82,12 +81,6 @@ def test_a_broken_wheel_is_refused_in_words(tmp_path, content):
         scan.scan_wheel(path)
 
 
-def test_progress_is_told_for_each_library(tmp_path):
-    seen = []
-    scan.scan_wheel(wheel(tmp_path / "x.whl", a_so=GENUINE, b_so=GENUINE), progress=lambda *done: seen.append(done))
-    assert [name for name, _, _ in seen] == ["a.so", "b.so"] and seen[-1][1] == seen[-1][2]
-
-
 def installed(folder):
     info = folder / "pkg-1.0.dist-info"
     info.mkdir()
@@ -95,17 +88,18 @@ def installed(folder):
     (folder / "pkg" / "x.so").write_bytes(GENUINE)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pkg\nVersion: 1.0\n", encoding="utf-8")
     (info / "RECORD").write_text("pkg/x.so,,\npkg-1.0.dist-info/METADATA,,\npkg/gone.so,,\n", encoding="utf-8")
-    return [str(folder)]
 
 
-def test_an_installed_package_is_read_by_its_metadata_and_not_imported(tmp_path):
-    found = scan.scan_installed("pkg", search=installed(tmp_path))
+def test_an_installed_package_is_read_by_its_metadata_and_not_imported(tmp_path, monkeypatch):
+    installed(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = scan.scan_installed("pkg")
     assert (found.name, found.arch_list) == ("pkg 1.0", HELD)
 
 
-def test_a_package_that_is_not_there_is_refused(tmp_path):
+def test_a_package_that_is_not_there_is_refused():
     with pytest.raises(UsageError, match="not installed"):
-        scan.scan_installed("nothing", search=[str(tmp_path)])
+        scan.scan_installed("nothing-of-this-name")
 
 
 def verdict(libraries, capability):

@@ -13,11 +13,12 @@ Not seen: code in .cubin or .ptx files of their own, or compiled at run time (Tr
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import re
 import struct
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -34,8 +35,6 @@ _ARCH_SPECIFIC, _FAMILY_SPECIFIC = 0x100000, 0x200000
 _LIBRARY = re.compile(r"\.(?:so(?:\.\d+){0,4}|dll|pyd)$", re.IGNORECASE)
 _CHUNK = 4 * 1024 * 1024
 _MAX_BYTES = 16 * 1024**3
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Scan:
     files_read: int
 
 
-def scan_wheel(path: Path, *, progress: Progress | None = None) -> Scan:
+def scan_wheel(path: Path) -> Scan:
     """The GPU code in a .whl, read as a stream: memory stays small, nothing is unpacked. Raises
     UsageError."""
     try:
@@ -66,13 +65,10 @@ def scan_wheel(path: Path, *, progress: Progress | None = None) -> Scan:
             total = sum(info.file_size for info in members)
             if total > _MAX_BYTES:
                 raise UsageError(f"{path.name} unpacks to {total:,} bytes", expected=f"at most {_MAX_BYTES:,} bytes")
-            found, done = [], 0
+            found = []
             for info in members:
                 with wheel.open(info) as file:
                     found.append(Library(info.filename, _count(file)))
-                done += info.file_size
-                if progress:
-                    progress(info.filename, done, total)
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
         raise UsageError(
             f"{path}: {error}", expected="a wheel (.whl), which is a zip file", todo="Check the path."
@@ -80,32 +76,20 @@ def scan_wheel(path: Path, *, progress: Progress | None = None) -> Scan:
     return _scan(path.name, found)
 
 
-def scan_library(path: Path) -> Library:
-    """The GPU code in one .so or .dll. Raises UsageError where it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return Library(path.name, _count(file))
-    except OSError as error:
-        raise UsageError(f"{path}: {error}", expected="a shared library", todo="Check the path.") from None
-
-
-def scan_installed(package: str, *, search: Iterable[str] | None = None, progress: Progress | None = None) -> Scan:
-    """The GPU code of an installed package, found by its metadata and not imported. search: folders to look
-    in, else this interpreter's. Raises UsageError."""
-    from importlib import metadata
-
-    where = {"path": list(search)} if search is not None else {}
-    found = next(iter(metadata.Distribution.discover(name=package, **where)), None)
+def scan_installed(package: str) -> Scan:
+    """The GPU code of an installed package, found by its metadata and not imported. Raises UsageError."""
+    found = next(iter(importlib.metadata.Distribution.discover(name=package)), None)
     if found is None:
         raise UsageError(f"{package!r} is not installed here", expected="an installed package", todo="See `pip list`.")
-    files = [Path(str(found.locate_file(file))) for file in found.files or () if _LIBRARY.search(str(file))]
-    files = [file for file in files if file.is_file()]
-    total, done, libraries = sum(file.stat().st_size for file in files), 0, []
-    for file in files:
-        libraries.append(scan_library(file))
-        done += file.stat().st_size
-        if progress:
-            progress(file.name, done, total)
+    libraries = []
+    for file in found.files or ():
+        path = Path(str(found.locate_file(file)))
+        if _LIBRARY.search(path.name) and path.is_file():
+            try:
+                with path.open("rb") as opened:
+                    libraries.append(Library(path.name, _count(opened)))
+            except OSError as error:
+                raise UsageError(f"{path}: {error}", expected="a library that can be read") from None
     return _scan(f"{package} {found.version}", libraries)
 
 
@@ -116,25 +100,16 @@ def check(scan: Scan, capability: Capability | None) -> Check:
     values = {"arch_list": list(scan.arch_list), "files_read": scan.files_read}
     expected = f"code for compute capability {dotted(capability)}" if capability else "code for the GPU"
     if not scan.arch_list or capability is None:
-        what = (
-            f"holds {' '.join(scan.arch_list)}"
-            if scan.arch_list
-            else f"holds no GPU code in {scan.files_read} libraries"
-        )
-        return Check("native.package_code", Outcome.INCONCLUSIVE, f"{scan.name} {what}", expected, values=values)
+        what = " ".join(scan.arch_list) or f"no GPU code in {scan.files_read} libraries"
+        return Check("native.package_code", Outcome.INCONCLUSIVE, f"{scan.name} holds {what}", expected, values=values)
     held = {library.name: cover(tuple(library.counts), capability) for library in _deciding(scan, capability)}
     native = [name for name, found in held.items() if found.how == "native"]
     lacking = [name for name in held if name not in native]
     values["lacking"] = lacking
     todo = "Update the package, or build it from source for this GPU (TORCH_CUDA_ARCH_LIST)."
     if not lacking:
-        return Check(
-            "native.package_code",
-            Outcome.PASS,
-            f"{scan.name}: {held[native[0]].reason}",
-            expected,
-            values=values,
-        )
+        found = f"{scan.name}: {held[native[0]].reason}"
+        return Check("native.package_code", Outcome.PASS, found, expected, values=values)
     main = max(scan.libraries, key=lambda library: (library.name in held, sum(library.counts.values())))
     if native and main.name in native:
         found = f"{scan.name}: {', '.join(native[:3])} serve this GPU, {', '.join(lacking[:3])} do not"
