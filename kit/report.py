@@ -26,7 +26,7 @@ from kit import __version__
 from kit.errors import BundleInvalid, UsageError
 from kit.evidence.bundle import Bundle, open_bundle, reopen, this_python
 from kit.evidence.conclude import conclude
-from kit.evidence.contents import COMPLETE, FAILED, INTERRUPTED, Evidence, NotebookRun, RunRecord
+from kit.evidence.contents import COMPLETE, FAILED, INTERRUPTED, Evidence, NotebookRun, RunRecord, run_nonce
 from kit.evidence.execute import check_parameters, execute, read_parameters
 from kit.evidence.index import write_index
 from kit.evidence.source import kit_sha256
@@ -101,7 +101,7 @@ def report(
             RunRecord(
                 run_id=run_id,
                 # As long as a commit's hash, so that nothing takes it for a secret or a UUID.
-                nonce=secrets.token_hex(20),
+                nonce=run_nonce(secrets.token_hex(10), nonce),
                 reviewer_nonce=nonce,
                 kit_version=__version__,
                 code=code_identity(),

@@ -41,6 +41,9 @@ class Session:
     def __init__(self, name: str, *, device: str = "auto", out: str = "", nonce: str = "") -> None:
         begin_proof()
         self.name, self.nonce = name, nonce
+        if nonce:
+            # The steps that are watched are drawn from it, in this process and in those that it starts.
+            os.environ["KIT_NONCE"] = nonce
         self.device = resolve_device(device)
         out = out or os.environ.get(BUNDLE_VARIABLE, "")
         self.out = Path(out) if out else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -189,6 +190,14 @@ def parsed(name: str, make: Callable[[], Any]) -> Any:
         return make()
     except (ValueError, KeyError, TypeError, KitError) as error:
         raise BundleInvalid(f"{name}: {error}", expected="a file as the kit writes it") from error
+
+
+def run_nonce(chance: str, challenge: str | None) -> str:
+    """The nonce of a run: 20 digits of its own, and 20 that follow from them and a reviewer's challenge.
+
+    The watched steps are drawn from it, so a run that is over cannot take up a new challenge.
+    """
+    return chance + hashlib.sha256(f"{chance}:{challenge or ''}".encode()).hexdigest()[:20]
 
 
 def utc(told: str) -> datetime.datetime | None:

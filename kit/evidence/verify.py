@@ -20,7 +20,7 @@ from typing import Any
 from kit import __version__
 from kit.errors import BundleInvalid, KitError, UsageError
 from kit.evidence import notebook
-from kit.evidence.contents import COMPLETE, FAILED, INTERRUPTED, SCHEMA_VERSION, Evidence, utc
+from kit.evidence.contents import COMPLETE, FAILED, INTERRUPTED, SCHEMA_VERSION, Evidence, run_nonce, utc
 from kit.evidence.manifest import (
     EVIDENCE,
     MANIFEST,
@@ -308,6 +308,8 @@ def one_run(subject: Subject) -> Answer:
             problems.append(f"{name} is of another run")
     if subject.reviewer_nonce is not None and evidence.reviewer_nonce != subject.reviewer_nonce:
         problems.append(f"the reviewer's nonce is {evidence.reviewer_nonce!r}")
+    if evidence.nonce != run_nonce(evidence.nonce[:20], evidence.reviewer_nonce):
+        problems.append("its nonce does not follow from the reviewer's: the run was over when this one was given")
     end = utc(evidence.ended_utc)
     if end and subject.now and end > subject.now + datetime.timedelta(days=1):
         problems.append(f"it ends in the future, {evidence.ended_utc}")
@@ -494,5 +496,9 @@ def _worth(subject: Subject, evidence: Evidence | None, integrity: Outcome) -> s
     others = f"Other sources than this kit's made it ({str(code.get('source_sha256'))[:12]}{commit})"
     parts.append("The very sources of this kit made it" if same else others)
     parts += ["The kit that made it had uncommitted changes"] if code.get("is_dirty") else []
-    parts += ["It carries the reviewer's nonce"] if subject.reviewer_nonce else []
+    parts += (
+        ["It answers the reviewer's nonce: the steps that were watched were drawn from it"]
+        if subject.reviewer_nonce
+        else []
+    )
     return visible(". ".join(parts) + ".", keep="")

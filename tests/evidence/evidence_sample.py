@@ -12,7 +12,7 @@ from pathlib import Path
 from kit import __version__ as VERSION
 from kit.evidence.bundle import open_bundle
 from kit.evidence.conclude import conclude
-from kit.evidence.contents import Evidence, NotebookRun
+from kit.evidence.contents import Evidence, NotebookRun, run_nonce
 from kit.evidence.manifest import EVIDENCE, MANIFEST, SUMS, Entry, build, is_derived, sums
 from kit.evidence.notebook import source_sha256
 from kit.evidence.redact import Secrets
@@ -25,7 +25,7 @@ for folder in ("train", "gpu"):
 machine_sample, verdict_sample = map(importlib.import_module, ("machine_sample", "verdict_sample"))
 
 RUN_ID = "20261101T120000Z-cuda-ab12"
-NONCE = "9f" * 20
+NONCE = run_nonce("9f" * 10, None)
 NO_SECRETS = Secrets(salt=b"test")
 CAPTURES = ("env_info.txt", "torch_version.txt", "cuda_check.txt", "nvidia_smi.txt")
 SOURCES = ("a = 1", "b = 2")
@@ -93,7 +93,7 @@ def run_record(state="COMPLETE", device="cuda", run_id=RUN_ID, **more):
     )
     return {
         "run_id": run_id,
-        "nonce": NONCE,
+        "nonce": run_nonce("9f" * 10, more.get("reviewer_nonce")),
         "reviewer_nonce": None,
         "kit_version": VERSION,
         "code": {"commit": "ab" * 20, "is_dirty": False},
@@ -109,7 +109,7 @@ def run_record(state="COMPLETE", device="cuda", run_id=RUN_ID, **more):
     }
 
 
-def recorded(device, speed=1.0):
+def recorded(device, speed=1.0, nonce=NONCE):
     """The run and the machine that it was on; speed: how many times as long each step takes."""
     made = verdict_sample.healthy() if device == "cuda" else verdict_sample.rehearsed()
     if device == "cuda":
@@ -125,16 +125,16 @@ def recorded(device, speed=1.0):
     made = made.with_steps(**stretch).with_samples(at_s=lambda s: s.at_s * speed)
     windows = {name: getattr(made.run, name) for name in ("device_window_s", "wall_window_s")}
     # The steps that are looked at follow from the nonce.
-    audits = [dataclasses.replace(made.run.audits[0], step=step) for step in sorted(audited_steps(NONCE, 14))]
+    audits = [dataclasses.replace(made.run.audits[0], step=step) for step in sorted(audited_steps(nonce, 14))]
     return facts, made.with_run(
-        nonce=NONCE, audits=tuple(audits), **{name: value and value * speed for name, value in windows.items()}
+        nonce=nonce, audits=tuple(audits), **{name: value and value * speed for name, value in windows.items()}
     )
 
 
 def fill(bundle, record=None, speed=1.0):
     """Writes what a run writes, in its order."""
     record = record or run_record(run_id=bundle.run_id)
-    facts, made = recorded(record["device"], speed)
+    facts, made = recorded(record["device"], speed, record["nonce"])
     bundle.write_json("raw/run.json", {**record, "state": "RUNNING"})
     bundle.write_json("facts/begin.json", facts)
     bundle.write_json("raw/training.json", made.run)
@@ -144,7 +144,7 @@ def fill(bundle, record=None, speed=1.0):
     bundle.write_json("raw/negative_control.json", json.loads(control.read_text(encoding="utf-8")))
     for run in record["notebooks"]:
         name = run["name"]
-        bundle.write(f"notebooks/{name}.ipynb", json.dumps(notebook(*SOURCES), indent=1))
+        bundle.write(f"notebooks/{name}.ipynb", json.dumps(notebook(*SOURCES, nonce=record["nonce"]), indent=1))
         bundle.write_json(f"raw/records/{name}.json", {"notebook": name, "nonce": record["nonce"], "outcome": "PASS"})
     bundle.write("figures/steps.png", png())
     for name, text in captures(loads((bundle.path / "facts/begin.json").read_bytes())).items():

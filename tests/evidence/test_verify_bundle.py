@@ -135,11 +135,11 @@ EDITS = [
     ("evidence.json", b"PyTorch trains natively", b"PyTorch trains supernaturally", "recomputed", "headline"),
     ("evidence.json", b"NVIDIA H100", b"NVIDIA H200", "recomputed", "system.GPU"),
     ("evidence.json", b'"smoke_samples_per_s",\n      "value": ', b'"smoke_samples_per_s",\n      "value": 1', "recomputed", ""),
-    ("raw/run.json", sample.NONCE.encode(), b"ab" * 16, "one_run", "raw/run.json has nonce"),
+    ("raw/run.json", sample.NONCE.encode(), b"ab" * 20, "one_run", "raw/run.json has nonce"),
     ("raw/run.json", b"cuda-ab12", b"cuda-ab13", "one_run", "raw/run.json has run_id"),
-    ("raw/records/01_smoke.json", sample.NONCE.encode(), b"ab" * 16, "one_run", "raw/records/01_smoke.json has nonce"),
+    ("raw/records/01_smoke.json", sample.NONCE.encode(), b"ab" * 20, "one_run", "raw/records/01_smoke.json has nonce"),
     ("raw/training.json", b"{", b'{"run_id": "other", ', "one_run", "raw/training.json has run_id 'other'"),
-    ("notebooks/01_smoke.ipynb", sample.NONCE.encode(), b"ab" * 16, "one_run", "was given nonce"),
+    ("notebooks/01_smoke.ipynb", sample.NONCE.encode(), b"ab" * 20, "one_run", "was given nonce"),
     ("README.md", b"#", b"##", "report", "README.md"),
     ("index.html", b"<h1>", b"<h1> ", "report", "index.html"),
     ("notebooks/01_smoke.html", b"<h1>", b"<h1> ", "report", "01_smoke.html"),
@@ -309,8 +309,13 @@ def test_time_in_the_future_is_invalid_and_age_is_told(bundle):
 
 def test_reviewers_nonce_must_be_the_one_given(tmp_path):
     path = sample.make(tmp_path, reviewer_nonce="tell me 42")
-    assert "It carries the reviewer's nonce" in verify(path, reviewer_nonce="tell me 42").worth
+    assert "It answers the reviewer's nonce" in verify(path, reviewer_nonce="tell me 42").worth
     assert verify(path, reviewer_nonce="tell me 43").exit_code == 4
+    # Written into a run that was over, with everything else made again.
+    change(path, "raw/run.json", lambda run: run.update(reviewer_nonce="tell me 43"))
+    sample.forge(path)
+    found = verify(path, reviewer_nonce="tell me 43")
+    assert found.exit_code == 4 and "does not follow from the reviewer's" in step(found, "one_run").found
 
 
 @pytest.mark.parametrize(
