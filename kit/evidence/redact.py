@@ -141,8 +141,8 @@ def redact_value(value: Any, secrets: Secrets) -> Any:
         "<secret>" if flag and hides(flag, item, is_flag=True) else redact_value(item, secrets)
         for flag, item in zip(flags, value)
     ]
-    if parts and all(isinstance(item, str) for item in value):
-        # A notebook keeps text as a list of lines: a secret may go over several of them.
+    if parts and all(isinstance(item, str) for item in value) and all(item.endswith("\n") for item in value[:-1]):
+        # A notebook keeps text as a list of lines: a secret may go over several of them. Other lists are no text.
         whole = redact_text("".join(value), secrets)
         return parts if whole in ("".join(parts), "".join(value)) else [whole]
     return parts
