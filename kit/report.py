@@ -246,7 +246,7 @@ class _Run:
     def note(self, **changes: Any) -> None:
         """Keeps the record. The time of the end is counted from the start, whatever became of the machine's clock."""
         now_s = self._clock_s + time.monotonic() - self._began_s
-        moved_s, notes = time.time() - now_s, self.record.notes
+        moved_s, notes = time.time() - now_s, changes.pop("notes", self.record.notes)
         if abs(moved_s) > _CLOCK_STEP_S:
             told = (
                 f"The machine's clock was moved by {moved_s:+.0f} s during the run; the durations do not depend on it."

@@ -1,7 +1,7 @@
 """Ends reports at random moments by signals, and says what is left: `python -m tools.torture 200`.
 
-The kit runs as it is, from a copy, on four notebooks that take a second together, and beside a torch that only tells
-its version: what is tried is the report, not the training. A run may leave nothing (it had not begun), a bundle that
+The kit runs as it is, from a copy, on a notebook that fails after a moment, so that the others are not run, and beside
+a torch that only tells its version: what is tried is the report, not the training. A run may leave nothing (it had not begun), a bundle that
 verifies, or a partial folder that `kit report --close` makes one.
 """
 
@@ -106,7 +106,7 @@ def torture(count: int, *, seed: int = 0) -> dict[str, list[str]]:
     """What `count` reports left that a signal, or two, ended at a random moment: by outcome, which signals and when."""
     draw, outcomes = random.Random(seed), collections.defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
-        kit = small_kit(Path(folder) / "kit")
+        kit = small_kit(Path(folder) / "kit", {NAMES[0]: "import time; time.sleep(0.5); raise SystemError('enough')"})
         began = time.monotonic()
         finished(report(kit, Path(folder) / "whole"))
         whole_s = time.monotonic() - began
