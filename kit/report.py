@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import __version__
-from kit.errors import BundleInvalid, UsageError
+from kit.errors import BundleInvalid, KitError, UsageError
 from kit.evidence.bundle import Bundle, open_bundle, reopen, this_python
 from kit.evidence.conclude import conclude
 from kit.evidence.contents import COMPLETE, FAILED, INTERRUPTED, Evidence, NotebookRun, RunRecord, run_nonce
@@ -348,22 +348,6 @@ def _not_run(name: str, reason: str) -> NotebookRun:
     return NotebookRun(name, "not_run", None, 0, 0, None, reason, source_sha256(template))
 
 
-def _unusable(bundle: Bundle, record: RunRecord) -> str | None:
-    """Why training must not start: the environment's verdict is red. No step runs on the CPU instead."""
-    files = {name: (bundle.path / name).read_bytes() for name in ("raw/run.json", "facts/begin.json")}
-    checks = conclude(files).verdict.checks
-    red = Verdict.of(c for c in checks if c.claim in ("environment", "native") and c.id != "environment.still_there")
-    if red.outcome is not Outcome.FAIL:
-        return None
-    return f"the GPU is not usable: {red.findings[0].found}"
-
-
-def _is_alone(bundle: Bundle, record: RunRecord) -> bool:
-    """Whether torch saw one GPU only: then no bundle claims anything about several."""
-    facts = from_json(MachineFacts, loads((bundle.path / "facts" / "begin.json").read_bytes()))
-    return record.device == "cuda" and (facts.torch is None or len(facts.torch.gpus) < 2)
-
-
 # --- the one place where a report ends ----------------------------------------------
 
 
@@ -372,7 +356,11 @@ def _closed(bundle: Bundle, number: int | None) -> Report:
 
     number: of the signal that ended the run. The exit code is the verifier's, so that `kit verify` cannot disagree.
     """
-    path, evidence, files = _published(bundle)
+    try:
+        path, evidence, files = _published(bundle)
+    except KitError as error:
+        todo = f"{error.todo}; then: python -m kit report --close {bundle.path}"
+        raise type(error)(error.found, expected=error.expected, todo=todo) from error
     found = verify(path)
     notes = (*_remedy(files), *bundle.notes)
     if found.integrity is not Outcome.PASS:

@@ -25,16 +25,16 @@ from kit.evidence.notebook import problems, source_sha256, text
 # notebook, cell (from 1), cells, seconds since its start
 Progress = Callable[[str, int, int, float], None]
 _KERNEL_START_S = 120
+_CELL_S = 1800
 
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """A parameter of a notebook: its type as written, its default, and the comment that explains it."""
+    """A parameter of a notebook: its type as written, and its default."""
 
     name: str
     kind: str
     default: Any
-    help: str
 
 
 def read_parameters(path: Path) -> dict[str, Parameter]:
@@ -43,13 +43,10 @@ def read_parameters(path: Path) -> dict[str, Parameter]:
     cells = [cell for cell in notebook["cells"] if "parameters" in cell.get("metadata", {}).get("tags", ())]
     found = {}
     for cell in cells:
-        source = text(cell["source"])
-        lines = source.splitlines()
-        for node in ast.parse(source).body:
+        for node in ast.parse(text(cell["source"])).body:
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
-                comment = lines[node.end_lineno - 1].partition("#")[2].strip()
-                default = ast.literal_eval(node.value)
-                found[node.target.id] = Parameter(node.target.id, ast.unparse(node.annotation), default, comment)
+                name, kind = node.target.id, ast.unparse(node.annotation)
+                found[name] = Parameter(name, kind, ast.literal_eval(node.value))
     return found
 
 
@@ -97,7 +94,6 @@ def execute(
     parameters: Mapping[str, Any],
     environment: Mapping[str, str] | None = None,
     progress: Progress = lambda *at: None,
-    cell_timeout_s: int = 1800,
 ) -> NotebookRun:
     """Runs the notebook at `path` into `executed`, in a kernel of this very Python whatever kernels are installed.
 
@@ -121,7 +117,7 @@ def execute(
                 progress_bar=False,
                 log_output=False,
                 cwd=str(path.parent),
-                execution_timeout=cell_timeout_s,
+                execution_timeout=_CELL_S,
             )
         except PapermillExecutionError as error:
             state, caught = "failed", f"{error.ename}: {error.evalue}"

@@ -241,7 +241,7 @@ def _known(kind: str, forms: set[str], stands_for: str, before: str = "", after:
 
 def _named(_: Secrets, match: re.Match[str]) -> str:
     """A value after its name. The name begins before the word by which it was found: SSH_ASK_PASS."""
-    before = re.search(r"[\w-]*$", match.string[max(0, match.start() - 60) : match.start()])
+    before = re.findall(r"[\w-]*$", match.string[max(0, match.start() - 60) : match.start()])
     value = match[3].strip("\"'")
     if not hides((before[0] + match[1]).lstrip("-"), value, is_flag=match[1].startswith("-")):
         return match[0]
