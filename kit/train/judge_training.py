@@ -258,8 +258,6 @@ def products(case: Run) -> Answer:
     found = f"at least {fewest} of {needed} products on {device} in each of {len(case.steps)} steps"
     if away:
         found = f"{', '.join(away[0].elsewhere[:3])} elsewhere at {len(away)} steps, first at step {away[0].step}"
-    if case.steps and not any(step.products or step.update for step in case.steps):
-        return say(None, "not recorded")
     return say(not away and fewest >= needed, found, {"fewest": fewest, "elsewhere": len(away)})
 
 
@@ -763,7 +761,8 @@ def dtype_units(case: Run) -> Answer:
     capability, dtype = case.run.compute_capability, case.config.dtype
     if dtype == "float32" or capability is None:
         return say(
-            dtype == "float32" or None, "needs none" if dtype == "float32" else "compute capability not recorded"
+            dtype == "float32" or None,
+            "float32 needs no matrix units" if dtype == "float32" else "compute capability not recorded",
         )
     has_units = capability >= FIRST_WITH_BFLOAT16
     found = (
