@@ -123,16 +123,16 @@ def build(environment: Environment, pick: TorchPick, needs: Sequence[Need], file
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / STAMP).write_text("{}\n", encoding="utf-8", newline="\n")
-    install = work.make(environment)
+    installers = work.make(environment)
     index = pick.index_url
     if index and not can_reach(index):
         note = "a mirror or a folder of wheels must hold this very build" if pick.cuda else "it may be a CUDA build"
         work.say(f"{index} cannot be reached; asking the ordinary index for {pick.requirement} ({note}).\n")
         index = None
-    from_index = [*(["--index-url", index] if index else []), pick.requirement]
-    work.stage(f"[2/3] {pick.requirement}", folder, [*install, *from_index])
-    names = ", ".join(file.name for file in files)
-    work.stage(f"[3/3] {names}", folder, [*install, *(word for file in files for word in ("-r", str(file)))])
+    torch = [*(["--index-url", index] if index else []), pick.requirement]
+    work.stage(f"[2/3] {pick.requirement}", folder, *([*install, *torch] for install in installers))
+    names, rest = ", ".join(file.name for file in files), [word for file in files for word in ("-r", str(file))]
+    work.stage(f"[3/3] {names}", folder, *([*install, *rest] for install in installers))
     _check_result(environment, pick, needs, work.log)
     _point_to_kit(environment)
     (folder / STAMP).write_text(json.dumps({**wanted, "torch": pick.requirement}), encoding="utf-8", newline="\n")
@@ -151,15 +151,19 @@ class _Work:
             self.say(f"left out for this: {', '.join(dropped)}\n")
         log.write_bytes(b"")
 
-    def make(self, environment: Environment) -> list[str]:
-        """Stage 1, the folder with its Python. Returns the command that installs into it."""
+    def make(self, environment: Environment) -> list[list[str]]:
+        """Stage 1, the folder with its Python. Returns the commands that install into it, the preferred one first:
+        pip reads settings that uv does not."""
         folder, uv = environment.folder, shutil.which("uv")
         # The environment's own Python cannot make it anew: it stands in the folder that was just removed.
         python = getattr(sys, "_base_executable", None) or sys.executable
         title = f"[1/3] Python {sys.version.split()[0]}"
+        pip = [str(environment.python), "-m", "pip", "install", "--no-input", "--progress-bar", "off"]
+        if not can_reach(os.environ.get("PIP_INDEX_URL", PYPI)):
+            pip += ["--retries", "0", "--timeout", "5"]
         if uv:
             self.stage(title, folder, [uv, "venv", "--seed", "--allow-existing", "--python", python, str(folder)])
-            return [uv, "pip", "install", "--python", str(environment.python)]
+            return [[uv, "pip", "install", "--python", str(environment.python)], pip]
         self.say("pip does it; with uv on PATH it is several times quicker (https://docs.astral.sh/uv/).\n")
         if importlib.util.find_spec("ensurepip"):
             self.stage(title, folder, [python, "-m", "venv", str(folder)])
@@ -167,29 +171,31 @@ class _Work:
             self.stage(title, folder, [python, "-m", "venv", "--without-pip", str(folder)])
             wheel = folder / PIP_URL.rpartition("/")[2]
             wheel.write_bytes(fetch_pip())
-            own = [str(environment.python), str(wheel / "pip"), "install", "--no-index", str(wheel)]
-            self.stage("pip", folder, own)
-        options = ["--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
-        if not can_reach(os.environ.get("PIP_INDEX_URL", PYPI)):
-            options += ["--retries", "0", "--timeout", "5"]
-        return [str(environment.python), "-m", "pip", "install", *options]
-
-    def stage(self, title: str, folder: Path, argv: Sequence[str]) -> None:
-        """Runs one program. Its output goes to the log alone."""
-        began, before = time.monotonic(), _size(folder)
-        with self.log.open("ab") as log:
-            log.write(f"$ {' '.join(argv)}\n".encode())
-            log.flush()
-            code = self._run(argv, log, title, began)
-        if code:
-            last = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-4:]
-            raise SetupFailed(
-                f"{title} failed (exit code {code}):\n  " + "\n  ".join(last),
-                expected="an index, a mirror (PIP_INDEX_URL, UV_DEFAULT_INDEX) or a folder of wheels that has it",
-                todo=f"read {self.log}; check network, proxy (HTTPS_PROXY) and disk space, and run it again",
+            self.stage(
+                "pip", folder, [str(environment.python), str(wheel / "pip"), "install", "--no-index", str(wheel)]
             )
-        grown = _size(folder) - before
-        self.say(f"{title}: {time.monotonic() - began:.0f} s" + (f", {memory(grown)} on disk\n" if grown else "\n"))
+        return [pip]
+
+    def stage(self, title: str, folder: Path, *commands: Sequence[str]) -> None:
+        """Runs the first program, and the next where it failed. Their output goes to the log alone."""
+        began, before = time.monotonic(), _size(folder)
+        for argv in commands:
+            with self.log.open("ab") as log:
+                log.write(f"$ {' '.join(argv)}\n".encode())
+                log.flush()
+                code = self._run(argv, log, title, began)
+            if code == 0:
+                grown = _size(folder) - before
+                more = f", {memory(grown)} on disk" if grown > 0 else ""
+                return self.say(f"{title}: {time.monotonic() - began:.0f} s{more}\n")
+            if argv is not commands[-1]:
+                self.say(f"{title}: uv could not (exit code {code}), pip tries\n")
+        last = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-4:]
+        raise SetupFailed(
+            f"{title} failed (exit code {code}):\n  " + "\n  ".join(last),
+            expected="an index, a mirror (PIP_INDEX_URL, UV_DEFAULT_INDEX) or a folder of wheels that has it",
+            todo=f"read {self.log}; check network, proxy (HTTPS_PROXY) and disk space, and run it again",
+        )
 
     def _run(self, argv: Sequence[str], log, title: str, began: float) -> int:
         child = subprocess.Popen(argv, env=self.environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -213,7 +219,9 @@ def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
         for name, value in environ.items()
         if name not in ("PYTHONPATH", "PYTHONHOME") and (not name.startswith(("PIP_", "UV_")) or _KEPT.fullmatch(name))
     }
-    return {**{uv: kept[pip] for pip, uv in _FOR_UV.items() if pip in kept}, **kept}
+    # As pip has it: of several indexes, the one with the best release.
+    as_pip = {"UV_INDEX_STRATEGY": "unsafe-best-match"}
+    return {**as_pip, **{uv: kept[pip] for pip, uv in _FOR_UV.items() if pip in kept}, **kept}
 
 
 def _size(folder: Path) -> int:

@@ -33,28 +33,7 @@ RTX_5090 = dataclasses.replace(
 # What the build for that card and driver must carry.
 CUDA = ".".join(map(str, plan.pick_torch("cuda", H100).cuda))
 WENT_ON = 77
-UV = f"""#!{sys.executable}
-import json, os, pathlib, sys
-words = sys.argv[1:]
-with pathlib.Path(__file__).with_name("calls").open("a") as file:
-    file.write(json.dumps([words, sorted(os.environ)]) + "\\n")
-settings = json.loads(pathlib.Path(__file__).with_name("settings").read_text())
-line = " ".join(words)
-if settings["fail"] and settings["fail"] in line:
-    sys.exit("error: No solution found when resolving dependencies")
-if words[0] == "venv":
-    folder = pathlib.Path(words[-1])
-    (folder / "bin").mkdir(exist_ok=True)
-    (folder / "bin" / "python").touch()
-    (folder / "lib" / "python3.12" / "site-packages").mkdir(parents=True, exist_ok=True)
-else:
-    site = pathlib.Path(words[words.index("--python") + 1]).parents[1] / "lib" / "python3.12" / "site-packages"
-    for module in ["torch"] if "-r" not in words else settings["modules"]:
-        (site / module).mkdir(exist_ok=True)
-        (site / module / "__init__.py").touch()
-    if "-r" not in words:
-        (site / "torch" / "version.py").write_text("cuda: Optional[str] = " + repr(settings["cuda"]))
-"""
+UV = Path(__file__).with_name("stand_in_for_uv.py").read_text(encoding="utf-8")
 
 
 class Place:
@@ -64,7 +43,7 @@ class Place:
         self.folder, self.went, self.machine, self.reach = folder, [], NO_GPU, ("https://",)
         self.bin = folder / "bin"
         self.bin.mkdir()
-        (self.bin / "uv").write_text(UV)
+        (self.bin / "uv").write_text(f"#!{sys.executable}\n{UV}")
         (self.bin / "uv").chmod(stat.S_IRWXU)
         (folder / "requirements-gpu.txt").write_text("torch>=2.9\n")
         (folder / "requirements-test.txt").write_text("pytest==9.2.0\n")
@@ -78,9 +57,9 @@ class Place:
         monkeypatch.setattr(enter, "go_on", self.go_on)
         monkeypatch.setattr(env, "can_reach", lambda url: url.startswith(tuple(self.reach)))
 
-    def set(self, fail="", cuda=None):
+    def set(self, fail="", cuda=None, pip=False):
         modules = sorted({need.module for needs, _ in plan.NEEDS.values() for need in needs} | {"pynvml"})
-        (self.bin / "settings").write_text(json.dumps({"fail": fail, "cuda": cuda, "modules": modules}))
+        (self.bin / "settings").write_text(json.dumps({"fail": fail, "cuda": cuda, "pip": pip, "modules": modules}))
 
     def go_on(self, python, argv):
         self.went.append((python.parents[1].name, list(argv)))
@@ -197,7 +176,7 @@ def test_line_ends_do_not_count_as_changed_pins(place):
     assert len(place.calls) == 3
 
 
-@pytest.mark.parametrize("fail", ["venv", "torch=", "-r"])
+@pytest.mark.parametrize("fail", ["venv", "torch=", " -r "])
 def test_a_stage_that_fails_names_its_log_and_leaves_nothing_that_serves(place, capsys, fail):
     place.set(fail=fail)
     assert main(["report", "--device", "cpu", "--json"]) == 1
@@ -207,6 +186,13 @@ def test_a_stage_that_fails_names_its_log_and_leaves_nothing_that_serves(place, 
     place.set()
     assert main(["report", "--device", "cpu"]) == WENT_ON
     assert "its set-up was interrupted" in capsys.readouterr().err
+
+
+def test_where_uv_cannot_pip_with_its_own_settings_tries(place, capsys):
+    place.set(fail=" -r ", pip=True)
+    assert main(["report", "--device", "cpu"]) == WENT_ON
+    assert "uv could not (exit code 1), pip tries" in capsys.readouterr().err
+    assert place.calls[-1][0][0] == "pip-of"
 
 
 @pytest.mark.parametrize(("cuda", "words"), [(None, "no CUDA"), ("12.6", "CUDA 12.6")])
