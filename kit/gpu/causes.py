@@ -141,23 +141,12 @@ def _low(text: str) -> str:
 
 
 def _bounded(lines: list[str]) -> list[str]:
-    if sum(map(len, lines)) <= 2 * _REACH:
-        return lines
-    telling = [line for line in lines if _may_fail(line.lower())]
-    head, tail, size = [], [], 0
-    for line in telling:
-        if size + len(line) > _REACH:
-            break
-        head.append(line)
-        size += len(line) + 1
-    size = 0
-    for line in reversed(telling[len(head) :]):
-        if size + len(line) > _REACH:
-            tail.append(line[-_REACH + size :] if size < _REACH else "")
-            break
-        tail.append(line)
-        size += len(line) + 1
-    return head + tail[::-1]
+    telling = "\n".join(lines)
+    if len(telling) > 2 * _REACH:
+        telling = "\n".join(line for line in lines if any(word in line.lower() for word in table()["failure"]["words"]))
+    if len(telling) > 2 * _REACH:
+        telling = telling[:_REACH] + "\n" + telling[-_REACH:]
+    return telling.split("\n")
 
 
 def _failures(lines: list[str]) -> Iterable[Failure]:
@@ -196,10 +185,6 @@ def _reports(low: str) -> bool:
     )
 
 
-def _may_fail(low: str) -> bool:
-    return any(word in low for word in table()["failure"]["words"])
-
-
 def _search(pattern: str, text: str) -> bool:
     return _may_match(pattern, text) and _regex(pattern).search(text) is not None
 
@@ -220,7 +205,7 @@ def _plain_part(pattern: str) -> str:
     text, before = pattern, ""
     while text != before:
         before, text = text, re.sub(r"(?<!\\)\((?:[^()\\]|\\.)*\)(?:[?*+]|\{[\d,]*\})?", "\0", text)
-    if "|" in re.sub(r"\\.", "", text):
+    if "|" in re.sub(r"\\.|\[[^]]*\]", "", text):
         return ""
     text = re.sub(r"(?:\[(?:[^\]\\]|\\.)*\]|\\?.)(?:[?*]|\{0?,?\d*,?\d*\})|\[(?:[^\]\\]|\\.)*\]|\\[a-zA-Z]", "\0", text)
     text = re.sub(r"[.^$+]", "\0", re.sub(r"\\(\W)", lambda match: "\0" if match[1] in ".^$+" else match[1], text))

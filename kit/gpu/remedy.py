@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from kit.gpu import compat, wheels
-from kit.gpu.causes import table
+from kit.gpu.causes import cause_of, table
 from kit.gpu.compat import (
     Capability,
     cuda_of_driver,
@@ -89,9 +89,10 @@ def remedy_for(found: Diagnosis, case: Case) -> Remedy:
         return Remedy(
             "This machine's GPU is not one of NVIDIA's: no CUDA build serves it, and none is to be installed."
         )
-    if row.remedy:
+    if row.remedy in _COMPUTED:
         return _COMPUTED[row.remedy](case, found)
-    summary, commands = row.do, by_tool(row.commands, case)
+    advice = cause_of({"id": row.id, **table()["advice"][row.remedy]}) if row.remedy else row
+    summary, commands = advice.do, by_tool(advice.commands, case)
     if not summary:
         summary, commands = "It cannot be told from this. The next command's output would.", (found.ask,)
     first = "This is not an installation problem. " if row.kind in ("program", "hardware") else ""
@@ -369,55 +370,6 @@ def _any_newer(case: Case) -> str | None:
     return f"{text_of(floor)} or newer ({case.system}) for CUDA {major} builds" if floor else None
 
 
-def _legacy(case: Case, found: Diagnosis) -> Remedy:
-    """The last driver branch that serves an old GPU, and the builds for it."""
-    known = min((own for gpu in case.gpus if (own := capability_of(gpu))), default=(6, 1))
-    branch = last_driver_branch(known) or 580
-    text = f"Install the R{branch} legacy branch, the last that drives this GPU, and restart; not the newest driver."
-    if branch == 580:
-        text += " torch then comes from cu126 (torch 2.14 is the last release that has it)."
-    commands = ("sudo apt install nvidia-driver-580", "sudo reboot") if branch == 580 else ("sudo reboot",)
-    names = "Arch: nvidia-580xx-dkms, NixOS: legacy_580, Fedora: akmod-nvidia-580xx" if branch == 580 else ""
-    return Remedy(text + (f" ({names})" if names else ""), commands, driver=f"R{branch}")
-
-
-def _install_driver(case: Case, found: Diagnosis) -> Remedy:
-    old = (
-        " For Maxwell, Pascal and Volta it is R580, the last branch."
-        if "gpu_old" in case.known or not case.gpus
-        else ""
-    )
-    new = " Blackwell needs its open kernel modules." if "gpu_new" in case.known or not case.gpus else ""
-    text = "See that there is an NVIDIA GPU at all, install its driver and restart; in a container, start it with"
-    summary = f"{text} --gpus all (the driver belongs on the host).{old}{new} torch need not be changed."
-    if "windows" in case.known:
-        return Remedy(summary, ("start https://www.nvidia.com/drivers", "nvidia-smi"))
-    return Remedy(
-        summary,
-        ("lspci | grep -i nvidia", "sudo ubuntu-drivers install   # or the distribution's own way", "nvidia-smi"),
-    )
-
-
-def _compat(case: Case, found: Diagnosis) -> Remedy:
-    summary = (
-        "Put the driver's own libcuda before the compatibility library: take the compat folder out of LD_LIBRARY_PATH"
-        " and of ldconfig, or use an image whose CUDA the host's driver carries, or a newer driver on the host."
-    )
-    commands = (
-        "ldconfig -p | grep libcuda.so",
-        "export LD_LIBRARY_PATH=$(echo $LD_LIBRARY_PATH | tr ':' '\\n' | grep -v compat | paste -sd:)",
-    )
-    return Remedy(summary, commands)
-
-
-def _mask(case: Case, found: Diagnosis) -> Remedy:
-    text = (
-        "Set CUDA_VISIBLE_DEVICES to numbers that `nvidia-smi -L` lists (from 0), or take it away, before torch starts."
-    )
-    unset = "Remove-Item Env:CUDA_VISIBLE_DEVICES" if "windows" in case.known else "unset CUDA_VISIBLE_DEVICES"
-    return Remedy(text, (unset, "nvidia-smi -L"))
-
-
 # --- the packages of one release ------------------------------------------------------
 
 
@@ -457,32 +409,12 @@ def _python(case: Case, found: Diagnosis) -> Remedy:
         low, high = (dotted(f([version_of(w.torch) for w in fitting])) for f in (min, max))
         text += f". Python {dotted(python or (0, 0))} has torch {low} to {high}"
     text += ". Builds with +cuXXX stand on PyTorch's index only (https://download.pytorch.org/whl/ lists them); Python must be 64-bit."
-    commands = {
-        "": (
-            "python -V",
-            "python3.12 -m venv .venv && .venv/bin/python -m pip install torch torchvision",
-            "python -m pip index versions torch",
-        ),
-        "windows": (
-            "py -0p",
-            "py -3.12 -m venv .venv",
-            ".venv\\Scripts\\python -m pip install torch torchvision --index-url https://download.pytorch.org/whl/cu128",
-        ),
-        "uv": ("uv venv --python 3.12", "uv pip install torch torchvision --torch-backend=auto"),
-        "uv project": ("uv python pin 3.12", "uv sync"),
-        "poetry": ("poetry env use python3.12", "poetry install"),
-        "conda": ("conda create -n torch -c conda-forge python=3.12 pytorch-gpu",),
-    }
-    return Remedy(text, by_tool(commands, case))
+    return Remedy(text, by_tool(cause_of({"id": "python", **table()["advice"]["python"]}).commands, case))
 
 
 _COMPUTED: Mapping[str, Callable[[Case, Diagnosis], Remedy]] = {
     "torch": other_build,
     "driver": _driver,
-    "legacy": _legacy,
-    "install_driver": _install_driver,
-    "compat": _compat,
-    "mask": _mask,
     "pair": _pair,
     "python": _python,
 }
