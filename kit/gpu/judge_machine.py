@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from kit.gpu.causes import Reading
 from kit.gpu.compat import driver_floor, driver_runs, is_tegra_capability, text_of
 from kit.gpu.diagnose import Case, Diagnosis, capability_of, diagnose
 from kit.gpu.facts import Gpu, JitControl, MachineFacts
@@ -248,14 +249,16 @@ def driver(case: Machine) -> Answer:
 @gpu_rule(
     "environment.driver_state",
     "no error of the GPU in the kernel log",
-    todo="Look the number up in NVIDIA's Xid table, restart, and test the hardware.",
 )
 def driver_state(case: Machine) -> Answer | None:
-    """A log that cannot be read is no finding."""
+    """A log that cannot be read is no finding; what an Xid means stands in the table of causes."""
     xids = case.facts.xids
     if not xids:
         return None if xids is None else say(True, "no Xid error in the kernel log")
-    return say(False, f"the kernel log has Xid {', '.join(map(str, xids))}", {"xids": list(xids)})
+    meaning = diagnose(MachineFacts(source="text"), Reading(f"NVRM: Xid (PCI): {number}" for number in xids))
+    found = f"the kernel log has Xid {', '.join(map(str, xids))}: {meaning.because[0]}"
+    is_program = meaning.kind == "program"
+    return say(is_program, found, {"xids": list(xids)}, todo=meaning.row.do if meaning.row else SEE_REMEDY)
 
 
 @MACHINE.rule(
@@ -271,7 +274,7 @@ def torch_build(case: Machine) -> Answer | None:
         return say(False, "torch is not installed")
     values = {"version": torch.version, "cuda": torch.cuda, "hip": torch.hip, "direct_url": torch.direct_url}
     if (torch.error or "").startswith("import torch failed"):
-        return say(False, torch.error or "", values, todo="Install torch again in a fresh environment.")
+        return say(False, torch.error or "", values, todo=SEE_REMEDY)
     if case.is_rehearsal:
         return None
     if torch.hip:
@@ -581,6 +584,10 @@ def agreement(case: Machine) -> Answer | None:
     )
 
 
+# What a person expects of a machine that may be in order.
+_ASKED_FOR = {"environment.expected_gpu", "environment.gpu_count", "environment.min_cuda"}
+
+
 def judge(facts: MachineFacts, expectation: Expectation) -> Verdict:
     """The verdict on a machine, with every check that was made and a diagnosis from DIAGNOSES.
 
@@ -590,7 +597,8 @@ def judge(facts: MachineFacts, expectation: Expectation) -> Verdict:
     checks = MACHINE.checks(case)
     if case.is_rehearsal:
         return Verdict.of(checks)
-    lied = any(check.id == "environment.two_witnesses" and check.outcome is Outcome.FAIL for check in checks)
+    red = {check.id for check in checks if check.outcome is Outcome.FAIL} - _ASKED_FOR
+    lied = "environment.two_witnesses" in red or (case.found.word == "ok" and red)
     return Verdict.of(checks, "other" if lied else case.found.word)
 
 
