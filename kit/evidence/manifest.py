@@ -139,10 +139,6 @@ MAX_JSON_PARTS = 1_000_000
 MAX_LINES_PARTS = 3_000_000
 
 
-# A member over 1 MiB that shrinks more than this is taken for a bomb; our own text reaches about 20.
-MAX_ZIP_RATIO = 100
-
-
 # facts/ and raw/ together, which are held in memory.
 MAX_RAW_BYTES = 64 * MiB
 

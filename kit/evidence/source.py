@@ -27,7 +27,6 @@ from kit.evidence.manifest import (
     MAX_FILE_BYTES,
     MAX_FILES,
     MAX_TOTAL_BYTES,
-    MAX_ZIP_RATIO,
     Entry,
     check_json_size,
 )
@@ -225,22 +224,15 @@ def _is_link(info: os.stat_result) -> bool:
 
 def _zip(path: Path) -> Source:
     _check_directory_size(path)
-    archive, found, members, end_of_last = zipfile.ZipFile(path), _Found(), {}, 0
-    for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
+    archive, found, members = zipfile.ZipFile(path), _Found(), {}
+    for info in archive.infolist():
         name = info.orig_filename.removeprefix("./")
-        if info.header_offset < end_of_last:
-            found.problems.append(f"{name[:200]!r} overlaps another entry")
-        end_of_last = info.header_offset + 30 + info.compress_size
         if info.is_dir() or not found.add(name, info.file_size):
             continue
         if info.external_attr >> 28 not in (0, 8):
             found.problems.append(f"{name[:200]!r} is a link or a device")
         if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             found.unusual.append(f"{name[:200]!r} is encrypted or packed in an unusual way")
-        if info.file_size > MiB and info.file_size > MAX_ZIP_RATIO * max(1, info.compress_size):
-            found.problems.append(
-                f"{name[:200]!r} unpacks to {info.file_size / max(1, info.compress_size):.0f} times its size"
-            )
         members[name] = info
     return _Packed(archive, found, members, "zip")
 

@@ -155,7 +155,7 @@ EDITS = [
         "notebooks/01_smoke.ipynb", b'"name": "stdout",', b'"name": "stdout", "ename": "E", "output_type": "error",',
         "notebooks", "not strict JSON",
     ),
-    ("notebooks/01_smoke.ipynb", b"ran 2", b"PASS native.placement 0 tensors", "shown", "no notebook printed"),
+    ("notebooks/01_smoke.ipynb", b"ran 2", b"PASS native.placement 0 tensors on a-GPU", "shown", "no notebook printed"),
 ]  # fmt: skip
 
 
