@@ -123,7 +123,7 @@ def report(
             signals.is_closing = True
         except KeyboardInterrupt:
             signals.is_closing = True
-            run.note(state=INTERRUPTED, reason=f"interrupted by {signals.name}")
+            run.note(state=INTERRUPTED, reason=f"interrupted by {signal.Signals(signals.number or signal.SIGINT).name}")
         except Exception as error:  # an error of ours must not cost what was measured
             signals.is_closing = True
             run.note(state=FAILED, reason=f"{type(error).__name__}: {error}")
@@ -207,10 +207,6 @@ class _Signals:
     def __init__(self) -> None:
         self.number: int | None = None
         self.is_closing = True
-
-    @property
-    def name(self) -> str:
-        return signal.Signals(self.number).name if self.number else "a keyboard interrupt"
 
     def __enter__(self) -> _Signals:
         is_main = threading.current_thread() is threading.main_thread()

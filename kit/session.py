@@ -129,7 +129,7 @@ class Session:
             return None
         from kit.sweep.table import progress_text
 
-        return lambda done, total, left_s: place(Line(progress_text(done, total, left_s)))
+        return lambda done, total, left_s: place(progress_text(done, total, left_s))
 
     def finish(self, outcome: Outcome) -> str:
         """Writes the final record; a notebook without one has not ended. Returns the closing sentence."""
@@ -202,24 +202,12 @@ class Picture:
         return data, {"image/png": {"alt": self.alt}}
 
 
-class Line:
-    """A line of text that shows itself."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __repr__(self) -> str:
-        return self.text
-
-    def _repr_html_(self) -> str:
-        return f"<p>{escape(self.text)}</p>"
-
-
 def _one_place(first: str) -> Callable[[Any], None] | None:
-    """Shows one value after another in the same place of a notebook; None outside a kernel."""
+    """Shows one text or picture after another in the same place of a notebook; None outside a kernel."""
     ipython = sys.modules.get("IPython")
     if ipython is None or not hasattr(ipython.get_ipython(), "kernel"):
         return None
-    from IPython.display import display
+    from IPython.display import Pretty, display
 
-    return display(Line(first), display_id=True).update
+    place = display(Pretty(first), display_id=True)
+    return lambda value: place.update(Pretty(value) if isinstance(value, str) else value)

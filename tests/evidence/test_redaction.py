@@ -21,6 +21,7 @@ from kit.evidence import bundle
 from kit.evidence.bundle import open_bundle
 from kit.evidence.redact import Secrets, decode, pseudonym, redact_text, redact_value, scan, strip_png
 from kit.evidence.verify import verify
+from kit.gpu.diagnose import mask_problem
 from tools import torture
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -175,9 +176,17 @@ def test_secret_over_several_lines_of_a_notebook_goes_whole():
 
 def test_pseudonym_is_keyed_and_the_same_however_it_is_spelt():
     name = pseudonym(UUID, SECRETS.salt)
-    assert re.fullmatch("gpu-[0-9a-f]{12}", name) and name != pseudonym(UUID, b"other")
-    for text in (f"GPU-{UUID}", UUID.upper(), UUID.replace("-", ""), UUID[:13], f"GPU-{UUID[:8]}"):
+    assert re.fullmatch("[0-9a-f]{12}", name) and name != pseudonym(UUID, b"other")
+    for text in (UUID, UUID.upper(), UUID.replace("-", ""), UUID[:13]):
         assert redact_text(f"x {text} y", SECRETS) == f"x {name} y"
+    for text in (f"GPU-{UUID}", f"GPU-{UUID[:8]}", f"gpu-{UUID.replace('-', '')}"):
+        assert redact_text(f"x {text} y", SECRETS) == f"x GPU-{name} y"
+
+
+def test_a_mask_of_uuids_means_the_same_after_redaction():
+    facts = {"mask": f"GPU-{UUID[:8]}", "gpus": [f"GPU-{UUID}"], "slice": f"MIG-{UUID}"}
+    told = redact_value(facts, SECRETS)
+    assert mask_problem(told["mask"], 1, told["gpus"]) is None and mask_problem(told["slice"], 1, told["gpus"]) is None
 
 
 def test_a_picture_loses_its_metadata_and_keeps_its_pixels(tmp_path):
@@ -254,6 +263,17 @@ def test_a_megabyte_is_scanned_in_a_moment(tally):
     assert taken < 1
 
 
+def test_no_committed_report_tells_whose_machine_it_was():
+    private = (
+        rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}|uuid\W{1,5}[0-9a-f]{8}-"
+        rb"|(?:[0-9a-f]{2}:){5}[0-9a-f]{2}|/home/(?!<)|/Users/|/root/|[A-Z]:\\\\Users"
+    )
+    files = [path for path in sorted(ROOT.glob("reports/*/**/*")) if path.is_file()]
+    assert not [
+        f"{path.relative_to(ROOT)}: {m[0]!r}" for path in files for m in re.finditer(private, path.read_bytes(), re.I)
+    ]
+
+
 PLANTED = {
     "GPU UUID": UUID,
     "part of a UUID": UUID[:13],
@@ -285,7 +305,7 @@ def test_no_byte_of_a_report_tells_whose_machine_it_was(tmp_path):
     [path] = (tmp_path / "out").glob("[!.]*-cpu-*")
     whole = b"\n".join(file.read_bytes() for file in path.rglob("*") if file.is_file())
     # The cell ran: what it printed stands there without what is private.
-    assert b"DB_PASS=" in whole and b"<secret>" in whole and b"gpu-" in whole
+    assert b"DB_PASS=" in whole and b"<secret>" in whole and b"GPU-" in whole
     private = {**PLANTED, "home": str(home), "its name": home.name, "a part of it": "田中", "test": str(tmp_path)}
     found = {
         kind
