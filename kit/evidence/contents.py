@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import hashlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from kit import units
@@ -149,12 +150,18 @@ def one(files: Mapping[str, bytes], name: str, kind: Any) -> Any:
     return parsed(name, lambda: from_json(kind, loads(files[name]))) if name in files else None
 
 
+def _value(kind: Any, text: str) -> Any:
+    return from_json(kind, loads(text))
+
+
+def _record(data: bytes) -> dict[str, Any]:
+    return dict(loads(data))
+
+
 def lines(files: Mapping[str, bytes], name: str, kind: Any) -> tuple[Any, ...]:
     """A JSON-lines file as values of `kind`, one a line; empty where it is not there."""
     text = files.get(name, b"").decode("utf-8", errors="strict").splitlines()
-    return tuple(
-        parsed(f"{name} line {n}", lambda line=line: from_json(kind, loads(line))) for n, line in enumerate(text, 1)
-    )
+    return tuple(parsed(f"{name} line {n}", partial(_value, kind, line)) for n, line in enumerate(text, 1))
 
 
 def read(files: Mapping[str, bytes]) -> Raw:
@@ -164,7 +171,7 @@ def read(files: Mapping[str, bytes]) -> Raw:
         raise BundleInvalid("raw/run.json is missing", expected="the record of the run")
     sweep = parsed("raw/sweep.json", lambda: loads(files["raw/sweep.json"])) if "raw/sweep.json" in files else None
     records = {
-        name.split("/")[-1].removesuffix(".json"): parsed(name, lambda data=data: dict(loads(data)))
+        name.split("/")[-1].removesuffix(".json"): parsed(name, partial(_record, data))
         for name, data in files.items()
         if name.startswith("raw/records/")
     }

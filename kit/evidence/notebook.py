@@ -136,7 +136,7 @@ def _inline(source: str) -> str:
 
 def _marked(source: str) -> str:
     # No class here runs past the next opening mark, so a page of brackets costs no more than any other.
-    made = escape(source)
+    made: str = escape(source)
     made = re.sub(r"!\[([^\[\]]*)\]\([^)\[\s]*\)", r"\1", made)
     made = re.sub(r"\[([^\[\]]+)\]\((https?://[^)\[\s&]+)\)", r"<a href='\2' rel='noopener noreferrer'>\1</a>", made)
     made = re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", made)
@@ -232,7 +232,7 @@ def _stripped_cell(cell: Mapping[str, Any]) -> dict[str, Any]:
     return cell
 
 
-def _stripped_output(output: Mapping[str, Any]) -> dict[str, Any]:
+def _stripped_output(output: Mapping[str, Any]) -> Mapping[str, Any]:
     output = _plain(output)
     data = output.get("data")
     if not isinstance(data, Mapping) or "image/png" not in data:

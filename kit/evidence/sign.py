@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from kit.errors import BundleInvalid, UsageError
 from kit.evidence.manifest import MANIFEST, SIGNATURE
@@ -127,7 +128,7 @@ def _ssh_keygen(action: str, *args: str, data: bytes = b"", is_terminal: bool = 
     program = shutil.which("ssh-keygen")
     if program is None:
         raise UsageError("ssh-keygen is not installed", expected="OpenSSH 8.2 or newer", todo="install openssh-client")
-    given = {} if is_terminal else {"input": data}
+    given: dict[str, Any] = {} if is_terminal else {"input": data}
     return subprocess.run(
         [program, "-Y", action, *args],
         stdout=subprocess.PIPE,

@@ -172,7 +172,8 @@ def _rule(name: str, expected: str, todo: str = "", **words: Any) -> Callable:
             try:
                 answer = ask(subject)
             except KitError as error:
-                answer = say(False, error.found, **({"todo": _literal(error.todo)} if error.todo else {}))
+                todo = {"todo": _literal(error.todo)} if error.todo else {}
+                answer = say(False, error.found, None, **todo)
             # Whatever arithmetic on a stranger's files raises is no crash of ours.
             except Exception as error:  # noqa: BLE001
                 answer = say(False, f"cannot be read: {type(error).__name__}: {error}")

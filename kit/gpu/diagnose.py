@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from kit.gpu.causes import Cause, Reading, causes, facts_in, table
 from kit.gpu.compat import (
@@ -105,7 +106,7 @@ class Case:
         if self.text is not None:
             return self.text
         facts, driver = self.facts, self.facts.driver or Driver()
-        lines = [*facts.messages, facts.torch and facts.torch.error, facts.proof and facts.proof.error]
+        lines: list[Any] = [*facts.messages, facts.torch and facts.torch.error, facts.proof and facts.proof.error]
         lines += [driver.nvml_error and f"failed to initialize nvml: {driver.nvml_error}"]
         lines += [driver.cuda_init_error and f"cuinit_{driver.cuda_init_error}"]
         lines += [
@@ -404,15 +405,15 @@ def _fine(case: Case) -> Diagnosis | None:
     if any(held.how == "none" and _jetpack_runs(case, capability) for _, capability, held in case.holdings):
         because = "the rule says no, but this JetPack has been seen to run such code; only a run decides"
         return Diagnosis("ok", "medium", "fits", (because,), "python -m kit check")
-    because = [f"{gpu.name or 'GPU'}: {held.reason}" for gpu, _, held in case.holdings[:1]]
-    if "false_alarm" in case.reading.met(case.known) and because:
-        because.append("torch's own warning is a false alarm: code of the same generation runs on this GPU")
+    reasons = [f"{gpu.name or 'GPU'}: {held.reason}" for gpu, _, held in case.holdings[:1]]
+    if "false_alarm" in case.reading.met(case.known) and reasons:
+        reasons.append("torch's own warning is a false alarm: code of the same generation runs on this GPU")
     if case.is_available:
         if "driver_below_floor" in case.known:
-            because.append("the driver is older than the build asks for, and CUDA runs: forward compatibility")
-        return Diagnosis("ok", "high", "fits", tuple(because) or ("CUDA is available, and nothing contradicts it",))
+            reasons.append("the driver is older than the build asks for, and CUDA runs: forward compatibility")
+        return Diagnosis("ok", "high", "fits", tuple(reasons) or ("CUDA is available, and nothing contradicts it",))
     if "build_native" in case.known:
-        return Diagnosis("ok", "medium", "fits", tuple(because), "python -m kit check")
+        return Diagnosis("ok", "medium", "fits", tuple(reasons), "python -m kit check")
     return None
 
 

@@ -64,7 +64,8 @@ class SweepPlan:
         self.configs()
 
     def _shapes(self) -> list[tuple[int, int, str]]:
-        return [*itertools.product(self.batch_sizes, self.seq_lens, self.dtypes), *map(tuple, self.more_points)]
+        more = [(batch_size, seq_len, dtype) for batch_size, seq_len, dtype in self.more_points]
+        return [*itertools.product(self.batch_sizes, self.seq_lens, self.dtypes), *more]
 
     def configs(self) -> tuple[TrainConfig, ...]:
         """One checked TrainConfig a point, in the shuffled order. Raises UsageError for an impossible point."""

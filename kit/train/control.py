@@ -116,7 +116,7 @@ class _Sgd:
 
     def __init__(self, torch, model, lr: float) -> None:
         self._torch = torch
-        self.param_groups = [{"params": list(model.parameters()), "lr": lr}]
+        self.param_groups: list[dict] = [{"params": list(model.parameters()), "lr": lr}]
         self.state: dict = {}
 
     def zero_grad(self, set_to_none: bool = True) -> None:

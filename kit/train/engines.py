@@ -33,10 +33,11 @@ ENGINES = {
 
 
 class Engine(Protocol):
-    """note: what it does, or why it fell back. optimizer: with the state of every parameter."""
+    """note: what it does, or why it fell back; reason: the latter alone. optimizer: with the state of every parameter."""
 
     name: str
     note: str
+    reason: str | None
     is_fallback: bool
     optimizer: torch.optim.Optimizer
 

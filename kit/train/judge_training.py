@@ -445,7 +445,7 @@ def cpu_agreement(case: Run) -> Answer:
     gaps = [math.inf if ours is None or not theirs else abs(ours - theirs) / abs(theirs) for ours, theirs in pairs]
     largest = max(gaps, default=math.inf)
     found = f"largest relative difference {largest:.1e} over {len(gaps)} steps, {limit:g} allowed"
-    return say(largest <= limit, found, {"steps": len(gaps), "limit": limit} | _finite("largest", largest))
+    return say(largest <= limit, found, {"steps": len(gaps), "limit": limit, **_finite("largest", largest)})
 
 
 def _finite(name: str, value: float) -> Mapping[str, float]:

@@ -143,7 +143,8 @@ def measure(
     # A step that one rank looks into holds up the others, so all look into the same.
     watch = Watch(state.model, state.optimizer, config, group.all_of(nonce)[0] if group else nonce)
     steps: list[StepRecord] = []
-    windows, error = (None, None), None
+    windows: tuple[float | None, float | None] = (None, None)
+    error = None
     with _kept(out) as keep:
 
         def each(record: StepRecord) -> None:

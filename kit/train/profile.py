@@ -179,7 +179,7 @@ class Between:
 
     def __init__(self, model: torch.nn.Module, number: int) -> None:
         self._model, self._number, self._calls = model, number, 0
-        self._recorded = None
+        self._recorded: Any = None
 
     def __enter__(self) -> Between:
         self._hook = self._model.register_forward_pre_hook(self._forward)
