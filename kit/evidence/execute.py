@@ -79,7 +79,7 @@ def _as_kind(value: Any, kind: str, default: Any) -> Any:
     """`value` where its type fits, an int as a float where one is asked for, else None."""
     if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    wanted: type = {"str": str, "int": int, "float": float, "bool": bool, "list": list}.get(kind, type(default))
+    wanted: Any = {"str": str, "int": int, "float": float, "bool": bool, "list": list}.get(kind, type(default))
     if wanted is not type(value):
         return None
     if wanted is list and default and any(type(item) is not type(default[0]) for item in value):
