@@ -67,12 +67,18 @@ class Code:
 
 @dataclasses.dataclass(frozen=True)
 class Coverage:
-    """How a build serves a GPU: 'native', 'ptx' or 'none'. code: the entry that runs, 'sm_86'."""
+    """How a build serves a GPU: 'native', 'ptx', 'none', 'possible' (its toolkit could, no list is known) or 'unknown'.
+
+    source: 'list', 'range', 'table', 'toolkit' or ''. code: the entry that runs, 'sm_86'. is_too_old: the GPU is older
+    than everything in the build.
+    """
 
     how: str
-    code: str | None
-    is_exact: bool
     reason: str
+    source: str = ""
+    code: str | None = None
+    is_exact: bool = False
+    is_too_old: bool = False
 
 
 def parse_code(entry: str) -> Code | None:
@@ -93,7 +99,9 @@ def is_tegra_capability(capability: Capability) -> bool:
     return capability in TEGRA
 
 
-def cover(arch_list: tuple[str, ...], capability: Capability, *, cuda: Capability | None = None) -> Coverage:
+def cover(
+    arch_list: tuple[str, ...], capability: Capability, *, cuda: Capability | None = None, source: str = "list"
+) -> Coverage:
     """Whether code for `arch_list` runs on a GPU of `capability`.
 
     cuda: the toolkit that the build was made with; from 13.2 on desktop code runs on Jetson too.
@@ -102,17 +110,14 @@ def cover(arch_list: tuple[str, ...], capability: Capability, *, cuda: Capabilit
     native = [code for code in entries if not code.is_ptx and _runs(code, capability, cuda)]
     if native:
         best = max(native, key=lambda code: (code.capability == capability, code.capability, not code.kind))
-        return Coverage("native", str(best), best.capability == capability, _why_native(best, capability))
+        return Coverage("native", _why_native(best, capability), source, str(best), best.capability == capability)
     ptx = [code for code in entries if code.is_ptx and _jits(code, capability)]
     if ptx:
         best = max(ptx, key=lambda code: code.capability)
-        return Coverage(
-            "ptx",
-            str(best),
-            False,
-            f"no native code for {dotted(capability)}; the driver compiles {best} at the first use of each kernel",
-        )
-    return Coverage("none", None, False, _why_none(entries, capability))
+        why = f"no native code for {dotted(capability)}; the driver compiles {best} at the first use of each kernel"
+        return Coverage("ptx", why, source, str(best))
+    is_too_old = all(capability < code.capability for code in entries)
+    return Coverage("none", _why_none(entries, capability), source, is_too_old=is_too_old)
 
 
 def _same(a: Capability, b: Capability) -> bool:

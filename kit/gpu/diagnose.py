@@ -15,6 +15,7 @@ from typing import Any
 from kit.gpu.causes import Cause, Reading, causes, facts_in, table
 from kit.gpu.compat import (
     Capability,
+    Coverage,
     cuda_of,
     cuda_of_driver,
     driver_floor,
@@ -25,7 +26,7 @@ from kit.gpu.compat import (
 )
 from kit.gpu.facts import Driver, Gpu, MachineFacts
 from kit.gpu.specs import possible_capabilities
-from kit.gpu.wheels import Holding, holding, platform_of, variant_of
+from kit.gpu.wheels import holding, platform_of, variant_of
 from kit.units import cuda_pair, dotted, pair
 
 DIAGNOSES = (
@@ -123,7 +124,7 @@ class Case:
         return (facts.torch.gpus if facts.torch else ()) or (facts.driver.gpus if facts.driver else ())
 
     @functools.cached_property
-    def holdings(self) -> tuple[tuple[Gpu, Capability, Holding], ...]:
+    def holdings(self) -> tuple[tuple[Gpu, Capability, Coverage], ...]:
         """What the build holds for each GPU whose capability is known or follows from its name."""
         found = []
         for gpu in self.gpus:

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 from kit.gpu.causes import Reading
-from kit.gpu.compat import driver_floor, driver_runs, is_tegra_capability, text_of
+from kit.gpu.compat import Coverage, driver_floor, driver_runs, is_tegra_capability, text_of
 from kit.gpu.diagnose import Case, Diagnosis, capability_of, diagnose
 from kit.gpu.facts import Gpu, JitControl, MachineFacts
 from kit.gpu.specs import normalise, possible_capabilities
-from kit.gpu.wheels import Holding, holding, variant_of
+from kit.gpu.wheels import holding, variant_of
 from kit.records import Check, Outcome, Verdict
 from kit.rules import Answer, Rules, say
 from kit.units import dotted
@@ -162,7 +162,7 @@ class Machine:
         return diagnose(self.facts)
 
     @functools.cached_property
-    def held(self) -> Holding:
+    def held(self) -> Coverage:
         """What the build holds for the GPU that torch would use."""
         return holding(self.facts, capability_of(self.gpu) if self.gpu else None)
 
