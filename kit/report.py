@@ -37,8 +37,8 @@ from kit.gpu.judge_machine import judge
 from kit.gpu.probe import SMI_QUERY, Capture, capture, probe
 from kit.gpu.remedy import remedy
 from kit.process import ROOT, SHARE, child_environment, keep_bytecode
-from kit.records import Outcome, Verdict, from_json, loads
-from kit.session import BUNDLE_VARIABLE
+from kit.records import Outcome, Verdict, fields_of, from_json, loads
+from kit.session import BUNDLE_VARIABLE, DEFAULT_MODELS
 
 NOTEBOOKS = ("01_env_check", "02_smoke_training", "03_throughput", "04_scaling")
 DEFAULT_PARAMS = {"cuda": "gpu_smoke.yaml", "cpu": "cpu_rehearsal.yaml"}
@@ -169,20 +169,17 @@ def split_parameters(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _check_values(parameters: Mapping[str, Mapping[str, Any]], device: str) -> None:
     """Raises UsageError for values that the notebooks would refuse, and for data that cannot be read."""
     from kit.extras.scale.ranks import ScalePlan, scaled_step
-    from kit.session import DEFAULT_MODELS
     from kit.sweep.table import SweepPlan
     from kit.train.config import TrainConfig
     from kit.train.data import load_texts
 
-    def values(name: str, kind: type) -> dict[str, Any]:
-        fields = {field.name for field in dataclasses.fields(kind)}
-        found = {key: value for key, value in parameters[name].items() if key in fields}
-        if found.get("model", "auto") == "auto":
-            found["model"] = DEFAULT_MODELS[device]
-        return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+    def plan(name: str, kind: type) -> Any:
+        given = {"model": "auto", **parameters[name]}
+        model = DEFAULT_MODELS[device] if given["model"] == "auto" else given["model"]
+        return kind(**{**fields_of(kind, given), "device": device, "model": model})
 
-    config = TrainConfig(**values("02_smoke_training", TrainConfig), device=device)
-    SweepPlan(**values("03_throughput", SweepPlan), device=device)
+    config = plan("02_smoke_training", TrainConfig)
+    plan("03_throughput", SweepPlan)
     for engine in parameters["03_throughput"].get("short_runs", ()):
         dataclasses.replace(config, engine=engine)
     scaled = parameters["04_scaling"]
