@@ -28,7 +28,7 @@ EXIT_SIGTERM = 143
 class KitError(Exception):
     """An error with a cause, an expectation and a remedy; `str()` joins the three.
 
-    diagnosis: one word of `kit.gpu.judge_machine.DIAGNOSES` where the error is such a finding.
+    diagnosis: one word of `kit.gpu.diagnose.DIAGNOSES` where the error is such a finding.
     """
 
     exit_code = EXIT_INTERNAL

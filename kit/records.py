@@ -76,7 +76,7 @@ class Check:
 class Verdict:
     """The worst required outcome of a set of checks, and the checks.
 
-    diagnosis: one word from `kit.gpu.judge_machine.DIAGNOSES` where an environment was
+    diagnosis: one word from `kit.gpu.diagnose.DIAGNOSES` where an environment was
     judged, else None.
     """
 
