@@ -305,7 +305,8 @@ class _Watch(TorchDispatchMode):
         if self._guard._depth:
             return "optimizer", "in the optimizer's step"
         names = {id(module): name for name, module in self._guard.model.named_modules()}
-        frame, inside = sys._getframe(3), ""
+        frame: Any = sys._getframe(3)
+        inside = ""
         while frame is not None:
             module = frame.f_locals.get("self") if "self" in frame.f_code.co_varnames[:1] else None
             if id(module) in names:
