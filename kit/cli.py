@@ -502,24 +502,9 @@ def run_sign(args: argparse.Namespace) -> Answer:
 
 
 def run_compare(args: argparse.Namespace) -> Answer:
-    from kit.evidence.verify import load
-
     wing = _wing("compare")
-    a, b = (wing.read_side([load(path) for path in _bundles(side)]) for side in (args.a, args.b))
-    found = wing.compare(a, b)
-    if args.figure and found.ratio is not None:
-        write_atomic(args.figure, wing.figure(a, b, found))
+    found = wing.compare_folders(args.a, args.b)
     return Answer(wing.text(found), to_json(found), found.exit_code)
-
-
-def _bundles(path: Path) -> list[Path]:
-    """The bundle itself, or the bundles in a folder of bundles."""
-    if path.is_file() or (path / "manifest.json").is_file():
-        return [path]
-    found = sorted(child.parent for child in path.glob("*/manifest.json")) + sorted(path.glob("*.zip"))
-    if not found:
-        raise UsageError(f"{path} holds no bundle", expected="a bundle, or a folder of them", todo="correct the path")
-    return found
 
 
 def run_lab(args: argparse.Namespace) -> Answer:
@@ -724,7 +709,6 @@ COMMANDS = {
         (
             option("a", type=Path, metavar="A", help="a bundle, or a folder of bundles of one setup"),
             option("b", type=Path, metavar="B", help="the other side"),
-            option("--figure", type=Path, metavar="FILE", help="draw both sides as SVG"),
         ),
     ),
     "lab": Command(

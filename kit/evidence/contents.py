@@ -18,7 +18,7 @@ from kit.errors import BundleInvalid, KitError
 from kit.gpu.facts import MachineFacts
 from kit.gpu.judge_machine import Expectation
 from kit.records import Outcome, Verdict, from_json, loads
-from kit.sweep.table import BenchResult, Ceilings, Row, SameLosses, from_csv
+from kit.sweep.table import BenchResult, Ceilings, Row, SameLosses
 from kit.train.steps import ControlRecord, StepRecord, TelemetrySample, TrainingRun
 
 SCHEMA_VERSION = "2.0"
@@ -184,7 +184,7 @@ def read(files: Mapping[str, bytes]) -> Raw:
         telemetry=lines(files, "raw/telemetry.jsonl", TelemetrySample),
         control=one(files, "raw/negative_control.json", ControlRecord),
         ceilings=parsed("raw/sweep.json", lambda: from_json(Ceilings, sweep["ceilings"])) if sweep else None,
-        rows=parsed("raw/sweep.csv", lambda: from_csv(files["raw/sweep.csv"].decode())) if sweep else (),
+        rows=parsed("raw/sweep.json", lambda: from_json(tuple[Row, ...], sweep["rows"])) if sweep else (),
         losses=one(files, "raw/losses.json", SameLosses),
         bench=one(files, "raw/bench.json", BenchResult),
         records=records,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
-import itertools
 import json
 import subprocess
 import sys
@@ -19,11 +18,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from kit.errors import KitError, TrainingFailed, UsageError
+from kit.errors import KitError, TrainingFailed
 from kit.process import child_environment
 from kit.records import dumps, from_json, to_json
+from kit.sweep.sweep import write_records
 from kit.sweep.table import BenchResult, ShortRun
-from kit.sweep.trial import first_steps
 from kit.train.config import TrainConfig
 
 ENGINES = ("trainer", "eager", "captured", "graphed")
@@ -42,6 +41,7 @@ def bench(
     config: of the short run; its engine is left out. out: a folder for `bench.json`. Raises
     GpuNotUsable where the device is cuda and cannot be used, TrainingFailed where a run broke.
     """
+    from kit.sweep.trial import first_steps
     from kit.train.measure import require_device
 
     configs = [dataclasses.replace(config, engine=engine) for engine in engines]
@@ -59,21 +59,8 @@ def bench(
                 on_run(run)
     same, _ = first_steps(configs, is_profiled=False)
     result = BenchResult(device_name, tuple(runs), same, missing)
-    if out:
-        _write(Path(out), result)
+    write_records(out, {"bench.json": dumps(result)})
     return result
-
-
-def _write(folder: Path, result: BenchResult) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "bench.json").write_text(dumps(result), encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise UsageError(
-            f"{folder} cannot be written: {error.strerror}",
-            expected="a folder you may write to",
-            todo="name another folder with --out",
-        ) from error
 
 
 def _in_a_process(config: TrainConfig, is_first: bool) -> ShortRun | str:
@@ -115,11 +102,13 @@ def short_run(config: TrainConfig, *, is_first: bool, began: float) -> ShortRun 
     start = time.perf_counter()
     from kit.train.measure import require_device
 
-    torch = require_device(config.device)
+    require_device(config.device)
     thread = start_device(config.device, config.dtype, has_kernels=_needs_triton(config))
     _import_all(config)
+    from kit.sweep.trial import text_batches
+
     imported = time.perf_counter()
-    batches = _batches(torch, config)
+    batches = text_batches(config, config.steps)
     loaded = time.perf_counter()
     from kit.train.model import build_model, precision
 
@@ -159,21 +148,6 @@ def _import_all(config: TrainConfig) -> None:
 
 def _needs_triton(config: TrainConfig) -> bool:
     return config.engine in ("captured", "graphed") and importlib.util.find_spec("triton") is not None
-
-
-def _batches(torch, config: TrainConfig) -> list:
-    """The run's batches on its device, as (input_ids, labels)."""
-    from kit.train import data
-
-    endless = data.batches(
-        data.load_texts(config.dataset),
-        data.load_tokenizer("gpt2"),
-        batch_size=config.batch_size,
-        seq_len=config.seq_len,
-        seed=config.seed,
-    )
-    found = itertools.islice(endless, config.steps)
-    return [(batch.input_ids.to(config.device), batch.labels.to(config.device)) for batch in found]
 
 
 def _train(model, config: TrainConfig, batches) -> dict | str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kit.errors import UsageError
-from kit.records import dumps, loads, to_json
+from kit.records import dumps
 from kit.show import Table, card, escape
 from kit.sweep.table import (
     Ceilings,
@@ -17,7 +17,6 @@ from kit.sweep.table import (
     SweepPlan,
     as_record,
     floor_s,
-    from_csv,
     higher,
     in_grid_order,
     mfu,
@@ -121,42 +120,36 @@ def sweep(
     on_row: Callable[[Row], None] | None = None,
     on_progress: Callable[[int, int, float], None] | None = None,
 ) -> SweepResult:
-    """Measures every point. out: a folder that gets `sweep.csv`, rewritten after each point, and `sweep.json`.
-
-    A sweep that was killed goes on where it stopped, if `out` holds one of the same plan and
-    card. on_progress: points done, points in all, seconds left as the mean of those measured
-    says. Random token ids without padding stand for text: the time of a step does not depend on
-    them.
+    """Measures every point. out: a folder that gets `sweep.json` and, to be read by a person, `sweep.csv`, both
+    rewritten after each point. on_progress: points done, points in all, seconds left as the mean of those measured
+    says. Random token ids without padding stand for text: the time of a step does not depend on them.
     Raises GpuNotUsable where the device is cuda and cannot be used.
     """
     from kit.sweep.ceilings import measure_ceilings
-    from kit.sweep.trial import Bench
+    from kit.sweep.trial import Trial
     from kit.train.measure import require_device
 
     require_device(plan.device)
     dtypes = tuple(dict.fromkeys(config.dtype for config in plan.configs()))
     ceilings = measure_ceilings(plan.device, dtypes)
-    rows = list(_kept(out, plan, ceilings))
-    total, start = len(plan.configs()), time.perf_counter()
-    done = {row.point for row in rows}
-    for count, row in enumerate(rows_of(plan, Bench(plan), done), start=1):
+    rows: list[Row] = []
+    trial, total, start = Trial(plan.configs()[0]), len(plan.configs()), time.perf_counter()
+    for count, row in enumerate(rows_of(plan, lambda config: trial.point(config, plan)), start=1):
         rows.append(row)
         _keep(out, plan, ceilings, rows)
         if on_row:
             on_row(row)
         if on_progress:
-            on_progress(len(rows), total, (time.perf_counter() - start) / count * (total - len(rows)))
+            on_progress(count, total, (time.perf_counter() - start) / count * (total - count))
     with contextlib.suppress(RuntimeError):  # a point that broke the device left its row
         ceilings = higher(ceilings, measure_ceilings(plan.device, dtypes, is_whole=False))
     _keep(out, plan, ceilings, rows)
     return SweepResult(plan, ceilings, in_grid_order(rows))
 
 
-def rows_of(plan: SweepPlan, measure: Measure, done: Collection[tuple] = ()) -> Iterator[Row]:
-    """One row a point that is not `done`. Out of memory and whatever else an engine raises are rows with their reason."""
+def rows_of(plan: SweepPlan, measure: Measure) -> Iterator[Row]:
+    """One row a point. Out of memory and whatever else an engine raises are rows with their reason."""
     for config in plan.configs():
-        if row_of(config, "ok").point in done:
-            continue
         try:
             row = measure(config)
         except Exception as error:  # compilers, drivers and libraries raise of their own; Ctrl-C passes
@@ -174,29 +167,23 @@ def _failed(config: TrainConfig, error: Exception) -> Row:
     return row_of(config, "oom" if cause else "error", reason=line if cause else f"{type(error).__name__}: {line}")
 
 
-def _kept(out: str | Path | None, plan: SweepPlan, ceilings: Ceilings) -> tuple[Row, ...]:
-    """Rows that an earlier sweep of the same plan on the same card left in `out`, without those that failed."""
-    if not out or not (Path(out) / "sweep.json").is_file() or not (Path(out) / "sweep.csv").is_file():
-        return ()
-    record = loads((Path(out) / "sweep.json").read_text(encoding="utf-8"))
-    is_same = record.get("plan") == to_json(plan)
-    if not is_same or record.get("ceilings", {}).get("device_name") != ceilings.device_name:
-        return ()
-    rows = from_csv((Path(out) / "sweep.csv").read_text(encoding="utf-8"))
-    return tuple(row for row in rows if row.outcome != "error")
+def _keep(out: str | Path | None, plan: SweepPlan, ceilings: Ceilings, rows: Sequence[Row]) -> None:
+    rows = in_grid_order(rows)
+    record = {"plan": plan, "ceilings": ceilings, "rows": rows}
+    write_records(out, {"sweep.csv": to_csv(rows, ceilings), "sweep.json": dumps(record)})
 
 
-def _keep(out: str | Path | None, plan: SweepPlan, ceilings: Ceilings, rows: list[Row]) -> None:
-    if not out:
+def write_records(out: str | Path | None, files: Mapping[str, str]) -> None:
+    """Texts by name into `out`, made where it is missing; nothing where no folder is named."""
+    if out is None:
         return
-    folder = Path(out)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "sweep.csv").write_text(to_csv(in_grid_order(rows), ceilings), encoding="utf-8", newline="\n")
-        (folder / "sweep.json").write_text(dumps({"plan": plan, "ceilings": ceilings}), encoding="utf-8", newline="\n")
+        Path(out).mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (Path(out) / name).write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
         raise UsageError(
-            f"{folder} cannot be written: {error.strerror}",
+            f"{out} cannot be written: {error.strerror}",
             expected="a folder you may write to",
             todo="name another folder with --out",
         ) from error

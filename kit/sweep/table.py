@@ -8,10 +8,9 @@ import io
 import itertools
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from kit.errors import UsageError
-from kit.records import Check, Outcome
 from kit.show import Table
 from kit.train.config import (
     DEVICES,
@@ -69,37 +68,19 @@ class SweepPlan:
 
     def configs(self) -> tuple[TrainConfig, ...]:
         """One checked TrainConfig a point, in the shuffled order. Raises UsageError for an impossible point."""
-        points = [
-            TrainConfig(
-                model=self.model,
-                device=self.device,
-                dtype=dtype,
-                batch_size=batch_size,
-                seq_len=seq_len,
-                seed=self.seed,
-                engine=engine,
-            )
-            for (batch_size, seq_len, dtype), engine in itertools.product(self._shapes(), self.engines)
-        ]
-        return tuple(shuffled(points, self.seed))
+        points = itertools.product(self._shapes(), self.engines)
+        return tuple(shuffled([self._config(*shape, engine) for shape, engine in points], self.seed))
 
     def smallest(self) -> tuple[TrainConfig, ...]:
         """One config for each engine and precision of the plan, all of its smallest shape."""
         shapes = self._shapes()
-        shape = min((pair[:2] for pair in shapes), key=lambda pair: (pair[0] * pair[1], pair))
+        batch_size, seq_len, _ = min(shapes, key=lambda shape: (shape[0] * shape[1], shape))
         kinds = dict.fromkeys((dtype, engine) for _, _, dtype in shapes for engine in self.engines)
-        return tuple(
-            TrainConfig(
-                model=self.model,
-                device=self.device,
-                dtype=dtype,
-                batch_size=shape[0],
-                seq_len=shape[1],
-                seed=self.seed,
-                engine=engine,
-            )
-            for dtype, engine in kinds
-        )
+        return tuple(self._config(batch_size, seq_len, *kind) for kind in kinds)
+
+    def _config(self, batch_size: int, seq_len: int, dtype: str, engine: str) -> TrainConfig:
+        step = {"batch_size": batch_size, "seq_len": seq_len, "dtype": dtype, "engine": engine}
+        return TrainConfig(model=self.model, device=self.device, seed=self.seed, **step)
 
 
 def shuffled(items: Sequence, seed: int) -> list:
@@ -133,33 +114,18 @@ class Ceilings:
 
     @property
     def table(self) -> Table:
+        sheet = {dtype: quantity(rate, "FLOP/s") for dtype, rate in self.datasheet_flop_per_s.items()}
         rows = [
-            (
-                f"matrix product, {dtype}",
-                quantity(rate, "FLOP/s"),
-                self.matmul_shape.get(dtype, UNKNOWN),
-                quantity(self.datasheet_flop_per_s.get(dtype), "FLOP/s"),
-            )
+            (f"matrix product, {dtype}", quantity(rate, "FLOP/s"), self.matmul_shape.get(dtype, UNKNOWN),
+             sheet.get(dtype, UNKNOWN))
             for dtype, rate in self.matmul_flop_per_s.items()
-        ]
+        ]  # fmt: skip
         if self.attention_flop_per_s:
             how = f"causal, forward and backward, {self.attention_shape}"
-            rows.append(
-                (
-                    "attention, bfloat16",
-                    quantity(self.attention_flop_per_s, "FLOP/s"),
-                    how,
-                    quantity(self.datasheet_flop_per_s.get("bfloat16"), "FLOP/s"),
-                )
-            )
-        rows.append(
-            (
-                "copy on the device",
-                quantity(self.copy_bytes_per_s, "B/s"),
-                "read and written bytes",
-                quantity(self.datasheet_bytes_per_s, "B/s"),
-            )
-        )
+            rate = quantity(self.attention_flop_per_s, "FLOP/s")
+            rows.append(("attention, bfloat16", rate, how, sheet.get("bfloat16", UNKNOWN)))
+        copies = [quantity(rate, "B/s") for rate in (self.copy_bytes_per_s, self.datasheet_bytes_per_s)]
+        rows.append(("copy on the device", copies[0], "read and written bytes", copies[1]))
         rows.append(("launch of one small kernel", seconds(self.launch_s), "a thousand in a row", "–"))
         if self.graph_launch_s:
             rows.append(("the same inside a CUDA graph", seconds(self.graph_launch_s), "a thousand in one graph", "–"))
@@ -277,89 +243,34 @@ def progress_text(done: int, total: int, left_s: float) -> str:
     return f"[{'#' * full}{'.' * (24 - full)}] {done} of {total} points, {left}"
 
 
-COLUMNS = (
-    "batch_size",
-    "seq_len",
-    "dtype",
-    "model",
-    "outcome",
-    "steps",
-    "step_time_s",
-    "step_time_q1_s",
-    "step_time_q3_s",
-    "samples_per_s",
-    "tokens_per_s",
-    "peak_memory_bytes",
-    "floor_s",
-    "mfu_measured",
-    "mfu_datasheet",
-    "block_step_s",
-    "reason",
-    "engine",
-    "note",
-)
-
-
 def as_record(row: Row, ceilings: Ceilings) -> dict[str, object]:
     """The row as a flat record with its derived figures; None stands for unknown."""
     figures = spread(row.block_step_s)
+    derived = {name: getattr(row, name) for name in ("step_time_s", "samples_per_s", "tokens_per_s")}
     return {
-        "batch_size": row.batch_size,
-        "seq_len": row.seq_len,
-        "dtype": row.dtype,
-        "model": row.model,
-        "outcome": row.outcome,
-        "steps": row.steps,
-        "step_time_s": row.step_time_s,
+        **vars(row),
+        **derived,
         "step_time_q1_s": figures.q1 if figures else None,
         "step_time_q3_s": figures.q3 if figures else None,
-        "samples_per_s": row.samples_per_s,
-        "tokens_per_s": row.tokens_per_s,
-        "peak_memory_bytes": row.peak_memory_bytes,
         "floor_s": floor_s(row, ceilings),
         "mfu_measured": mfu(row, ceilings),
         "mfu_datasheet": mfu(row, ceilings, of="datasheet"),
-        "block_step_s": " ".join(repr(value) for value in row.block_step_s),
-        "reason": row.reason,
-        "engine": row.engine,
-        "note": row.note,
     }
 
 
 def to_csv(rows: Iterable[Row], ceilings: Ceilings) -> str:
-    """All rows with raw and derived figures; an empty cell is unknown."""
+    """All rows with their derived figures, to be read by a person; `sweep.json` holds the raw ones."""
+    return csv_text([as_record(row, ceilings) for row in rows])
+
+
+def csv_text(records: Sequence[Mapping[str, object]]) -> str:
+    """A column for each name of the first; an empty cell is unknown, a tuple stands with spaces between."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow(as_record(row, ceilings))
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(records[0] if records else ())
+    for record in records:
+        writer.writerow(" ".join(map(repr, value)) if isinstance(value, tuple) else value for value in record.values())
     return text.getvalue()
-
-
-def from_csv(text: str) -> tuple[Row, ...]:
-    """The raw figures of `to_csv`; the derived ones are computed again, never read."""
-    try:
-        return tuple(_from_record(record) for record in csv.DictReader(io.StringIO(text)))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"sweep.csv: {error}", expected="the columns " + ", ".join(COLUMNS)) from error
-
-
-def _from_record(record: dict[str, str]) -> Row:
-    peak = record["peak_memory_bytes"]
-    return Row(
-        batch_size=int(record["batch_size"]),
-        seq_len=int(record["seq_len"]),
-        dtype=record["dtype"],
-        model=record["model"],
-        outcome=record["outcome"],
-        block_step_s=tuple(float(value) for value in record["block_step_s"].split()),
-        steps=int(record["steps"]),
-        peak_memory_bytes=int(peak) if peak else None,
-        reason=record["reason"] or None,
-        # Files from before there were engines have no such columns.
-        engine=record.get("engine") or "eager",
-        note=record.get("note") or None,
-    )
 
 
 def in_grid_order(rows: Sequence[Row]) -> tuple[Row, ...]:
@@ -455,27 +366,6 @@ def _is_finite(loss: float | None) -> bool:
     return loss is not None and math.isfinite(loss)
 
 
-def losses_check(records: Iterable[SameLosses], measured: Iterable[tuple[str, str]], *, is_cuda: bool) -> Check:
-    """measured: engines with their precision that the report has a figure of; each must have been compared."""
-    records = tuple(records)
-    compared = [(record, row) for record in records for row in record.compared]
-    red = [f"{row.engine} in {row.dtype}: {problem}" for record, row in compared if (problem := record.problem(row))]
-    known = {(row.engine, row.dtype) for _, row in compared}
-    left_out = [pair for pair in dict.fromkeys(measured) if pair not in known]
-    unknown = [f"{engine} in {dtype} was not compared" for engine, dtype in left_out]
-    good = Outcome.PASS if is_cuda else Outcome.REHEARSAL
-    outcome = Outcome.FAIL if red else Outcome.INCONCLUSIVE if unknown or not known else good
-    found = "; ".join(red or unknown) or f"{len(known)} engines and precisions compared over {LOSS_STEPS} steps"
-    limits = ", ".join(f"{dtype} {limit:g}" for dtype, limit in LOSS_LIMITS.items())
-    return Check(
-        "throughput.same_losses",
-        outcome,
-        found,
-        f"the plain loop's losses in float32, within nats: {limits}",
-        "" if outcome is good else "use none of this engine's figures, and report what it is",
-    )
-
-
 # The short run that people report, as records: 14 steps with their start, engine by engine.
 
 
@@ -523,36 +413,15 @@ class BenchResult:
 
     @property
     def table(self) -> Table:
-        columns = (
-            "engine",
-            "precision",
-            "run",
-            "from process start",
-            "imports",
-            "model",
-            "engine",
-            "steps",
-            "training as the Trainer counts it",
-            "samples/s",
-        )
-        return Table(
-            columns,
-            tuple(
-                (
-                    run.engine,
-                    run.dtype,
-                    "first" if run.is_first else "second",
-                    seconds(run.process_s),
-                    seconds(run.import_s),
-                    seconds(run.model_s),
-                    seconds(run.engine_s),
-                    seconds(run.steps_s),
-                    seconds(run.training_s),
-                    number(run.samples_per_s),
-                )
-                for run in self.runs
-            ),
-        )
+        parts = ("process_s", "import_s", "model_s", "engine_s", "steps_s", "training_s")
+        heads = ("from process start", "imports", "model", "engine", "steps", "training as the Trainer counts it")
+        rows = []
+        for run in self.runs:
+            times = [seconds(getattr(run, part)) for part in parts]
+            rows.append(
+                (run.engine, run.dtype, "first" if run.is_first else "second", *times, number(run.samples_per_s))
+            )
+        return Table(("engine", "precision", "run", *heads, "samples/s"), tuple(rows))
 
     @property
     def sentence(self) -> str:

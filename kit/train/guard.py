@@ -76,9 +76,11 @@ class gpu_guard:
         """Looks at everything: parameters, gradients, buffers, all that the optimizers hold, and the batch if given."""
         name = None
         for name, tensor in self._tensors(batch):
+            if self.is_home(tensor):
+                continue
             # Optimizers keep their counts on the host, and a paged state is where it has to be.
             is_count = tensor.numel() <= 1 and not name.startswith(("parameter", "gradient", "batch"))
-            is_fine = self.is_home(tensor) or is_count or tensor.dim() == 0 and name.startswith("batch")
+            is_fine = is_count or tensor.dim() == 0 and name.startswith("batch")
             if not is_fine and not getattr(tensor, "is_paged", False) and not self.is_allowed(name):
                 is_empty = tensor.is_meta and "it has no values: model.to_empty(device=…), then load its weights"
                 raise self.refusal(f"{name} is on {tensor.device}", is_empty or "move it with .to(…) before training")
@@ -101,7 +103,8 @@ class gpu_guard:
             yield f"parameter {name}", parameter
             if parameter.grad is not None:
                 yield f"gradient of {name}", parameter.grad
-            yield from _nested(vars(parameter), f"state of {name}")
+            if vars(parameter):
+                yield from _nested(vars(parameter), f"state of {name}")
         for name, buffer in self.model.named_buffers():
             yield f"buffer {name}", buffer
         for optimizer in self._optimizers:
@@ -157,7 +160,7 @@ class gpu_guard:
         if is_due:
             self._watched += 1
             # About twice as late each time, later four times; by chance, and not the program's own random numbers.
-            low, high = (number // 2, number * 3 // 2) if number < 7 else (2 * number, 4 * number)
+            low, high = (number // 2, number * 3 // 2) if number < 4 else (2 * number, 4 * number)
             low, high = max(1, min(low, LONGEST_INTERVAL // 2)), min(high, LONGEST_INTERVAL)
             self._due = self.steps + random.SystemRandom().randint(low, high)
         tensors = (tensor for kept in self._kept for tensor in kept.values() if tensor is not None)
@@ -235,7 +238,10 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if not self._found:
-            self._look(func, _flat((args, *(kwargs or {}).values())), _flat((out,)))
+            inputs, outputs = _flat((*args, *kwargs.values()) if kwargs else args), _flat((out,))
+            is_all_home = all(map(self._is_home, inputs)) and all(map(self._is_home, outputs))
+            if not is_all_home or _is_product(func):
+                self._look(func, inputs, outputs)
         return out
 
     def answer(self) -> str:
@@ -346,7 +352,7 @@ def _flat(values: Any) -> list[Any]:
         if isinstance(value, torch.Tensor):
             found.append(value)
         elif isinstance(value, (list, tuple)):
-            found += _flat(value)
+            found += [item for item in value if isinstance(item, torch.Tensor)]
     return found
 
 

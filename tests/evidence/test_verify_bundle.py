@@ -176,7 +176,7 @@ def with_plan(path):
     row = Row(4, 64, "bfloat16", "gpt2", "ok", (0.05, 0.051), 10)
     losses = SameLosses("gpt2", 4, 64, (10.0,) * 10, (EngineLosses("eager", "bfloat16", (10.0,) * 10),))
     plan = {"batch_sizes": [4], "seq_lens": [64]}
-    for name, value in (("sweep", {"plan": plan, "ceilings": ceilings}), ("losses", losses)):
+    for name, value in (("sweep", {"plan": plan, "ceilings": ceilings, "rows": [row]}), ("losses", losses)):
         (path / f"raw/{name}.json").write_text(
             module.importlib.import_module("kit.records").dumps(value), encoding="utf-8"
         )

@@ -13,9 +13,9 @@ import pytest
 
 from kit.errors import TrainingFailed, UsageError
 from kit.extras.scale.group import Group, place
-from kit.extras.scale.ranks import ScalePlan, from_csv
+from kit.extras.scale.ranks import ScalePlan, ScaleRow
 from kit.extras.scale.scale import scale, train_ranks
-from kit.records import Outcome
+from kit.records import Outcome, from_json, loads
 from kit.train.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -176,7 +176,7 @@ def test_a_rank_whose_gradients_drift_ends_with_other_weights(fault):
 @pytest.mark.slow
 def test_the_speed_is_measured_on_one_and_two_ranks(tmp_path):
     plan = ScalePlan((1, 2), TINY, blocks=2, block_s=0.05)
-    result = scale(plan, out=tmp_path)
+    result = scale(plan, out=tmp_path / "new")
     rows = result.scaling.rows
     assert [(row.mode, row.world_size, row.batch_size, row.parallel) for row in rows] == [
         ("weak", 1, 2, "none"),
@@ -185,7 +185,8 @@ def test_the_speed_is_measured_on_one_and_two_ranks(tmp_path):
     ]
     assert all(row.outcome == "ok" and len(row.block_step_s) == 2 for row in rows)
     assert [len(row.block_compute_s) for row in rows] == [0, 2, 2]
-    assert from_csv((tmp_path / "scaling.csv").read_text(encoding="utf-8")) == rows
+    kept = loads((tmp_path / "new" / "scaling.json").read_bytes())
+    assert from_json(tuple[ScaleRow, ...], kept["rows"]) == rows and (tmp_path / "new" / "scaling.csv").is_file()
     assert {row.world_size for row in result.all_reduce} == {2}
 
 

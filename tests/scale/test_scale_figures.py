@@ -6,7 +6,7 @@ import io
 import pytest
 
 from kit.extras.scale import figures
-from kit.extras.scale.ranks import AllReduce, Link, Pair, ScaleRow, Scaling, Topology
+from kit.extras.scale.ranks import AllReduce, ScaleRow, Scaling
 
 ONE = ScaleRow("weak", 1, 32, 1024, "bfloat16", "gpt2", "none", "ok", (0.060, 0.061, 0.059))
 WEAK = dataclasses.replace(ONE, world_size=2, parallel="ddp", block_step_s=(0.062, 0.061, 0.063),
@@ -14,8 +14,6 @@ WEAK = dataclasses.replace(ONE, world_size=2, parallel="ddp", block_step_s=(0.06
 STRONG = dataclasses.replace(WEAK, mode="strong", batch_size=16, block_step_s=(0.033,),
                              block_compute_s=(0.031,))  # fmt: skip
 ROWS = Scaling("NVIDIA H200", (ONE, WEAK, STRONG))
-TOPOLOGY = Topology(tuple(Link(i, nvlinks=18, nvlink_bytes_per_s=26.5625e9) for i in range(2)),
-                    (Pair(0, 1, "SYS", 18, True),))  # fmt: skip
 
 
 def drawn(figure):
@@ -101,27 +99,20 @@ def all_reduces(world_size=2):
     return tuple(AllReduce(size, world_size, "float32", times_s) for size, times_s in times.items())
 
 
-def test_bandwidth_stands_below_the_links_figure():
-    (axis,) = drawn(figures.all_reduce(all_reduces(), TOPOLOGY, caption="2 × H200")).axes
-    assert legend(axis) == ["what the link can carry, 478 GB/s", "2 ranks, measured"]
-    (limit,) = [line for line in axis.get_lines() if line.get_linestyle() == "--"]
-    assert limit.get_ydata()[0] == pytest.approx(478.125)
+def test_bandwidth_stands_over_size():
+    (axis,) = drawn(figures.all_reduce(all_reduces(), caption="2 × H200")).axes
+    assert legend(axis) == ["2 ranks, measured"]
     assert (axis.get_ylim()[0], axis.get_xscale()) == (0, "log")
     assert [text.get_text() for text in axis.get_xticklabels()] == ["1.00 MiB", "1.00 GiB"]
 
 
-def test_an_unknown_link_draws_no_limit():
-    (axis,) = figures.all_reduce(all_reduces(), None, caption="CPU").axes
-    assert legend(axis) == ["2 ranks, measured"]
-
-
 def test_each_number_of_ranks_has_a_line_of_its_own():
-    (axis,) = figures.all_reduce(all_reduces(2) + all_reduces(4), None, caption="CPU").axes
+    (axis,) = figures.all_reduce(all_reduces(2) + all_reduces(4), caption="CPU").axes
     assert legend(axis) == ["2 ranks, measured", "4 ranks, measured"]
 
 
 @pytest.mark.parametrize("rows", [(), all_reduces(1)])
 def test_one_rank_is_a_figure_that_says_so(rows):
-    figure = drawn(figures.all_reduce(rows, None, caption="one"))
+    figure = drawn(figures.all_reduce(rows, caption="one"))
     assert figure.get_suptitle().startswith("One rank only")
     assert [text.get_text() for text in figure.axes[0].texts] == ["one GPU: nothing to all-reduce with"]

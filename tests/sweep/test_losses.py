@@ -18,8 +18,6 @@ from kit.sweep.table import (
     SameLosses,
     ShortRun,
     SweepPlan,
-    losses_check,
-    to_csv,
 )
 from kit.sweep.trial import first_steps
 
@@ -55,7 +53,7 @@ RED = {
 
 @pytest.mark.parametrize("row", RED.values(), ids=RED)
 def test_losses_apart_nan_and_too_few_are_red_and_name_the_engine(row):
-    check = losses_check([record(engine(), row)], [], is_cuda=True)
+    check = same_losses_of(evidence(losses=record(engine(), row)))
     assert check.outcome is Outcome.FAIL and f"graphed in {row.dtype}: " in check.found
     assert not record(row).is_same and "no: " in str(record(row).table) and "do not" in record(row).sentence
 
@@ -67,20 +65,27 @@ def test_bfloat16_may_be_further_off():
 @pytest.mark.parametrize("reference", [(*REFERENCE[:9], None), REFERENCE[:9], ()])
 def test_a_broken_reference_makes_nothing_the_same(reference):
     broken = dataclasses.replace(record(engine(reference)), reference=reference)
-    assert losses_check([broken], [], is_cuda=True).outcome is Outcome.FAIL
+    assert same_losses_of(evidence(losses=broken)).outcome is Outcome.FAIL
 
 
 def test_an_engine_that_cannot_run_here_is_listed_and_no_failure():
     found = record(engine(), EngineLosses("captured", "float32", missing="a CUDA graph needs a CUDA device"))
     assert found.is_same and "not here: a CUDA graph" in str(found.table)
-    assert losses_check([found], [], is_cuda=False).outcome is Outcome.REHEARSAL
+    rehearsed = dataclasses.replace(RUN, device="cpu", expectation=Expectation("cpu"))
+    assert same_losses_of(evidence(losses=found, run=rehearsed)).outcome is Outcome.REHEARSAL
 
 
 def test_a_figure_of_an_engine_that_was_not_compared_is_inconclusive():
     left_out = record(engine(), EngineLosses("captured", "float32", missing="so it says"))
-    check = losses_check([left_out], [("graphed", "float32"), ("captured", "float32")], is_cuda=True)
+    check = same_losses_of(evidence(losses=left_out, sweep=swept("graphed", "captured")))
     assert check.outcome is Outcome.INCONCLUSIVE and "captured in float32 was not compared" in check.found
-    assert losses_check([record()], [], is_cuda=True).outcome is Outcome.INCONCLUSIVE
+    assert same_losses_of(evidence(losses=record())).outcome is Outcome.INCONCLUSIVE
+
+
+def swept(*engines, dtype="float32"):
+    """A sweep's file with a figure of each engine."""
+    rows = [Row(4, 64, dtype, "gpt2", "ok", block_step_s=(0.003,), engine=name) for name in engines]
+    return {"plan": {}, "ceilings": Ceilings("NVIDIA H100"), "rows": rows}
 
 
 def test_only_raw_losses_are_kept():
@@ -138,13 +143,7 @@ def test_a_report_judges_the_raw_losses_again():
 
 
 def test_every_measured_engine_of_a_report_must_have_been_compared():
-    card = Ceilings("NVIDIA H100")
-    row = Row(4, 64, "bfloat16", "gpt2", "ok", block_step_s=(0.003,), engine="graphed")
-    files = {
-        f"raw/{name}.json": dumps(value).encode()
-        for name, value in {"run": RUN, "losses": record(engine()), "sweep": {"ceilings": card}}.items()
-    }
-    check = same_losses_of(conclude({**files, "raw/sweep.csv": to_csv([row], card).encode()}))
+    check = same_losses_of(evidence(losses=record(engine()), sweep=swept("graphed", dtype="bfloat16")))
     assert check.outcome is Outcome.INCONCLUSIVE and "graphed in bfloat16" in check.found
 
 
@@ -203,15 +202,15 @@ def test_a_loss_that_is_not_finite_is_kept_as_none(monkeypatch):
 
 
 def test_an_engine_that_breaks_is_listed_with_its_error(monkeypatch):
-    from kit.train import engines
+    from kit.sweep import trial
 
-    own = engines.build_engine
+    own = trial.build_engine
 
     def build(name, *args):
         if name == "captured":
             raise KeyError("broken")
         return own(name, *args)
 
-    monkeypatch.setattr(engines, "build_engine", build)
+    monkeypatch.setattr(trial, "build_engine", build)
     losses, _ = first_steps(plan(engines=("eager", "captured")).smallest())
     assert losses.engines[1].missing == "KeyError: 'broken'" and losses.engines[0].missing is None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kit.errors import UsageError
-from kit.records import from_json
+from kit.records import dumps, from_json, loads
 from kit.sweep.ceilings import measure_ceilings
 from kit.sweep.sweep import SweepResult, rows_of, sweep
 from kit.sweep.table import (
@@ -14,7 +14,6 @@ from kit.sweep.table import (
     Row,
     SweepPlan,
     floor_s,
-    from_csv,
     higher,
     mfu,
     progress_text,
@@ -23,7 +22,7 @@ from kit.sweep.table import (
     to_csv,
     words,
 )
-from kit.sweep.trial import Bench
+from kit.sweep.trial import Trial
 from kit.train.config import MODELS, adamw_step_bytes, least_step_flop, step_flop
 
 GOOD = Row(4, 64, "float32", "gpt2", "ok", block_step_s=(0.05, 0.04, 0.06), steps=30, peak_memory_bytes=2 * 1024**3)
@@ -223,14 +222,14 @@ def test_ceilings_on_a_gpu_include_what_the_plan_did_not_ask_for():
 @pytest.mark.gpu
 @pytest.mark.parametrize("engine", ["trainer", "eager", "captured"])
 def test_a_point_that_does_not_fit_leaves_the_memory_to_the_next(engine):
-    bench = Bench(plan(device="cuda"))
+    trial = Trial(plan(device="cuda").configs()[0])
     free, total = torch.cuda.mem_get_info()
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(min(1.0, 3e9 / total))
     try:
         for batch_size, outcome in ((512, "oom"), (1, "ok"), (512, "oom"), (1, "ok")):
             point = plan(batch_sizes=(batch_size,), seq_lens=(256,), engines=(engine,), device="cuda")
-            (row,) = rows_of(point, bench)
+            (row,) = rows_of(point, lambda config: trial.point(config, plan()))
             assert row.outcome == outcome, row.reason
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
@@ -257,13 +256,16 @@ def test_a_failed_kernel_is_a_row_with_its_reason():
     assert {row.outcome for row in rows_of(plan(), measure)} == {"error"}
 
 
-def test_rows_survive_csv_with_their_raw_values():
-    assert from_csv(to_csv([GOOD, OOM], H100)) == (GOOD, OOM)
+def test_rows_survive_json_with_their_raw_values():
+    assert from_json(tuple[Row, ...], loads(dumps((GOOD, OOM)))) == (GOOD, OOM)
 
 
-def test_a_broken_csv_is_a_usage_error():
-    with pytest.raises(UsageError, match=r"sweep\.csv"):
-        from_csv("batch_size,seq_len\nfour,64\n")
+def test_the_csv_is_for_people_and_says_raw_and_derived_figures():
+    head, good, oom = to_csv([GOOD, OOM], H100).splitlines()
+    columns = head.split(",")
+    assert dict(zip(columns, good.split(",")))["block_step_s"] == "0.05 0.04 0.06"
+    assert dict(zip(columns, good.split(",")))["tokens_per_s"] == "5120.0"
+    assert '"tried to allocate, 1,000 GiB"' in oom and len(columns) == 19
 
 
 def test_an_unknown_card_has_no_mfu_and_no_floor():
@@ -313,7 +315,8 @@ def test_a_real_sweep_on_the_cpu_measures_each_point_and_keeps_it(tmp_path):
     result = sweep(plan(seq_lens=(16,)), out=tmp_path, on_row=seen.append)
     assert [row.outcome for row in result.rows] == ["ok", "ok"] == [row.outcome for row in seen]
     assert all(len(row.block_step_s) == 2 and row.steps >= 4 for row in result.rows)
-    assert from_csv((tmp_path / "sweep.csv").read_text(encoding="utf-8")) == result.rows
+    assert from_json(tuple[Row, ...], loads((tmp_path / "sweep.json").read_bytes())["rows"]) == result.rows
+    assert (tmp_path / "sweep.csv").read_text(encoding="utf-8") == to_csv(result.rows, result.ceilings)
     assert result.ceilings.matmul_flop_per_s["float32"] > 1e9
     assert list(result.frame["tokens_per_s"]) == [row.tokens_per_s for row in result.rows]
 
@@ -325,12 +328,6 @@ def test_the_floor_counts_only_what_no_step_can_do_without():
     assert adamw_step_bytes(shape, "bfloat16") / adamw_step_bytes(shape) == 36 / 44
 
 
-def test_a_csv_from_before_there_were_engines_still_reads():
-    lines = [line.split(",") for line in to_csv([GOOD], H100).splitlines()]
-    assert lines[0][-2:] == ["engine", "note"]
-    assert from_csv("\n".join(",".join(line[:-2]) for line in lines)) == (GOOD,)
-
-
 def test_each_engine_is_a_point_and_one_that_cannot_run_here_says_why():
     result = sweep(plan(batch_sizes=(1,), seq_lens=(16,), engines=("eager", "captured")))
     rows = {row.engine: row for row in result.rows}
@@ -339,23 +336,16 @@ def test_each_engine_is_a_point_and_one_that_cannot_run_here_says_why():
     assert "not here" in str(result.table)
 
 
-def test_a_sweep_that_was_killed_goes_on_where_it_stopped(tmp_path):
-    grid = plan(seq_lens=(16,))
-    full = sweep(grid, out=tmp_path)
-    failed = dataclasses.replace(full.rows[1], outcome="error", reason="killed")
-    (tmp_path / "sweep.csv").write_text(to_csv([full.rows[0], failed], full.ceilings), encoding="utf-8", newline="\n")
-    again, progress = [], []
-    result = sweep(grid, out=tmp_path, on_row=again.append, on_progress=lambda *seen: progress.append(seen))
-    assert [row.point for row in again] == [failed.point]
-    assert result.rows[0] == full.rows[0] and result.rows[1].outcome == "ok"
-    assert [seen[:2] for seen in progress] == [(2, 2)]
+def test_the_command_measures_again_what_a_folder_holds_already(tmp_path, capsys):
+    from kit.cli import main
 
-
-def test_a_sweep_of_another_plan_is_not_taken_over(tmp_path):
-    sweep(plan(batch_sizes=(1,), seq_lens=(16,)), out=tmp_path)
-    seen = []
-    sweep(plan(batch_sizes=(1,), seq_lens=(16,), blocks=3), out=tmp_path, on_row=seen.append)
-    assert len(seen) == 1
+    line = f"sweep --device cpu --model tiny --batch-sizes 1 --seq-lens 16 --blocks 1 --out {tmp_path / 'new'}"
+    read = []
+    for _ in range(2):
+        assert main(line.split()) == 0
+        read.append(loads((tmp_path / "new" / "sweep.json").read_bytes())["rows"])
+    assert len(read[0]) == len(read[1]) == 1 and read[0] != read[1]
+    assert capsys.readouterr().err.count("eager 1 × 16") == 2
 
 
 def test_a_loss_that_is_not_finite_is_no_measurement(monkeypatch):

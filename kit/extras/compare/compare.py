@@ -11,81 +11,44 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from kit.errors import BundleInvalid
+from kit.errors import BundleInvalid, UsageError
 from kit.evidence.contents import Evidence
+from kit.evidence.verify import load
 from kit.records import Outcome, loads
-from kit.show import escape, visible
-from kit.units import number
+from kit.show import visible
 
-# Welch's interval and Holm's correction with the standard library, each after its named source.
+# Two-sided 95 % quantiles of Student's t by degrees of freedom (Abramowitz and Stegun, table 26.10); between two of
+# them the quantile goes with the inverse of the freedom. Three processes a side have two at least.
+_T95 = {
+    2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706, 6: 2.4469, 7: 2.3646, 8: 2.3060, 9: 2.2622, 10: 2.2281, 12: 2.1788,
+    15: 2.1314, 20: 2.0860, 30: 2.0423, 60: 2.0003, 120: 1.9799, math.inf: 1.9600,
+}  # fmt: skip
 
-CONFIDENCE = 0.95
+
+def t_quantile(freedom: float) -> float:
+    above = min(known for known in _T95 if known >= freedom)
+    if above in (freedom, 2):
+        return _T95[above]
+    below = max(known for known in _T95 if known < freedom)
+    share = (1 / below - 1 / freedom) / (1 / below - 1 / above)
+    return _T95[below] + share * (_T95[above] - _T95[below])
 
 
-def welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
-    """(mean of b - mean of a, half of its 95 % interval, two-sided p) for unequal variances.
+def welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+    """(mean of b - mean of a, half of its 95 % interval) for unequal variances.
 
     Degrees of freedom after Welch and Satterthwaite: Welch, Biometrika 34 (1947) 28.
     """
     shares = statistics.variance(a) / len(a), statistics.variance(b) / len(b)
     middle, total = statistics.fmean(b) - statistics.fmean(a), sum(shares)
     if total == 0:
-        return middle, 0.0, 1.0 if middle == 0 else 0.0
+        return middle, 0.0
     freedom = total**2 / (shares[0] ** 2 / (len(a) - 1) + shares[1] ** 2 / (len(b) - 1))
-    error = math.sqrt(total)
-    p = 2 * (1 - t_cdf(abs(middle) / error, freedom))
-    return middle, t_quantile((1 + CONFIDENCE) / 2, freedom) * error, p
+    return middle, t_quantile(freedom) * math.sqrt(total)
 
-
-def t_cdf(t: float, freedom: float) -> float:
-    """Student's distribution function by the incomplete beta function: Abramowitz and Stegun 26.7.1."""
-    tail = 0.5 * _beta(freedom / (freedom + t * t), freedom / 2, 0.5)
-    return 1 - tail if t >= 0 else tail
-
-
-def t_quantile(p: float, freedom: float) -> float:
-    """The t with t_cdf(t) = p for p >= 0.5, by bisection to 1e-10."""
-    low, high = 0.0, 1.0
-    while t_cdf(high, freedom) < p:
-        high *= 2
-    while high - low > 1e-10 * max(1.0, high):
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_cdf(middle, freedom) < p else (low, middle)
-    return (low + high) / 2
-
-
-def _beta(x: float, a: float, b: float) -> float:
-    """The regularised incomplete beta function: continued fraction DLMF 8.17.22, symmetry 8.17.4."""
-    if x <= 0 or x >= 1:
-        return min(1.0, max(0.0, x))
-    if x > (a + 1) / (a + b + 2):
-        return 1 - _beta(1 - x, b, a)
-    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)) / a
-    # Evaluated from the far end; below the symmetry point sqrt(max(a, b)) terms are enough (DLMF 8.17(v)).
-    fraction = 1.0
-    for m in range(60, 0, -1):
-        k = m // 2
-        if m % 2:
-            term = -(a + k) * (a + b + k) * x / ((a + 2 * k) * (a + 2 * k + 1))
-        else:
-            term = k * (b - k) * x / ((a + 2 * k - 1) * (a + 2 * k))
-        fraction = 1 + term / fraction
-    return front / fraction
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values after Holm's correction, in the given order: Scand. J. Statist. 6 (1979) 65."""
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    made, largest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        made[index] = largest
-    return made
-
-
-# What a comparison found: as values, as text, and as one picture of both sides.
 
 PRIMARY = "steady_samples_per_s"
 EXIT_CODES = {"same": 0, "improved": 0, "regression": 1, "inconclusive": 3, "not_comparable": 3}
@@ -104,7 +67,6 @@ class Side:
     keys: Mapping[str, Any]
     notes: Mapping[str, Any]
     unit: str
-    others: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +74,7 @@ class Comparison:
     """outcome: 'same', 'regression', 'improved', 'inconclusive' or 'not_comparable'.
 
     ratio: B over A of the geometric means, low and high its 95 % interval. runs_needed: a
-    side, to decide at the spread seen; None where decided or where no number would. others:
-    (metric, ratio, p after Holm's correction), which decide nothing.
+    side, to decide at the spread seen; None where decided or where no number would.
     """
 
     outcome: str
@@ -123,7 +84,6 @@ class Comparison:
     low: float | None = None
     high: float | None = None
     metric: str = PRIMARY
-    others: tuple[tuple[str, float, float], ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -138,36 +98,6 @@ def text(found: Comparison) -> str:
         lines.append(f"  To do: {found.runs_needed} processes a side, run in turns (A B A B)")
     return visible("\n".join(lines))
 
-
-def figure(a: Side, b: Side, found: Comparison) -> str:
-    """An SVG of every process of both sides on an axis from zero, with the medians; readable in grey."""
-    top = max((*a.values, *b.values)) * 1.1
-    rows = []
-    for row, (name, side) in enumerate((("A", a), ("B", b))):
-        y, x = 60 + 60 * row, _x(statistics.median(side.values), top)
-        rows.append(f"<text x='10' y='{y + 5}'>{name} (n = {len(side.values)})</text>")
-        rows.append(f"<path d='M{x} {y - 16}V{y + 16}' stroke='currentColor' stroke-width='3'/>")
-        rows += [
-            f"<circle cx='{_x(value, top)}' cy='{y}' r='5' fill='none' stroke='currentColor'/>" for value in side.values
-        ]
-    ticks = [top * part / 4 for part in range(5)]
-    rows += [f"<text x='{_x(tick, top)}' y='175' text-anchor='middle'>{number(tick)}</text>" for tick in ticks]
-    ratio = f", B is {found.ratio:.3f} of A" if found.ratio else ""
-    title = escape(f"{found.metric}: {found.outcome.replace('_', ' ')}{ratio}")
-    return (
-        "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 700 205' font-family='sans-serif' "
-        f"font-size='14' role='img'><title>{title}</title>"
-        f"<text x='10' y='22' font-weight='bold'>{title}</text>"
-        f"{''.join(rows)}<path d='M{_x(0, top)} 155H690' stroke='currentColor'/><text x='400' y='198' "
-        f"text-anchor='middle'>{escape(a.unit)}; circles: processes, bars: medians</text></svg>\n"
-    )
-
-
-def _x(value: float, top: float) -> str:
-    return f"{110 + 570 * value / top:.1f}"
-
-
-__all__ = ["Comparison", "Side", "compare", "decide", "figure", "read_side", "runs_needed", "text"]
 
 # A change of less than this is not called one, however sure it is: a policy, not a fact.
 LIMIT = 0.05
@@ -191,7 +121,6 @@ def read_side(bundles: Sequence[tuple[Evidence, Mapping[str, bytes]]]) -> Side |
         return _not_comparable([f"one side mixes setups: {', '.join(differing)}"])
     numbers = [{number.name: number for number in evidence.numbers} for evidence, _, _ in described]
     _refuse_repeats([evidence.run_id for evidence, _, _ in described])
-    shared = set.intersection(*({name for name in row if _positive(row[name].value)} for row in numbers))
     for (evidence, _, _), row in zip(described, numbers, strict=True):
         if PRIMARY not in row or not _positive(row[PRIMARY].value):
             raise BundleInvalid(f"{evidence.run_id} has no positive {PRIMARY}", expected="a rate above 0")
@@ -202,12 +131,22 @@ def read_side(bundles: Sequence[tuple[Evidence, Mapping[str, bytes]]]) -> Side |
         keys=keys | {f"definition of {PRIMARY}": numbers[0][PRIMARY].definition},
         notes=described[0][2],
         unit=numbers[0][PRIMARY].unit,
-        others={
-            name: tuple(float(row[name].value) for row in numbers)
-            for name in sorted(shared - {PRIMARY})
-            if numbers[0][name].unit == "s" or numbers[0][name].unit.endswith("/s")
-        },
     )
+
+
+def compare_folders(a: Path, b: Path) -> Comparison:
+    """What `kit compare A B` finds: a side is a bundle, or a folder of bundles; each is verified first."""
+    return compare(*(read_side([load(path) for path in _bundles(side)]) for side in (a, b)))
+
+
+def _bundles(path: Path) -> list[Path]:
+    if path.is_file() or (path / "manifest.json").is_file():
+        return [path]
+    found = sorted(child.parent for child in path.glob("*/manifest.json")) + sorted(path.glob("*.zip"))
+    if not found:
+        expected = "a bundle, or a folder of bundles"
+        raise UsageError(f"{path} holds no bundle", expected=expected, todo="correct the path")
+    return found
 
 
 def compare(a: Side | Comparison, b: Side | Comparison) -> Comparison:
@@ -216,7 +155,9 @@ def compare(a: Side | Comparison, b: Side | Comparison) -> Comparison:
         if isinstance(side, Comparison):
             return side
     _refuse_repeats([*a.run_ids, *b.run_ids])
-    differing = [f"{name}: {a.keys.get(name)!r} against {b.keys.get(name)!r}" for name in _differing(a.keys, b.keys)]
+    differing = [
+        f"{name}: {_words(a.keys.get(name))} against {_words(b.keys.get(name))}" for name in _differing(a.keys, b.keys)
+    ]
     if a.unit != b.unit:
         differing.append(f"unit {a.unit} against {b.unit}")
     if differing:
@@ -236,7 +177,7 @@ def _judge(a: Side, b: Side, notes: list[str]) -> Comparison:
         )
         ratio = math.exp(_mean_log(b.values) - _mean_log(a.values))
         return Comparison("inconclusive", (because, *notes), WANTED_PROCESSES, ratio)
-    middle, half, _ = welch([math.log(v) for v in a.values], [math.log(v) for v in b.values])
+    middle, half = welch([math.log(v) for v in a.values], [math.log(v) for v in b.values])
     ratio, low, high = math.exp(middle), math.exp(middle - half), math.exp(middle + half)
     outcome = decide(ratio, low, high)
     sizes = f"n = {len(a.values)} and {len(b.values)}"
@@ -252,7 +193,7 @@ def _judge(a: Side, b: Side, notes: list[str]) -> Comparison:
         )
     if n < WANTED_PROCESSES:
         notes.append(f"fewer than {WANTED_PROCESSES} processes a side")
-    return Comparison(outcome, (found, *notes), needed, ratio, low, high, others=tuple(_others(a, b)))
+    return Comparison(outcome, (found, *notes), needed, ratio, low, high)
 
 
 def decide(ratio: float, low: float, high: float) -> str:
@@ -272,7 +213,7 @@ def runs_needed(a: Sequence[float], b: Sequence[float]) -> int | None:
     middle = statistics.fmean(logs[1]) - statistics.fmean(logs[0])
     variance = (statistics.variance(logs[0]) + statistics.variance(logs[1])) / 2
     for n in range(MIN_PROCESSES, MAX_RUNS + 1):
-        half = t_quantile((1 + CONFIDENCE) / 2, 2 * n - 2) * math.sqrt(2 * variance / n)
+        half = t_quantile(2 * n - 2) * math.sqrt(2 * variance / n)
         if decide(math.exp(middle), math.exp(middle - half), math.exp(middle + half)) != "inconclusive":
             return n
     return None
@@ -286,17 +227,10 @@ def _describe(evidence: Evidence, files: Mapping[str, bytes]) -> tuple[dict[str,
     training = _object(files, "raw/training.json")
     facts = _object(files, "facts/begin.json")
     torch, driver = facts.get("torch") or {}, facts.get("driver") or {}
-    gpus = [
-        tuple(
-            gpu.get(key) if not isinstance(gpu.get(key), list) else tuple(gpu[key])
-            for key in ("name", "compute_capability", "memory_bytes", "mig_profile")
-        )
-        for gpu in torch.get("gpus") or ()
-    ]
     config = {name: value for name, value in (training.get("config") or {}).items() if name != "seed"}
     keys = {
         "device": evidence.device,
-        "GPU": tuple(gpus),
+        "GPU": _gpus(torch),
         "power limit": training.get("power_limit_w") or (training.get("telemetry") or {}).get("power_limit_w"),
         "dataset": training.get("dataset_sha256"),
         "parameters": training.get("parameters"),
@@ -304,6 +238,19 @@ def _describe(evidence: Evidence, files: Mapping[str, bytes]) -> tuple[dict[str,
     }
     notes = {"kit": evidence.kit_version, "torch": torch.get("version"), "driver": driver.get("version")}
     return keys, notes
+
+
+def _gpus(torch: Mapping[str, Any]) -> str | None:
+    parts = ("name", "compute_capability", "memory_bytes", "mig_profile")
+    gpus = [[_words(gpu[part]) for part in parts if gpu.get(part)] for gpu in torch.get("gpus") or ()]
+    return "; ".join(", ".join(gpu) for gpu in gpus) or None
+
+
+def _words(value: Any) -> str:
+    """As a person writes it: 'none', '9.0' for a compute capability."""
+    if isinstance(value, (list, tuple)):
+        return ".".join(map(str, value))
+    return "none" if value is None else str(value)
 
 
 def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
@@ -350,13 +297,6 @@ def _outlier_notes(side: Side) -> Iterator[str]:
             if abs(value - middle) > max(6 * spread, LIMIT * middle):
                 away = f"{100 * (value / middle - 1):+.0f} %"
                 yield f"{run_id} lies {away} from its side's median; it counts like the others"
-
-
-def _others(a: Side, b: Side) -> Iterator[tuple[str, float, float]]:
-    names = sorted(set(a.others) & set(b.others))
-    found = [welch([math.log(v) for v in a.others[name]], [math.log(v) for v in b.others[name]]) for name in names]
-    for name, (middle, _, _), p in zip(names, found, holm([p for _, _, p in found]), strict=True):
-        yield name, math.exp(middle), p
 
 
 def _mean_log(values: Sequence[float]) -> float:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.distributed as dist
 
-from kit.errors import UsageError
 from kit.extras.scale.ranks import GPT2_GRADIENT_BYTES, AllReduce
 from kit.units import GiB, MiB
 
@@ -28,19 +27,16 @@ _FLOAT_BYTES = 4
 _CHECKED_PLACES = 1_000_000
 
 
-def measure_all_reduce(device: str, sizes_bytes: Sequence[int] | None = None) -> tuple[AllReduce, ...]:
+def measure_all_reduce(device: str) -> tuple[AllReduce, ...]:
     """All-reduces of float32 tensors, smallest first; the same rows on every rank.
 
     A size is left out where a rank has not the memory for it, or where it would go beyond `BUDGET_S`. Each
     iteration begins when all ranks have arrived and ends when this rank's device is done; its time is
     the slowest rank's. It is one call alone, launch and wait included, which weighs on small sizes;
-    nccl-tests queue many. Raises UsageError where a size is no whole number of float32.
+    nccl-tests queue many.
     """
     kind = torch.device(device).type
-    sizes = sorted(SIZES_BYTES[kind] if sizes_bytes is None else sizes_bytes)
-    odd = [size for size in sizes if size <= 0 or size % _FLOAT_BYTES]
-    if odd:
-        raise UsageError(f"sizes_bytes={odd}", expected="positive multiples of 4, the bytes of a float32")
+    sizes = SIZES_BYTES[kind]
     rows, left_s = [], BUDGET_S[kind]
     for place, size in enumerate(sizes):
         expected_s = rows[-1].time_s * size / rows[-1].size_bytes if rows else 0.0

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from kit.extras.scale.ranks import MODES, AllReduce, ScaleRow, Scaling, Topology, ring_bytes_per_s, sentence, series
+from kit.extras.scale.ranks import MODES, AllReduce, ScaleRow, Scaling, sentence, series
 from kit.plots import COLOURS, MARKERS, _figure
 from kit.units import memory, percent, spread
 
@@ -120,17 +120,14 @@ def _name(row: ScaleRow) -> str:
     return "1 rank" if row.world_size == 1 else f"{row.mode}, {row.world_size} ranks"
 
 
-def all_reduce(rows: Sequence[AllReduce], topology: Topology | None, *, caption: str) -> Figure:
-    """Bus bandwidth against size, a line for each number of ranks; what the link can carry dashed."""
-    figure, (axis,) = _figure(1, sentence(rows, topology).rstrip("."), caption)
+def all_reduce(rows: Sequence[AllReduce], *, caption: str) -> Figure:
+    """Bus bandwidth against size, a line for each number of ranks."""
+    figure, (axis,) = _figure(1, sentence(rows).rstrip("."), caption)
     good = [row for row in rows if row.world_size > 1 and row.times_s]
     for index, count in enumerate(sorted({row.world_size for row in good})):
         line = sorted((row for row in good if row.world_size == count), key=lambda row: row.size_bytes)
         colour = COLOURS[index % 6]
         _bandwidths(axis, line, colour=colour, marker=MARKERS[index % 6])
-        if limit := ring_bytes_per_s(topology, count):
-            label = f"what the link can carry, {limit / 1e9:,.0f} GB/s"
-            axis.axhline(limit / 1e9, color=colour, linewidth=1, linestyle="--", label=label)
     if not good:
         _say(axis, "one GPU: nothing to all-reduce with")
         axis.set_axis_off()

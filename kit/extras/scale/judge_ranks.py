@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from kit.evidence.contents import Number, lines, one, parsed
 from kit.extras.scale.ranks import (
@@ -13,16 +12,15 @@ from kit.extras.scale.ranks import (
     Rank,
     RankRecord,
     RanksRun,
+    ScaleRow,
     Scaling,
-    Topology,
     best,
     folder_name,
-    from_csv,
     global_losses,
-    ring_bytes_per_s,
 )
 from kit.records import Check, Outcome, from_json, loads, worst
-from kit.train.config import TrainConfig, weight_tensors
+from kit.rules import Answer, Rules, say
+from kit.train.config import weight_tensors
 from kit.train.judge_training import judge_training
 from kit.train.steps import StepRecord, TelemetrySample, TrainingRun
 
@@ -38,194 +36,148 @@ LOSS_LIMITS = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 1e-2}
 FSDP_TABLE_BYTES = 16_384
 # Asked of one process only: a repetition, and the CPU's losses, which here are one device's.
 _NOT_ASKED = ("native.replay", "native.cpu_agreement")
-AGAIN = "python -m kit train --gpus {count}"
+AGAIN = "python -m kit train --gpus {case.run.world_size}"
 
 
-def check(
-    id: str,
-    is_good: bool | None,
-    found: str,
-    expected: str,
-    *,
-    todo: str = "",
-    values: Mapping[str, Any] | None = None,
-) -> Check:
-    """is_good: None where the evidence is missing or too weak."""
-    outcome = {True: Outcome.PASS, False: Outcome.FAIL, None: Outcome.INCONCLUSIVE}[is_good]
-    return Check(id, outcome, found, expected, todo if is_good is False else "", values or {})
+@dataclasses.dataclass(frozen=True)
+class Ranks:
+    """What is judged: the run, and what each rank left, by its number; those that left nothing are absent."""
+
+    run: RanksRun
+    ranks: Mapping[int, Rank]
+
+    @property
+    def records(self) -> dict[int, RankRecord]:
+        return {rank: left.record for rank, left in sorted(self.ranks.items()) if left.record}
+
+    @property
+    def loss_limit(self) -> float:
+        return LOSS_LIMITS[self.run.config.dtype]
 
 
-def gpu_check(config: TrainConfig, *args: Any, **more: Any) -> Check:
-    """A rehearsal claims nothing about a GPU, so nothing is missing there; what contradicts the run is FAIL."""
-    made = check(*args, **more)
-    if config.device == "cuda" or made.outcome is Outcome.FAIL:
-        return made
-    return dataclasses.replace(made, outcome=Outcome.REHEARSAL, todo="")
+RANKS = Rules("ranks", rehearses=lambda case: case.run.config.device == "cpu")
 
 
 def judge_ranks(run: RanksRun, ranks: Mapping[int, Rank]) -> tuple[Check, ...]:
-    """All checks of a run of several ranks. ranks: what each left, by its number; those that left nothing are absent."""
-    made = (
-        _complete(run),
-        _present(run, ranks),
-        _own_device(run, ranks),
-        _sum(run, ranks),
-        _same_weights(run, ranks),
-        _agreement(run, ranks),
-        *_each(run, ranks),
-    )
-    settle = AGAIN.format(count=run.world_size)
-    return tuple(dataclasses.replace(c, todo=settle) if c.outcome is Outcome.INCONCLUSIVE else c for c in made)
+    """All checks of a run of several ranks."""
+    return (*RANKS.checks(case := Ranks(run, ranks)), *_each(case))
 
 
-def _complete(run: RanksRun) -> Check:
-    return check(
-        "integrity.ranks_complete",
-        run.state == COMPLETE,
-        run.reason or f"{run.world_size} ranks ended well",
-        "every rank to its end, with no error",
-        todo="see to the rank that is named, and run again",
-    )
+@RANKS.rule(
+    "integrity.ranks_complete",
+    "every rank to its end, with no error",
+    todo="see to the rank that is named, and run again",
+)
+def complete(case: Ranks) -> Answer:
+    return say(case.run.state == COMPLETE, case.run.reason or f"{case.run.world_size} ranks ended well")
 
 
-def _present(run: RanksRun, ranks: Mapping[int, Rank]) -> Check:
-    absent = [rank for rank in range(run.world_size) if rank not in ranks or ranks[rank].record is None]
-    strange = [
-        rank
-        for rank, left in sorted(ranks.items())
-        if left.record and (left.record.rank != rank or left.record.world_size != run.world_size)
-    ]
-    found = f"rank {_list(absent)} left no record" if absent else f"{run.world_size} of {run.world_size} ranks"
+@RANKS.rule(
+    "native.ranks_present",
+    "a record of each of the {case.run.world_size} ranks",
+    todo="see why this rank did not start, or was ended",
+)
+def present(case: Ranks) -> Answer:
+    count, records = case.run.world_size, case.records
+    absent = [rank for rank in range(count) if rank not in records]
+    strange = [rank for rank, record in records.items() if (record.rank, record.world_size) != (rank, count)]
+    found = f"rank {_list(absent)} left no record" if absent else f"{count} of {count} ranks"
     if strange:
         found = f"the record of rank {_list(strange)} is of another rank or another run"
-    return check(
-        "native.ranks_present",
-        not absent and not strange,
-        found,
-        f"a record of each of the {run.world_size} ranks",
-        todo="see why this rank did not start, or was ended",
-    )
+    return say(not absent and not strange, found)
 
 
-def _own_device(run: RanksRun, ranks: Mapping[int, Rank]) -> Check:
+@RANKS.rule(
+    "native.ranks_devices",
+    "each rank on a GPU of its own, from start to end",
+    todo="see CUDA_VISIBLE_DEVICES and LOCAL_RANK of the rank that is named",
+    settle=AGAIN,
+    is_gpu_claim=True,
+)
+def devices(case: Ranks) -> Answer:
     """Each rank's device by UUID: its own alone, and at the end the one that it took at the start."""
-    config, problems, seen = run.config, [], {}
-    for rank, left in sorted(ranks.items()):
-        record = left.record
-        if record is None:
-            continue
-        if record.error:
-            problems.append(f"rank {rank}: {record.error}")
-        if record.device != config.device:
-            problems.append(f"rank {rank} is on {record.device}")
-        if left.run and left.run.config.device != config.device:
-            problems.append(f"rank {rank} trained on {left.run.config.device}")
-        if record.device_uuid and record.trained_uuid and record.device_uuid != record.trained_uuid:
-            problems.append(f"rank {rank} took one GPU and trained on another")
+    device, problems, seen = case.run.config.device, [], {}
+    for rank, record in case.records.items():
+        trained = case.ranks[rank].run
         uuid = record.trained_uuid or record.device_uuid
-        if uuid in seen:
-            problems.append(f"ranks {seen[uuid]} and {rank} are on the same GPU")
-        if uuid:
-            seen[uuid] = rank
-    is_good: bool | None = not problems
-    if is_good and config.device == "cuda" and len(seen) < run.world_size:
-        is_good = None
-    found = "; ".join(problems[:3])
-    if not found:
-        found = f"{len(seen)} GPUs told apart by UUID" if config.device == "cuda" else f"{len(ranks)} ranks on the CPU"
-    return gpu_check(
-        config,
-        "native.ranks_devices",
-        is_good,
-        found,
-        "each rank on a GPU of its own, from start to end",
-        todo="see CUDA_VISIBLE_DEVICES and LOCAL_RANK of the rank that is named",
-    )
+        is_other = record.device_uuid and record.trained_uuid and record.device_uuid != record.trained_uuid
+        problems += [f"rank {rank}: {record.error}"] if record.error else []
+        problems += [f"rank {rank} is on {record.device}"] if record.device != device else []
+        if trained and trained.config.device != device:
+            problems.append(f"rank {rank} trained on {trained.config.device}")
+        problems += [f"rank {rank} took one GPU and trained on another"] if is_other else []
+        problems += [f"ranks {seen[uuid]} and {rank} are on the same GPU"] if uuid in seen else []
+        seen |= {uuid: rank} if uuid else {}
+    told = f"{len(seen)} GPUs told apart by UUID" if device == "cuda" else f"{len(case.ranks)} ranks on the CPU"
+    is_unknown = device == "cuda" and len(seen) < case.run.world_size
+    return say(False if problems else None if is_unknown else True, "; ".join(problems[:3]) or told)
 
 
-def _sum(run: RanksRun, ranks: Mapping[int, Rank]) -> Check:
-    wrong, told = [], 0
-    for rank, left in sorted(ranks.items()):
-        if left.record and left.record.sum_expected is not None:
-            told += 1
-            # None beside an expectation was not finite.
-            if not left.record.sum_found == left.record.sum_expected == run.world_size * (run.world_size + 1) / 2:
-                wrong.append(rank)
-    is_good = False if wrong else True if told == run.world_size else None
-    found = f"the sum is wrong on rank {_list(wrong)}" if wrong else f"right on {told} of {run.world_size} ranks"
-    return check(
-        "native.ranks_all_reduce",
-        is_good,
-        found,
-        "the sum of what each rank contributes, at every place, on every rank",
-        todo="a link or the collective library is at fault: try NCCL_P2P_DISABLE=1, and see the links",
-    )
+@RANKS.rule(
+    "native.ranks_all_reduce",
+    "the sum of what each rank contributes, at every place, on every rank",
+    todo="a link or the collective library is at fault: try NCCL_P2P_DISABLE=1, and see the links",
+    settle=AGAIN,
+)
+def all_reduce(case: Ranks) -> Answer:
+    count = case.run.world_size
+    told = {rank: record for rank, record in case.records.items() if record.sum_expected is not None}
+    # None beside an expectation was not finite.
+    is_right = {rank: r.sum_found == r.sum_expected == count * (count + 1) / 2 for rank, r in told.items()}
+    wrong = [rank for rank, is_good in is_right.items() if not is_good]
+    found = f"the sum is wrong on rank {_list(wrong)}" if wrong else f"right on {len(told)} of {count} ranks"
+    return say(False if wrong else True if len(told) == count else None, found)
 
 
-def _same_weights(run: RanksRun, ranks: Mapping[int, Rank]) -> Check:
-    digests = {
-        rank: left.record.parameters_sha256
-        for rank, left in sorted(ranks.items())
-        if left.record and left.record.parameters_sha256
-    }
+@RANKS.rule(
+    "learning.ranks_equal",
+    "the same weights on every rank after the last step",
+    todo="gradients are not exchanged, or the ranks began with different weights",
+    settle=AGAIN,
+)
+def equal(case: Ranks) -> Answer:
+    digests = {rank: r.parameters_sha256 for rank, r in case.records.items() if r.parameters_sha256}
     most = max(digests.values(), key=list(digests.values()).count, default=None)
     apart = [rank for rank, digest in digests.items() if digest != most]
-    is_good = False if apart else True if len(digests) == run.world_size else None
-    found = (
-        f"rank {_list(apart)} ended with other weights"
-        if apart
-        else f"the same bits on {len(digests)} of {run.world_size} ranks"
-    )
-    return check(
-        "learning.ranks_equal",
-        is_good,
-        found,
-        "the same weights on every rank after the last step",
-        todo="gradients are not exchanged, or the ranks began with different weights",
-        values={"sha256": most},
-    )
+    found = f"the same bits on {len(digests)} of {case.run.world_size} ranks"
+    is_good = False if apart else True if len(digests) == case.run.world_size else None
+    return say(is_good, f"rank {_list(apart)} ended with other weights" if apart else found, {"sha256": most})
 
 
-def _agreement(run: RanksRun, ranks: Mapping[int, Rank]) -> Check:
-    limit = LOSS_LIMITS[run.config.dtype]
-    first = ranks.get(0)
-    reference = first.record.reference_losses if first and first.record else ()
-    losses = global_losses([ranks[rank] for rank in sorted(ranks)]) if len(ranks) == run.world_size else ()
-    pairs = list(zip(losses, reference))
-    # Written so that NaN and a missing loss are apart.
-    apart = [
-        step
-        for step, (ours, theirs) in enumerate(pairs, start=1)
-        if ours is None or not abs(ours - theirs) <= limit * max(1.0, abs(theirs))
-    ]
-    expected = f"within {limit:g} of one device's losses on the same global batches"
+@RANKS.rule(
+    "learning.ranks_agreement",
+    "within {case.loss_limit:g} of one device's losses on the same global batches",
+    todo="gradients are scaled or exchanged wrongly, or the ranks read other data",
+    settle=AGAIN,
+)
+def agreement(case: Ranks) -> Answer:
+    ranks, first = case.ranks, case.records.get(0)
+    losses = global_losses([ranks[rank] for rank in sorted(ranks)]) if len(ranks) == case.run.world_size else ()
+    pairs = list(zip(losses, first.reference_losses if first else ()))
     if not pairs:
-        skipped = first.record.reference_skipped if first and first.record else None
-        return check("learning.ranks_agreement", None, skipped or "not measured", expected)
-    largest = max((abs(a - b) / max(1.0, abs(b)) for a, b in pairs if a is not None), default=None)
+        return say(None, (first.reference_skipped if first else None) or "not measured")
+    far = [None if a is None else abs(a - b) / max(1.0, abs(b)) for a, b in pairs]
+    # Written so that NaN and a missing loss are apart.
+    apart = [step for step, one in enumerate(far, start=1) if one is None or not one <= case.loss_limit]
+    largest = max((one for one in far if one is not None), default=None)
     found = f"apart at step {apart[0]}" if apart else f"at most {largest:.1e} apart over {len(pairs)} steps"
-    return check(
-        "learning.ranks_agreement",
-        not apart,
-        found,
-        expected,
-        todo="gradients are scaled or exchanged wrongly, or the ranks read other data",
-        values={"steps": len(pairs), "largest_difference": largest},
-    )
+    return say(not apart, found, {"steps": len(pairs), "largest_difference": largest})
 
 
-def _each(run: RanksRun, ranks: Mapping[int, Rank]) -> Iterator[Check]:
+def _each(case: Ranks) -> Iterator[Check]:
     """Every question to one process, asked of each rank: the worst answer, with the ranks that gave it."""
-    answers: dict[str, dict[int, Check]] = {}
+    run, answers = case.run, {}
     # FSDP2 sends tables of addresses for the tensors that it gathers and scatters; DDP sends nothing.
     tables = FSDP_TABLE_BYTES * weight_tensors(run.config.shape) if run.parallel == "fsdp" else 0
-    for rank, left in sorted(ranks.items()):
+    for rank, left in sorted(case.ranks.items()):
         if left.run is not None:
             for one in judge_training(left.run, left.steps, left.samples, scheme_copy_bytes=tables):
                 if one.id not in _NOT_ASKED:
                     answers.setdefault(one.id, {})[rank] = one
     for id, by_rank in answers.items():
-        yield _merged(id, by_rank, run.world_size)
+        made = _merged(id, by_rank, run.world_size)
+        is_weak = made.outcome is Outcome.INCONCLUSIVE
+        yield dataclasses.replace(made, todo=AGAIN.format(case=case)) if is_weak else made
 
 
 def _merged(id: str, by_rank: Mapping[int, Check], world_size: int) -> Check:
@@ -271,7 +223,7 @@ def scaling_numbers(files: Mapping[str, bytes]) -> Iterator[Number]:
     if "raw/scaling.json" not in files:
         return
     told = parsed("raw/scaling.json", lambda: loads(files["raw/scaling.json"]))
-    rows = parsed("raw/scaling.csv", lambda: from_csv(files["raw/scaling.csv"].decode()))
+    rows = parsed("raw/scaling.json", lambda: from_json(tuple[ScaleRow, ...], told["rows"]))
     scaling = Scaling(parsed("raw/scaling.json", lambda: str(told["device_name"])), rows)
     for row in scaling.rows:
         where = f"{row.batch_size} × {row.seq_len} each, {row.dtype}"
@@ -306,30 +258,13 @@ def scaling_numbers(files: Mapping[str, bytes]) -> Iterator[Number]:
             n=len(row.block_step_s) or None,
             reason=row.reason,
         )
-    yield from _all_reduce(
-        parsed("raw/scaling.json", lambda: from_json(tuple[AllReduce, ...], told["all_reduce"])),
-        parsed("raw/scaling.json", lambda: from_json(Topology | None, told["topology"])),
-    )
-
-
-def _all_reduce(rows: tuple[AllReduce, ...], topology: Topology | None) -> Iterator[Number]:
+    rows = parsed("raw/scaling.json", lambda: from_json(tuple[AllReduce, ...], told["all_reduce"]))
     top = best(rows)
-    if top is None:
-        return
-    yield Number(
-        "all_reduce_bus_bytes_per_s",
-        top.bus_bytes_per_s,
-        "B/s",
-        f"best of {len(rows)} sizes, {top.size_bytes} bytes on {top.world_size} ranks: size / time × 2(n-1)/n",
-        n=len(top.times_s),
-    )
-    if topology is None:
-        return
-    limit = ring_bytes_per_s(topology, top.world_size)
-    yield Number(
-        "link_bytes_per_s",
-        limit,
-        "B/s",
-        "what one GPU can send to the others, as NVML tells the links",
-        reason=None if limit else "NVML does not tell all of it",
-    )
+    if top is not None:
+        yield Number(
+            "all_reduce_bus_bytes_per_s",
+            top.bus_bytes_per_s,
+            "B/s",
+            f"best of {len(rows)} sizes, {top.size_bytes} bytes on {top.world_size} ranks: size / time × 2(n-1)/n",
+            n=len(top.times_s),
+        )

@@ -6,6 +6,7 @@ What a rank recorded stays, whatever happens to the others; a failure names the 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import signal
@@ -16,15 +17,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kit.extras.scale.ranks import folder_name, hang
-from kit.extras.scale.worker import STACK, Request
 from kit.process import child_environment
 from kit.records import dumps
+from kit.train.config import TrainConfig
 
+# The stacks of a rank in which nothing has happened for too long, in its folder.
+STACK = "stack.txt"
 # How long torchrun gets to end its ranks before they are ended for it.
 _GRACE_S = 15.0
 _POLL_S = 0.2
 # torchrun's summary: each rank that failed, and last the one that it takes for the first.
 _FAILURE = re.compile(r"rank\s*:\s*(\d+) \(local_rank.*?exitcode\s*:\s*(-?\d+)", re.S)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked of each rank. task: 'train' or 'measure' (see `kit.extras.scale.worker`). launcher: the number of
+    the process that asks."""
+
+    launcher: int
+    task: str
+    out: str
+    parallel: str
+    hang_s: float
+    config: TrainConfig
+    modes: tuple[str, ...] = ()
+    blocks: int = 0
+    block_s: float = 0.0
 
 
 def launch(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kit.errors import TrainingFailed, UsageError
 from kit.extras.scale.judge_ranks import judge_ranks
-from kit.extras.scale.launch import launch
+from kit.extras.scale.launch import Request, launch
 from kit.extras.scale.ranks import (
     COMPLETE,
     FAILED,
@@ -25,16 +25,15 @@ from kit.extras.scale.ranks import (
     ScalePlan,
     ScaleRow,
     Scaling,
-    Topology,
     all_reduce_table,
     folder_name,
     global_losses,
     in_order,
     to_csv,
 )
-from kit.extras.scale.worker import Request
 from kit.records import Verdict, dumps, from_json, loads
 from kit.show import Table, card, escape
+from kit.sweep.sweep import write_records
 from kit.train.config import TrainConfig
 from kit.train.steps import STEADY_FROM, StepRecord, TelemetrySample, TrainingRun
 from kit.units import memory, number, seconds, spread
@@ -166,19 +165,13 @@ def read_rank(folder: Path) -> Rank | None:
 
 @dataclasses.dataclass(frozen=True)
 class ScalingResult:
-    """A scaling sweep: its rows, the exchange alone over sizes on the most GPUs, and how the GPUs are linked."""
+    """A scaling sweep: its rows, and the exchange alone over sizes on the most GPUs."""
 
     scaling: Scaling
     all_reduce: tuple[AllReduce, ...]
-    topology: Topology | None
 
     def __str__(self) -> str:
-        parts = [
-            self.scaling,
-            self.topology,
-            all_reduce_table(self.all_reduce, self.topology) if self.all_reduce else None,
-        ]
-        return "\n\n".join(str(part) for part in parts if part is not None)
+        return f"{self.scaling}\n\n{all_reduce_table(self.all_reduce)}" if self.all_reduce else str(self.scaling)
 
 
 def scale(
@@ -195,7 +188,7 @@ def scale(
     fails is a row with its reason. Raises TrainingFailed where one GPU alone fails: then nothing can be compared.
     """
     rows: list[ScaleRow] = []
-    name, sums, topology = "", (), None
+    name, sums = "", ()
     for index, count in enumerate(plan.gpus, start=1):
         if on_progress:
             on_progress(index, len(plan.gpus))
@@ -224,11 +217,10 @@ def scale(
             rows += [_failed(plan, mode, config, count, reason or "no record") for mode, config in plan.points(count)]
         else:
             name, sums = found["device_name"], from_json(tuple[AllReduce, ...], found["all_reduce"])
-            topology = from_json(Topology | None, found["topology"])
             rows += [from_json(ScaleRow, row) for row in found["rows"]]
         if why := plan.undivided(count):
             rows.append(_failed(plan, "strong", plan.config, count, why))
-        result = ScalingResult(Scaling(name, in_order(rows)), sums, topology)
+        result = ScalingResult(Scaling(name, in_order(rows)), sums)
         _keep(out, plan, result)
     return result
 
@@ -249,17 +241,9 @@ def _failed(plan: ScalePlan, mode: str, config: TrainConfig, count: int, reason:
 
 
 def _keep(out: str | Path | None, plan: ScalePlan, result: ScalingResult) -> None:
-    if not out:
-        return
-    folder = Path(out)
-    (folder / "scaling.csv").write_text(to_csv(result.scaling), encoding="utf-8", newline="\n")
-    record = {
-        "plan": plan,
-        "device_name": result.scaling.device_name,
-        "all_reduce": result.all_reduce,
-        "topology": result.topology,
-    }
-    (folder / "scaling.json").write_text(dumps(record), encoding="utf-8", newline="\n")
+    found = result.scaling
+    record = {"plan": plan, "device_name": found.device_name, "rows": found.rows, "all_reduce": result.all_reduce}
+    write_records(out, {"scaling.csv": to_csv(found), "scaling.json": dumps(record)})
 
 
 class _folder:

@@ -19,8 +19,8 @@ from pathlib import Path
 from kit.errors import KitError
 from kit.extras.scale.collectives import measure_all_reduce
 from kit.extras.scale.group import Group
+from kit.extras.scale.launch import STACK, Request
 from kit.extras.scale.ranks import Rank, RankRecord, ScalePlan, ScaleRow, folder_name
-from kit.extras.scale.topology import read_topology
 from kit.records import dumps, from_json, loads
 from kit.train.config import TrainConfig
 from kit.train.measure import measure
@@ -61,15 +61,8 @@ def measure_rank(request: Request) -> Group:
             rows.append(_point(group, plan, mode, config))
         watched.again()
         sums = measure_all_reduce(request.config.device) if group.record.world_size > 1 else ()
-        uuids = group.all_of(group.record.device_uuid)
         if group.is_first:
-            topology = read_topology(uuids) if request.config.device == "cuda" else None
-            found = {
-                "device_name": _device_name(request.config),
-                "rows": rows,
-                "all_reduce": sums,
-                "topology": topology,
-            }
+            found = {"device_name": _device_name(request.config), "rows": rows, "all_reduce": sums}
             (out / "scale.json").write_text(dumps(found), encoding="utf-8", newline="\n")
     return group
 
@@ -171,7 +164,6 @@ def _slowest(seconds: list[float]) -> tuple[float, ...]:
 
 # Steps whose losses are compared with those of one device.
 REFERENCE_STEPS = 10
-STACK = "stack.txt"
 
 
 def train_rank(
@@ -244,22 +236,6 @@ class _Watched:
             (self._folder / STACK).unlink(missing_ok=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What `kit.extras.scale.launch` asks of each rank. task: 'train' or 'measure' (see `kit.extras.scale.worker`). launcher: the
-    number of the process that asks."""
-
-    launcher: int
-    task: str
-    out: str
-    parallel: str
-    hang_s: float
-    config: TrainConfig
-    modes: tuple[str, ...] = ()
-    blocks: int = 0
-    block_s: float = 0.0
-
-
 def main(path: str) -> int:
     """A rank that was launched. Its records are the answer; a message goes to stderr with its number."""
     request = from_json(Request, loads(Path(path).read_bytes()))
@@ -280,8 +256,6 @@ def main(path: str) -> int:
         return error.exit_code
     return 0
 
-
-__all__ = ["RankRecord", "Request", "main", "train_rank"]
 
 if __name__ == "__main__":
     code = main(sys.argv[1])
