@@ -280,6 +280,7 @@ class _Run:
         told = {
             "before the notebooks": self._smi[0],
             "between two cells of the training notebook, or after all": busiest,
+            "how the GPUs are joined": capture("nvidia-smi", "topo", "-m"),
         }
         self.bundle.write("nvidia_smi.txt", "\n".join(f"# {when}\n{found}" for when, found in told.items()))
         facts = str(self.bundle.path / "facts" / "begin.json")

@@ -21,6 +21,8 @@ from kit.process import child_environment
 from kit.records import dumps
 from kit.train.config import TrainConfig
 
+# A step that takes longer hangs, where nothing else is said; so does a start.
+HANG_S = 180.0
 # The stacks of a rank in which nothing has happened for too long, in its folder.
 STACK = "stack.txt"
 # How long torchrun gets to end its ranks before they are ended for it.

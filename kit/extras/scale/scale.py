@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kit.errors import TrainingFailed, UsageError
 from kit.extras.scale.judge_ranks import judge_ranks
-from kit.extras.scale.launch import Request, launch
+from kit.extras.scale.launch import HANG_S, Request, launch
 from kit.extras.scale.ranks import (
     COMPLETE,
     FAILED,
@@ -37,8 +37,6 @@ from kit.sweep.sweep import write_records
 from kit.train.config import TrainConfig
 from kit.train.steps import STEADY_FROM, StepRecord, TelemetrySample, TrainingRun
 from kit.units import memory, number, seconds, spread
-
-HANG_S = 180.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +169,11 @@ class ScalingResult:
     all_reduce: tuple[AllReduce, ...]
 
     def __str__(self) -> str:
-        return f"{self.scaling}\n\n{all_reduce_table(self.all_reduce)}" if self.all_reduce else str(self.scaling)
+        return f"{self.scaling}\n\n{self.all_reduce_table}" if self.all_reduce else str(self.scaling)
+
+    @property
+    def all_reduce_table(self) -> Table:
+        return all_reduce_table(self.all_reduce)
 
 
 def scale(

@@ -19,7 +19,7 @@ from pathlib import Path
 from kit.errors import KitError
 from kit.extras.scale.collectives import measure_all_reduce
 from kit.extras.scale.group import Group
-from kit.extras.scale.launch import STACK, Request
+from kit.extras.scale.launch import HANG_S, STACK, Request
 from kit.extras.scale.ranks import Rank, RankRecord, ScalePlan, ScaleRow, folder_name
 from kit.records import dumps, from_json, loads
 from kit.train.config import TrainConfig
@@ -171,7 +171,7 @@ def train_rank(
     *,
     parallel: str = "ddp",
     out: Path | None = None,
-    hang_s: float = 180.0,
+    hang_s: float = HANG_S,
     on_step: Callable[[StepRecord], None] | None = None,
     launcher: int | None = None,
 ) -> tuple[Group, Rank]:
@@ -223,7 +223,8 @@ class _Watched:
         if self._folder:
             self._folder.mkdir(parents=True, exist_ok=True)
         self._file = (self._folder / STACK).open("w", encoding="utf-8") if self._folder else sys.stderr
-        self.again()
+        # Imports, finding the others and the first weights take their time, on a busy machine above all.
+        faulthandler.dump_traceback_later(max(self._hang_s, HANG_S), file=self._file)
         return self
 
     def again(self) -> None:
