@@ -22,7 +22,7 @@ from kit.rules import Answer, Rules, say
 from kit.sweep.table import LOSS_LIMITS, LOSS_STEPS, Ceilings, Row, floor_s, mfu, to_csv, words
 from kit.train.config import MODELS
 from kit.train.judge_training import TRAINING, in_window, judge_training
-from kit.train.steps import STEADY_FROM, ControlRecord, throughput
+from kit.train.steps import STEADY_FROM, ControlRecord, Throughput, TrainingRun, throughput
 from kit.units import memory, number, percent, spread
 
 # What a bundle may hold beyond the core's files: by the file that shows it, who judges it and who counts it.
@@ -58,7 +58,7 @@ def conclude(files: Mapping[str, bytes]) -> Evidence:
     raw, run = case.raw, case.raw.run
     environment = judge(raw.begin, run.expectation) if raw.begin else None
     checks = (
-        *((*environment.checks, still_there(raw.begin, raw.end)) if environment else ()),
+        *((*environment.checks, still_there(raw.begin, raw.end)) if environment and raw.begin else ()),
         *(judge_training(raw.training, raw.steps, raw.telemetry) if raw.training else ()),
         *_parts(files, 0),
         *CONTROL.checks(raw.control),
@@ -90,8 +90,9 @@ def conclude(files: Mapping[str, bytes]) -> Evidence:
 def _parts(files: Mapping[str, bytes], which: int) -> Iterator:
     """What the wings of the house make of their files. They are imported only where such a file is there."""
     for name, doors in PARTS.items():
-        if name in files and doors[which] is not None:
-            module, _, function = doors[which].partition(":")
+        door = doors[which]
+        if name in files and door is not None:
+            module, _, function = door.partition(":")
             yield from getattr(importlib.import_module(module), function)(files)
 
 
@@ -167,7 +168,7 @@ def same_device(case: Run) -> Answer | None:
     is_known = config.device == "cpu" or name in [gpu.name for gpu in (seen.gpus if seen else ())]
     if config.device != raw.run.device or not is_known:
         return say(False, f"{config.device}: {name}")
-    if config.device == "cuda" and not _is_telemetry_of(raw, name):
+    if config.device == "cuda" and not _is_telemetry_of(raw, training):
         return say(False, f"{config.device}: {name}, with telemetry of a card that the check did not see")
     checked, used = seen.version if seen else None, training.versions.get("torch")
     if checked and used and checked != used:
@@ -175,13 +176,13 @@ def same_device(case: Run) -> Answer | None:
     return say(True, f"{config.device}: {name}")
 
 
-def _is_telemetry_of(raw: Raw, name: str) -> bool:
+def _is_telemetry_of(raw: Raw, training: TrainingRun) -> bool:
     """Whether the readings are of a card that the check saw. A MIG slice has a UUID of its own, which NVML lists
     nowhere; and where one side told none, nothing contradicts."""
-    told = raw.training.telemetry.device_uuid if raw.training.telemetry else None
+    told = training.telemetry.device_uuid if training.telemetry else None
     sides = (raw.begin.torch, raw.begin.driver) if raw.begin else ()
     known = {gpu.uuid.lower() for side in sides if side for gpu in side.gpus if gpu.uuid}
-    return told is None or not known or "MIG" in name.split() or told.lower() in known
+    return told is None or not known or "MIG" in training.device_name.split() or told.lower() in known
 
 
 @RUN.rule(
@@ -308,7 +309,7 @@ def times(case: Run) -> Iterator[str]:
         yield "it ended before it began"
     stamp = re.match(r"(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)Z-(\w+)-", run.run_id)
     named = utc("{}-{}-{}T{}:{}:{}+00:00".format(*stamp.groups()[:6])) if stamp else None
-    if named and (abs((begin - named).total_seconds()) > _START_S or stamp[7] != run.device):
+    if stamp and named and (abs((begin - named).total_seconds()) > _START_S or stamp[7] != run.device):
         yield f"run {run.run_id} began at {run.started_utc} on {run.device}"
     ran = throughput(case.raw.steps)
     if ran and ran.window_s > (end - begin).total_seconds() + 1:
@@ -325,7 +326,11 @@ _START_S = 120
 def plausible(case: Run) -> Iterator[str]:
     raw, run = case.raw, case.raw.training
     yield from implausible(case.numbers)
-    if "raw/sweep.csv" in case.files and to_csv(raw.rows, raw.ceilings).encode() != case.files["raw/sweep.csv"]:
+    if (
+        raw.ceilings
+        and "raw/sweep.csv" in case.files
+        and to_csv(raw.rows, raw.ceilings).encode() != case.files["raw/sweep.csv"]
+    ):
         yield "raw/sweep.csv: derived columns that its own blocks do not give"
     if run is None or not raw.steps:
         return
@@ -396,16 +401,18 @@ def privacy(case: Run) -> Answer | None:
 
 
 def numbers(raw: Raw) -> Iterator[Number]:
-    if raw.training is not None and raw.steps:
-        yield from _training_numbers(raw)
+    ran = throughput(raw.steps)
+    if raw.training is not None and ran is not None:
+        yield from _training_numbers(raw, raw.training, ran)
     if raw.ceilings is not None:
         yield from _sweep_numbers(raw.ceilings, raw.rows)
-    for row in raw.losses.compared if raw.losses else ():
-        yield _number(
-            f"loss_difference_{row.engine}_{row.dtype}", raw.losses.difference(row), "nats/token",
-            "largest difference of the engine's first losses from the plain loop's in float32",
-            n=len(row.losses), why="a loss is not finite",
-        )  # fmt: skip
+    for losses in (raw.losses,) if raw.losses else ():
+        for row in losses.compared:
+            yield _number(
+                f"loss_difference_{row.engine}_{row.dtype}", losses.difference(row), "nats/token",
+                "largest difference of the engine's first losses from the plain loop's in float32",
+                n=len(row.losses), why="a loss is not finite",
+            )  # fmt: skip
     for run in raw.bench.warm if raw.bench else ():
         how = "steps in a fresh process as the Trainer counts them, start of training included"
         yield Number(
@@ -425,8 +432,8 @@ def _number(name: str, value: float | None, unit: str, definition: str, *, why: 
     return Number(name, value, unit, definition, reason=why if value is None else None, **more)
 
 
-def _training_numbers(raw: Raw) -> Iterator[Number]:
-    ran, is_cuda = throughput(raw.steps), raw.run.device == "cuda"
+def _training_numbers(raw: Raw, training: TrainingRun, ran: Throughput) -> Iterator[Number]:
+    is_cuda = raw.run.device == "cuda"
     steady, few = ran.steady, f"fewer than {STEADY_FROM} steps"
     n = steady.n if steady else None
     yield Number("first_step_s", ran.first_step_s, "s", "the first optimizer step, cold", n=1)
@@ -460,7 +467,7 @@ def _training_numbers(raw: Raw) -> Iterator[Number]:
     )
     yield Number("samples", ran.samples, "samples", "counted in the batches")
     yield Number("tokens", ran.tokens, "tokens", "counted in the batches, padding left out")
-    losses = [step.loss for step in raw.steps if step.loss is not None] or [None]
+    losses: Sequence[float | None] = [step.loss for step in raw.steps if step.loss is not None] or [None]
     yield _number("first_loss", losses[0], "nats/token", "loss of the first step", why="no finite loss")
     yield _number("last_loss", losses[-1], "nats/token", "loss of the last step, not a mean", why="no finite loss")
     how = "most memory torch had allocated in a step"
@@ -468,7 +475,7 @@ def _training_numbers(raw: Raw) -> Iterator[Number]:
     powers = [s.power_w for s in in_window(raw.steps, raw.telemetry) if s.power_w is not None]
     how, why = "highest power reading during the steps", "not available here"
     yield _number("max_power_w", max(powers, default=None), "W", how, n=len(powers) or None, why=why)
-    profile = raw.training.profile
+    profile = training.profile
     if profile and profile.device_time_s is not None and profile.step_time_s:
         share = profile.device_time_s / profile.step_time_s if is_cuda else None
         yield _number(
@@ -502,7 +509,7 @@ def _sweep_numbers(ceilings: Ceilings, rows: Sequence[Row]) -> Iterator[Number]:
             "graph_launch_s", ceilings.graph_launch_s, "s", "measured: one of a thousand small kernels in a CUDA graph"
         )
     good = [row for row in rows if row.tokens_per_s]
-    best = max(good, key=lambda row: row.tokens_per_s, default=None)
+    best = max(good, key=lambda row: row.tokens_per_s or 0.0, default=None)
     if best is None:
         yield _number(
             "best_tokens_per_s", None, "tokens/s", "best point of the sweep", why="no point could be measured"
@@ -512,7 +519,7 @@ def _sweep_numbers(ceilings: Ceilings, rows: Sequence[Row]) -> Iterator[Number]:
     where += f"engine {best.engine}"
     yield Number("best_tokens_per_s", best.tokens_per_s, "tokens/s", where, n=len(best.block_step_s))
     limit = floor_s(best, ceilings)
-    share = limit / best.step_time_s if limit else None
+    share = limit / best.step_time_s if limit and best.step_time_s else None
     how = "least time that the measured ceilings allow, over the measured step time, at that point"
     yield _number(
         "best_floor_ratio",
@@ -612,8 +619,8 @@ def _system(raw: Raw) -> Iterator[tuple[str, str]]:
         )
 
 
-def _dotted(version: Sequence[int]) -> str:
-    return ".".join(map(str, version))
+def _dotted(version: Sequence[int] | None) -> str:
+    return ".".join(map(str, version or ()))
 
 
 def _headline(case: Run, verdict: Verdict) -> str:
@@ -629,9 +636,7 @@ def _headline(case: Run, verdict: Verdict) -> str:
     if verdict.outcome is not Outcome.PASS:
         return f"It was not shown that PyTorch trains natively on the {name}: {_first_finding(verdict)}"
     shares = {n.name: n.value for n in case.numbers if re.fullmatch(r"weak_scaling_\d+_ranks_efficiency", n.name)}
-    count, share = max(
-        ((int(re.search(r"\d+", name)[0]), value) for name, value in shares.items() if value), default=(1, 0)
-    )
+    count, share = max(((int(name.split("_")[2]), value) for name, value in shares.items() if value), default=(1, 0))
     if count > 1:
         return f"PyTorch trains natively on {count} × {name}, at {percent(share, 3)} of {count} times one GPU's speed."
     return f"PyTorch trains natively on this {name}."

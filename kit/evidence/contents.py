@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import hashlib
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 from kit import units
@@ -147,21 +147,17 @@ class Raw:
 
 def one(files: Mapping[str, bytes], name: str, kind: Any) -> Any:
     """A JSON file as a value of `kind`; None where it is not there."""
-    return parsed(name, lambda: from_json(kind, loads(files[name]))) if name in files else None
+    return parsed(name, functools.partial(_value, kind, files[name])) if name in files else None
 
 
-def _value(kind: Any, text: str) -> Any:
+def _value(kind: Any, text: str | bytes) -> Any:
     return from_json(kind, loads(text))
-
-
-def _record(data: bytes) -> dict[str, Any]:
-    return dict(loads(data))
 
 
 def lines(files: Mapping[str, bytes], name: str, kind: Any) -> tuple[Any, ...]:
     """A JSON-lines file as values of `kind`, one a line; empty where it is not there."""
     text = files.get(name, b"").decode("utf-8", errors="strict").splitlines()
-    return tuple(parsed(f"{name} line {n}", partial(_value, kind, line)) for n, line in enumerate(text, 1))
+    return tuple(parsed(f"{name} line {n}", functools.partial(_value, kind, line)) for n, line in enumerate(text, 1))
 
 
 def read(files: Mapping[str, bytes]) -> Raw:
@@ -171,7 +167,7 @@ def read(files: Mapping[str, bytes]) -> Raw:
         raise BundleInvalid("raw/run.json is missing", expected="the record of the run")
     sweep = parsed("raw/sweep.json", lambda: loads(files["raw/sweep.json"])) if "raw/sweep.json" in files else None
     records = {
-        name.split("/")[-1].removesuffix(".json"): parsed(name, partial(_record, data))
+        name.split("/")[-1].removesuffix(".json"): parsed(name, functools.partial(_value, Mapping[str, Any], data))
         for name, data in files.items()
         if name.startswith("raw/records/")
     }

@@ -82,12 +82,14 @@ def write_index(folder: Path) -> Path:
     before: dict[str, Listed] = {}
     with contextlib.suppress(OSError, ValueError, KitError):
         before = from_json(dict[str, Listed], loads((folder / CACHE).read_bytes()))
-    listed, until = {}, time.monotonic() + BUDGET_S
+    listed: dict[str, Listed] = {}
+    until = time.monotonic() + BUDGET_S
     for path in sorted(folder.glob("*/")):
         if path.is_dir() and not path.name.startswith(".") and (key := _key(path)):
             old = before.get(path.name)
-            fresh = old is not None and old.key == key and old.holds is not None
-            listed[path.name] = old if fresh else _listed(path, key, is_due=time.monotonic() < until)
+            if old is None or old.key != key or old.holds is None:
+                old = _listed(path, key, is_due=time.monotonic() < until)
+            listed[path.name] = old
     write_atomic(folder / "index.html", overview(listed))
     write_atomic(folder / CACHE, dumps(listed, indent=None))
     return folder / "index.html" if names == sorted(folder.glob("[!.]*/manifest.json")) else write_index(folder)
@@ -147,7 +149,7 @@ def _trends(rows: Sequence[tuple[str, Listed]], point: str | None) -> Iterator[s
     """A line of tokens/s at the common point for each machine with at least two reports."""
     by_machine: dict[str, list[float]] = {}
     for _, one in reversed(rows):
-        if point in one.tokens_per_s:
+        if point and point in one.tokens_per_s:
             by_machine.setdefault(one.machine, []).append(one.tokens_per_s[point])
     for machine, rates in sorted(by_machine.items()):
         if len(rates) > 1:

@@ -19,8 +19,6 @@ MANIFEST = "manifest.json"
 SIGNATURE = "manifest.json.sig"
 SUMS = "SHA256SUMS"
 EVIDENCE = "evidence.json"
-# Only in a folder that a run is writing; see kit.evidence.bundle.
-STATE = "state.json"
 
 CAPTURES = ("env_info.txt", "torch_version.txt", "cuda_check.txt", "nvidia_smi.txt", "training_log.txt")
 TEXT_SUFFIXES = (".txt", ".md", ".json", ".jsonl", ".csv", ".html", ".svg", ".ipynb", SUMS)

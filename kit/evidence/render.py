@@ -56,7 +56,7 @@ def derived(
             page_name = str(PurePosixPath(name).with_suffix(".html"))
             made[page_name] = notebook_page(files[name], PurePosixPath(name).stem).encode()
     made["training_log.txt"] = training_log(files.get("raw/steps.jsonl", b""))
-    whole = ChainMap(made, dict(files))
+    whole: Mapping[str, bytes] = ChainMap(made, files)  # type: ignore[arg-type]
     made["README.md"] = readme(evidence, whole).encode()
     made["index.html"] = page(evidence, whole).encode()
     known = dict(entries or {})

@@ -117,9 +117,12 @@ class _Packed(Source):
             raise
 
     def _blocks(self, name: str) -> Iterator[bytes]:
-        opened = self._archive.open if isinstance(self._archive, zipfile.ZipFile) else self._archive.extractfile
+        archive, member = self._archive, self._members[name]
         try:
-            with opened(self._members[name]) as file:
+            file = archive.open(member) if isinstance(archive, zipfile.ZipFile) else archive.extractfile(member)
+            if file is None:
+                raise ValueError("no file")
+            with file:
                 yield from _bounded(file, self.sizes[name], name)
         except (
             zipfile.BadZipFile,

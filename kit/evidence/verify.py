@@ -172,8 +172,7 @@ def _rule(name: str, expected: str, todo: str = "", **words: Any) -> Callable:
             try:
                 answer = ask(subject)
             except KitError as error:
-                todo = {"todo": _literal(error.todo)} if error.todo else {}
-                answer = say(False, error.found, None, **todo)
+                answer = say(False, error.found, None, **({"todo": _literal(error.todo)} if error.todo else {}))
             # Whatever arithmetic on a stranger's files raises is no crash of ours.
             except Exception as error:  # noqa: BLE001
                 answer = say(False, f"cannot be read: {type(error).__name__}: {error}")
@@ -223,7 +222,7 @@ def manifest_known(subject: Subject) -> Answer:
     manifest = subject.manifest
     if not isinstance(manifest, dict) or manifest.get("format") != "kit-evidence":
         return say(False, "manifest.json is not of the kit")
-    told, known = _version(manifest.get("schema_version")), _version(SCHEMA_VERSION)
+    told, known = _version(manifest.get("schema_version")), _version(SCHEMA_VERSION) or (0, 0)
     if told is None:
         return say(False, f"schema {str(manifest.get('schema_version'))[:50]!r}, this verifier knows {SCHEMA_VERSION}")
     if told != known:
@@ -259,7 +258,9 @@ def files_whole(subject: Subject) -> Answer:
 
 @_rule("hashes", "every file as it was written", todo="ask its author for the original", stops=True)
 def hashes(subject: Subject) -> Answer:
-    source, changed, converted = subject.source, [], []
+    source = subject.source
+    changed: list[str] = []
+    converted: list[str] = []
     for row in subject.rows:
         entry = source.entry(row["path"])
         if dataclasses.asdict(entry) != row:
