@@ -1,6 +1,7 @@
 """Who imports whom, and that importing the kit does nothing."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -132,3 +133,16 @@ def test_an_old_python_is_told_so_with_exit_code_2():
     done = run_bare("sys.version_info = (3, 8, 10)\nfrom kit.__main__ import main\nprint(main(['report']))")
     assert done.stdout == "2\n"
     assert "3.8.10" in done.stderr and "Python 3.11 or newer" in done.stderr and "To do:" in done.stderr
+
+
+def test_the_plan_of_the_house_names_every_room():
+    """The tree in CONTRIBUTING.md, folder by folder."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    tree = text.split("## The house")[1].split("```")[1].split("notebooks/ params/")[0]
+    words = set(re.findall(r"[\w]+", tree))
+    assert [name for name in modules() if name.split(".")[-1] not in words and "extras" not in name] == []
+    rooms = {path.stem for path in (ROOT / "kit").rglob("*.py")}
+    listed = {
+        word for line in tree.splitlines() if line.startswith("    ") for word in line.strip().split("   ")[0].split()
+    }
+    assert {word for word in listed if not word.endswith("/")} <= rooms

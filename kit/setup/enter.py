@@ -96,17 +96,18 @@ def _set_up(request: Request, absent: Sequence[str], pick: TorchPick) -> env.Env
             expected=f"an environment with {', '.join(file.name for file in files)} installed, or no such folder",
             todo=f"install the rest into it, or move it away: `{place.python} -m pip install -r {files[0]}`",
         )
-    say(f"kit: `kit {request.command}` needs packages that {sys.executable} does not have: {', '.join(absent)}.\n")
-    if place.folder.is_dir():
-        say(f"kit: {place.folder} is built anew: {why}.\n")
-    say(f"kit: they are installed once, into {place.folder}; nothing else on this machine is changed.\n")
-    say(f"kit:   torch     {pick.requirement} from {pick.index_url or 'the ordinary package index'}\n")
-    say(f"kit:   because   {pick.reason}\n")
-    say(f"kit:   download  {pick.size}\n")
+    lines = [
+        f"`kit {request.command}` needs packages that {sys.executable} does not have: {', '.join(absent)}.",
+        *([f"{place.folder} is built anew: {why}."] if place.folder.is_dir() else []),
+        f"they are installed once, into {place.folder}; nothing else on this machine is changed.",
+        f"  torch     {pick.requirement} from {pick.index_url or 'the ordinary package index'}",
+        f"  because   {pick.reason}",
+        f"  download  {pick.size}",
+    ]
     if process.IS_WINDOWS and len(str(place.folder)) > _LONG_PATH:
-        say(
-            "kit:   the path is long: packages hold names that Windows' limit of 260 cuts. If it fails, move nearer to C:\\.\n"
-        )
+        lines += ["  the path is long, and Windows cuts names at 260 characters: if it fails, move nearer to C:\\."]
+    for line in lines:
+        say(f"kit: {line}\n")
     place.folder.parent.mkdir(parents=True, exist_ok=True)
     with env.locked(place.folder.with_name(place.folder.name + ".lock"), say):
         if place.unfit(wanted, request.needs):
