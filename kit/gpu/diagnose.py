@@ -25,7 +25,7 @@ from kit.gpu.compat import (
     text_of,
 )
 from kit.gpu.facts import Driver, Gpu, MachineFacts
-from kit.gpu.specs import possible_capabilities
+from kit.gpu.specs import last_driver_branch, possible_capabilities, still_driven
 from kit.gpu.wheels import holding, platform_of, variant_of
 from kit.units import cuda_pair, dotted, pair
 
@@ -169,7 +169,8 @@ class Case:
             found.update(facts(self))
         if "mac" in found or "wsl" in found:
             found.pop("windows", None)
-        if found.keys() & {"cuda_dark", "torch_cpu", "prose_cpu"}:
+        is_question = not self.reading.failures and "cuda" in self.reading.text
+        if found.keys() & {"cuda_dark", "torch_cpu", "prose_cpu"} or is_question:
             found["no_cuda"] = ""
         return found
 
@@ -275,6 +276,11 @@ def _devices(case: Case) -> dict[str, str]:
     if known:
         found["gpu_named"] = ""
         found.update({name: "" for name, low, high in _AGES if low <= known < high})
+    gone = [own for gpu in case.gpus if (own := capability_of(gpu)) and still_driven(own, case.driver_version) is False]
+    if gone:
+        branch = f"R{last_driver_branch(gone[0])}"
+        why = f"driver {case.driver_version} no longer drives compute capability {dotted(gone[0])}: {branch} is the last that does"
+        found["driver_dropped_gpu"] = why
     gpus = facts.driver.gpus if facts.driver else ()
     value = facts.environment.get("CUDA_VISIBLE_DEVICES")
     if value is not None:

@@ -195,7 +195,7 @@ FACTS = {
     ),
     *("build_lacks", "build_ptx", "gpu_older", "build_guessed", "build_serves", "build_native", "gpu_named"),
     *("gpu_before_37", "gpu_old", "gpu_new", "mask_set", "masked", "no_gpu_shown", "no_device_seen", "no_driver_seen"),
-    *("driver_answers", "libs_differ", "compat_loaded", "driver_below_floor", "minor_compat"),
+    *("driver_answers", "driver_dropped_gpu", "libs_differ", "compat_loaded", "driver_below_floor", "minor_compat"),
 }
 
 

@@ -47,6 +47,12 @@ def clean(text: str | bytes, notes: list[str]) -> list[str]:
     if text.count("\n") <= 1 and text.count("\\n") > 2:
         # one JSON string: the line ends are written out
         text = text.replace("\\n", "\n")
+    # a kernel message of several lines has one stamp, and the driver's name before each line
+    text = re.sub(
+        r"(?<=\S)[ \t]*\n[ \t]*NVRM: (?!Xid|GPU |The NVIDIA |_|nv[A-Z]|k[a-z]+[A-Z_]|No |API|Rm|loading)[ \t]*",
+        " ",
+        text,
+    )
     return [_line(line) for line in text.split("\n") if not line.strip().startswith("```")]
 
 
@@ -174,7 +180,7 @@ _VER = r"(\d{1,2}\.\d{1,2}(?:\.\d{1,3})?(?:(?:a|b|rc|\.?dev|\.?post)\d{0,10})*(?
 _TORCH = (
     re.compile(r"pytorch version(?: \(gpu\?\))?['\"]?\s*[:=|]?\s*['\"`]?v?" + _VER),
     re.compile(r"torch\.__version__\W{1,12}" + _VER),
-    re.compile(r"(?<![\w.\-/])(?:py)?torch(?:\s+version)?['\"`]?[\s:=|.\-]{1,40}['\"`]?v?" + _VER),
+    re.compile(r"(?<![\w.\-/])(?:py)?torch(?:\s+version)?(?:\s+is)?['\"`]?[\s:=|.\-]{1,40}['\"`]?v?" + _VER),
 )
 _WANTED = re.compile(
     r"(?:requirement|for|install|installing|requires?|needs?|collecting|downloading|upgrade "
@@ -295,7 +301,7 @@ def _is_available(low: str) -> bool | None:
     text = first(
         low,
         r"is cuda available\W{0,6}(true|false|yes|no)\b",
-        r"\bis_available(?:\(\))?\W{1,12}(?:(?:is|returns?|returned|gives|shows)\W{1,3})?(true|false)\b",
+        r"(?<!mps\.)(?<!xpu\.)\bis_available(?:\(\))?\W{1,12}(?:(?:is|returns?|returned|gives|shows)\W{1,3})?(true|false)\b",
         r"cuda[_ ]available\W{1,12}(true|false|yes|no)\b",
         r"cuda is available\W{0,4}(true|false|yes|no)\b",
         r"cuda(?: availability)?['\"]?\s?[:=]\s?['\"]?(true|false|available|not available)\b",
