@@ -274,6 +274,13 @@ def test_no_committed_report_tells_whose_machine_it_was():
     ]
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.glob("reports/*/evidence.json")), ids=lambda path: path.parent.name)
+def test_in_a_report_of_a_real_machine_nothing_would_be_destroyed(path):
+    secrets = Secrets(salt=b"s", ours=(json.loads(path.read_bytes())["nonce"],))
+    files = [file for file in path.parent.rglob("*") if file.is_file()]
+    assert not scan({file.name: file.read_bytes() for file in files}, secrets)
+
+
 PLANTED = {
     "GPU UUID": UUID,
     "part of a UUID": UUID[:13],
