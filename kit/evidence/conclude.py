@@ -128,6 +128,8 @@ def negative_control(record: ControlRecord | None) -> Answer:
     by_id = {check.id: check for check in verdict.checks}
     outcomes = {id: by_id[id].outcome if id in by_id else None for id in MUST_FAIL}
     is_red = environment.outcome is Outcome.FAIL and set(outcomes.values()) == {Outcome.FAIL}
+    # The mask hid every GPU: torch counted none in the child, after it trained.
+    is_red = is_red and record.visible_devices == 0
     # For the right reason: it was asked for the GPU, did work, and the work was seen on the CPU.
     is_red = is_red and record.run.config.device == "cuda" and bool(record.steps)
     is_red = is_red and bool(by_id["native.kernels"].values.get("cpu_products"))

@@ -459,6 +459,11 @@ def n2():
     return control_said(facts=facts())
 
 
+@on_control("N2m", "a mask that hid no GPU from torch")
+def n2m():
+    return control_said(visible_devices=1)
+
+
 @on_control("N3", "a control that never claimed the GPU")
 def n3():
     found = control().run
