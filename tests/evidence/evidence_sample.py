@@ -141,7 +141,9 @@ def fill(bundle, record=None, speed=1.0):
     for name, rows in (("steps", made.steps), ("telemetry", made.samples)):
         bundle.write(f"raw/{name}.jsonl", "".join(dumps(row, indent=None) + "\n" for row in rows))
     control = verdict_sample.DATA / "h100_smoke" / "negative_control.json"
-    bundle.write_json("raw/negative_control.json", json.loads(control.read_text(encoding="utf-8")) | {"visible_devices": 0})
+    bundle.write_json(
+        "raw/negative_control.json", json.loads(control.read_text(encoding="utf-8")) | {"visible_devices": 0}
+    )
     for run in record["notebooks"]:
         name = run["name"]
         bundle.write(f"notebooks/{name}.ipynb", json.dumps(notebook(*SOURCES, nonce=record["nonce"]), indent=1))
