@@ -9,6 +9,7 @@ import itertools
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from kit.errors import UsageError
 from kit.show import Table
@@ -79,7 +80,7 @@ class SweepPlan:
         return tuple(self._config(batch_size, seq_len, *kind) for kind in kinds)
 
     def _config(self, batch_size: int, seq_len: int, dtype: str, engine: str) -> TrainConfig:
-        step = {"batch_size": batch_size, "seq_len": seq_len, "dtype": dtype, "engine": engine}
+        step: dict[str, Any] = {"batch_size": batch_size, "seq_len": seq_len, "dtype": dtype, "engine": engine}
         return TrainConfig(model=self.model, device=self.device, seed=self.seed, **step)
 
 

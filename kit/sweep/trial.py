@@ -13,6 +13,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -129,7 +130,7 @@ class Trial:
         if not is_profiled:
             return losses, None
         warm = batches[LOSS_STEPS : LOSS_STEPS + _TIMED_STEPS]
-        times = [timed(lambda batch=batch: engine.step(*batch), 1, config.device) for batch in warm]
+        times = [timed(partial(engine.step, *batch), 1, config.device) for batch in warm]
         with profiled(config.device, statistics.median(times)) as found:
             engine.step(*batches[-1])
         return losses, found()

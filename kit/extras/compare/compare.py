@@ -151,9 +151,10 @@ def _bundles(path: Path) -> list[Path]:
 
 def compare(a: Side | Comparison, b: Side | Comparison) -> Comparison:
     """B against A. Raises BundleInvalid where a run stands on both sides."""
-    for side in (a, b):
-        if isinstance(side, Comparison):
-            return side
+    if isinstance(a, Comparison):
+        return a
+    if isinstance(b, Comparison):
+        return b
     _refuse_repeats([*a.run_ids, *b.run_ids])
     differing = [
         f"{name}: {_words(a.keys.get(name))} against {_words(b.keys.get(name))}" for name in _differing(a.keys, b.keys)
