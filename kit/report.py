@@ -291,9 +291,12 @@ class _Run:
         self.note(state=FAILED if reason else COMPLETE, reason=reason)
 
     def _one(self, name: str) -> NotebookRun:
+        begun = set()
+
         def at(notebook: str, cell: int, cells: int, seconds: float) -> None:
             self.progress(f"{notebook}: cell {cell} of {cells}, {seconds:.0f} s")
-            if name == "02_smoke_training" and self.record.device == "cuda":
+            if name == "02_smoke_training" and self.record.device == "cuda" and cell not in begun:
+                begun.add(cell)
                 self._look()
 
         folder = self.bundle.path / "notebooks"
@@ -302,7 +305,12 @@ class _Run:
             SHARE / "notebooks" / f"{name}.ipynb",
             folder / f"{name}.ipynb",
             parameters={**self.record.parameters[name], "nonce": self.record.nonce, "device": self.record.device},
-            environment={**os.environ, BUNDLE_VARIABLE: str(self.bundle.path.resolve())},
+            environment={
+                **os.environ,
+                BUNDLE_VARIABLE: str(self.bundle.path.resolve()),
+                # Of tqdm, which transformers brings: no progress bar of its own is missed here.
+                "PYTHONWARNINGS": "ignore:IProgress not found",
+            },
             progress=at,
         )
         self.progress(f"{name}: {run.state}, {run.seconds:.0f} s\n")

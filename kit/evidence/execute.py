@@ -13,6 +13,7 @@ import difflib
 import json
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +27,8 @@ from kit.evidence.notebook import problems, source_sha256, text
 Progress = Callable[[str, int, int, float], None]
 _KERNEL_START_S = 120
 _CELL_S = 1800
+# A cell may take minutes: who watches a log is told that often that it still runs.
+_TELL_S = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +100,7 @@ def execute(
 ) -> NotebookRun:
     """Runs the notebook at `path` into `executed`, in a kernel of this very Python whatever kernels are installed.
 
-    environment: of the kernel; None is this process's. progress: called before each cell. An error in a cell and an
+    environment: of the kernel; None is this process's. progress: called before each cell and while one runs. An error in a cell and an
     interrupt are states, not exceptions.
     """
     import papermill
@@ -175,13 +178,22 @@ def _use_engine(name: str, start: float, progress: Progress, kernel: Mapping[str
     class KitEngine(Engine):
         @classmethod
         def execute_managed_notebook(cls, nb_man, kernel_name, *, execution_timeout, cwd=None, **_):
-            begin, count = nb_man.cell_start, len(nb_man.nb.cells)
+            begin, count, at, is_over = nb_man.cell_start, len(nb_man.nb.cells), [1], threading.Event()
+
+            def tell() -> None:
+                progress(name, at[0], count, time.monotonic() - start)
 
             def cell_start(cell, cell_index=None, **more):
-                progress(name, (cell_index or 0) + 1, count, time.monotonic() - start)
+                at[0] = (cell_index or 0) + 1
+                tell()
                 return begin(cell, cell_index, **more)
 
+            def tell_again() -> None:
+                while not is_over.wait(_TELL_S):
+                    tell()
+
             nb_man.cell_start = cell_start
+            threading.Thread(target=tell_again, daemon=True).start()
             # Without folders to look in, "python3" is the kernel of the Python that runs here.
             specs = KernelSpecManager(kernel_dirs=[])
             client = PapermillNotebookClient(
@@ -191,6 +203,9 @@ def _use_engine(name: str, start: float, progress: Progress, kernel: Mapping[str
                 startup_timeout=_KERNEL_START_S,
                 resources={"metadata": {"path": cwd}},
             )
-            return client.execute(cleanup_kc=True, **kernel)
+            try:
+                return client.execute(cleanup_kc=True, **kernel)
+            finally:
+                is_over.set()
 
     papermill_engines.register("kit", KitEngine)

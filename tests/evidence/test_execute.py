@@ -5,6 +5,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from kit.errors import UsageError
+from kit.evidence import execute as execute_module
 from kit.evidence.execute import check_parameters, execute, read_parameters
 
 PARAMETERS = """steps: int = 14  # optimizer steps
@@ -72,14 +73,15 @@ def test_a_parameter_name_cannot_carry_code(tmp_path):
         check_parameters({"steps = 1; import os; x": 1}, known(tmp_path), where="test")
 
 
-def test_a_notebook_that_ran_to_its_end_is_ok(tmp_path):
+def test_a_notebook_that_ran_to_its_end_is_ok(tmp_path, monkeypatch):
+    monkeypatch.setattr(execute_module, "_TELL_S", 0.1)
     seen = []
-    path = write_notebook(tmp_path, "a: int = 1", "b = a + 1", "print(b)")
+    path = write_notebook(tmp_path, "a: int = 1", "import time; time.sleep(0.5); b = a + 1", "print(b)")
     done = execute(path, tmp_path / "executed.ipynb", parameters={"a": 4}, progress=lambda *at: seen.append(at))
     assert (done.state, done.error, done.failing_cell) == ("ok", None, None)
     assert done.cells == done.cells_run == 4
     assert "5" in str(nbformat.read(tmp_path / "executed.ipynb", 4).cells[-1].outputs)
-    assert {name for name, *_ in seen} == {"sample"}
+    assert {name for name, *_ in seen} == {"sample"} and len(seen) > len({cell for _, cell, *_ in seen})
 
 
 def test_a_failing_cell_is_named_with_its_error(tmp_path):
