@@ -125,13 +125,20 @@ class Reading:
             dict.fromkeys(
                 failure.text[:300]
                 for failure in self.failures
-                if not any(start < failure.end and failure.start < end for start, end in spans)
+                if not any(_touches(failure, start, end) for start, end in spans)
             )
         )
 
     def _quote(self, start: int, end: int) -> str:
         line = next((each for each in self.failures if each.start < end and start < each.end), None)
         return (line.text if line else self._flat[start:end])[:200]
+
+
+def _touches(failure: Failure, start: int, end: int) -> bool:
+    """Whether a match speaks of this failure; one that only runs on into its first word does not."""
+    return failure.start <= start < failure.end or (
+        start < failure.start and end >= min(failure.start + 16, failure.end)
+    )
 
 
 def _low(text: str) -> str:

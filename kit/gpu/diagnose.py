@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from kit.gpu.causes import Cause, Reading, causes, facts_in, table
@@ -27,7 +27,7 @@ from kit.gpu.compat import (
 from kit.gpu.facts import Driver, Gpu, MachineFacts
 from kit.gpu.specs import last_driver_branch, possible_capabilities, still_driven
 from kit.gpu.wheels import holding, platform_of, variant_of
-from kit.units import cuda_pair, dotted, pair
+from kit.units import dotted, pair
 
 DIAGNOSES = (
     "ok",
@@ -41,15 +41,6 @@ DIAGNOSES = (
     "visible_devices_masked",
     "other",
 )
-
-
-def found_cuda_version(texts: Iterable[str]) -> tuple[int, int] | None:
-    """The driver's CUDA from torch's 'found version 12080': (12, 8)."""
-    for text in texts:
-        match = re.search(r"found version\s{0,3}(\d{4,5})\b", text)
-        if match:
-            return cuda_pair(int(match[1]))
-    return None
 
 
 def mask_problem(value: str | None, count: int | None, uuids: Sequence[str | None] = ()) -> str | None:

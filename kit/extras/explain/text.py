@@ -12,9 +12,8 @@ from collections.abc import Iterable
 
 from kit.extras.explain.gpu_names import find_gpus
 from kit.gpu.compat import parse_driver
-from kit.gpu.diagnose import found_cuda_version
 from kit.gpu.facts import Driver, Gpu, MachineFacts, Platform, Torch
-from kit.units import pair
+from kit.units import cuda_pair, pair
 
 # A pasted text made readable: decoded, without terminal escapes, quote marks, code fences and log prefixes.
 #
@@ -327,7 +326,7 @@ def _driver(flat: str, low: str, gpus: tuple[Gpu, ...], notes: list[str]) -> Dri
     kernel = first(low, r"kernel module\s{1,4}(?:for \S{1,12}\s{1,4})?(\d{3}\.\d{1,3}(?:\.\d{1,3})?)")
     found = Driver(
         version=versions[0] if len(versions) == 1 else None,
-        cuda_version=_driver_cuda(low) or found_cuda_version([low]),
+        cuda_version=_driver_cuda(low),
         gpus=gpus,
         cuda_init_error=_int(first(low, r"cuinit\W{0,4}(?:0\W{0,3})?(?:rc|returned|result|code)?\W{0,4}(\d{1,3})\b"))
         or None,
@@ -373,7 +372,8 @@ def _driver_cuda(low: str) -> tuple[int, int] | None:
         r"driver supports? (?:up to )?cuda (?:version )?(\d{1,2}\.\d{1,2})",
         r"\bdriver (?:cuda )?(1\d\.\d)\b",
     )
-    return pair(text)
+    number = first(low, r"found version\s{0,3}(\d{4,5})\b")
+    return pair(text) or (cuda_pair(int(number)) if number else None)
 
 
 def _smi_exit_code(low: str) -> int | None:
