@@ -520,12 +520,13 @@ def test_fifty_megabytes_in_three_seconds(tmp_path, tally):
             writer.write(f"figures/g{index:02}.svg", b"<svg>" + b"x" * len(figure) + b"</svg>")
         path = writer.finish(sample.conclude(writer.settle()))
     size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-    began = time.perf_counter()
-    assert verify(path).outcome is Outcome.PASS, text(verify(path))
-    taken = time.perf_counter() - began
+    # Its own time, since the machine may be shared.
+    began = time.process_time()
+    found = verify(path)
+    taken = time.process_time() - began
+    assert found.outcome is Outcome.PASS, text(found)
     tally(f"verify a bundle of {size / 1e6:.0f} MB", 1, f"{taken:.2f} s")
-    # The machine may be shared: twice what is promised.
-    assert size > 40e6 and taken < 2 * 3
+    assert size > 40e6 and taken < 3
 
 
 def _chunk(data):
