@@ -6,7 +6,8 @@ import dataclasses
 import math
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 GiB = 1024**3
 MiB = 1024**2
@@ -109,3 +110,12 @@ def spread(values: Sequence[float]) -> Spread | None:
     else:
         q1, _, q3 = statistics.quantiles(ordered, n=4, method="inclusive")
     return Spread(len(ordered), statistics.median(ordered), q1, q3, ordered[0], ordered[-1])
+
+
+def shuffled(items: Iterable[Any], draw: Callable[[], float]) -> list[Any]:
+    """By Fisher and Yates. draw: a `random()`, whose sequence Python keeps from version to version."""
+    deck = list(items)
+    for last in range(len(deck) - 1, 0, -1):
+        other = int(draw() * (last + 1))
+        deck[last], deck[other] = deck[other], deck[last]
+    return deck

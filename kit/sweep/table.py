@@ -25,7 +25,7 @@ from kit.train.config import (
     refuse_wrong,
     step_flop,
 )
-from kit.units import UNKNOWN, number, percent, quantity, seconds, spread
+from kit.units import UNKNOWN, number, percent, quantity, seconds, shuffled, spread
 
 # Which points a sweep measures, and in which order.
 
@@ -70,7 +70,8 @@ class SweepPlan:
     def configs(self) -> tuple[TrainConfig, ...]:
         """One checked TrainConfig a point, in the shuffled order. Raises UsageError for an impossible point."""
         points = itertools.product(self._shapes(), self.engines)
-        return tuple(shuffled([self._config(*shape, engine) for shape, engine in points], self.seed))
+        configs = [self._config(*shape, engine) for shape, engine in points]
+        return tuple(shuffled(configs, random.Random(self.seed).random))
 
     def smallest(self) -> tuple[TrainConfig, ...]:
         """One config for each engine and precision of the plan, all of its smallest shape."""
@@ -82,15 +83,6 @@ class SweepPlan:
     def _config(self, batch_size: int, seq_len: int, dtype: str, engine: str) -> TrainConfig:
         step: dict[str, Any] = {"batch_size": batch_size, "seq_len": seq_len, "dtype": dtype, "engine": engine}
         return TrainConfig(model=self.model, device=self.device, seed=self.seed, **step)
-
-
-def shuffled(items: Sequence, seed: int) -> list:
-    """Fisher and Yates over `random()`, whose sequence Python keeps from version to version."""
-    items, draw = list(items), random.Random(seed).random
-    for last in range(len(items) - 1, 0, -1):
-        other = int(draw() * (last + 1))
-        items[last], items[other] = items[other], items[last]
-    return items
 
 
 @dataclasses.dataclass(frozen=True)

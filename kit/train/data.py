@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from kit.errors import KitError, UsageError
 from kit.records import loads
+from kit.units import shuffled
 
 if TYPE_CHECKING:
     import torch
@@ -328,9 +329,4 @@ class Dice:
         return int(self._random() * n)
 
     def shuffled(self, items: Iterable[Any]) -> list[Any]:
-        """Fisher-Yates."""
-        deck = list(items)
-        for last in range(len(deck) - 1, 0, -1):
-            other = self.below(last + 1)
-            deck[last], deck[other] = deck[other], deck[last]
-        return deck
+        return shuffled(items, self._random)

@@ -9,21 +9,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import faulthandler
-import gc
 import os
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import torch
+import torch.distributed as dist
 
 from kit.errors import KitError
 from kit.extras.scale.collectives import measure_all_reduce
 from kit.extras.scale.group import Group
 from kit.extras.scale.launch import HANG_S, STACK, Request
 from kit.extras.scale.ranks import Rank, RankRecord, ScalePlan, ScaleRow, folder_name
+from kit.process import keep_bytecode
 from kit.records import dumps, from_json, loads
+from kit.sweep.trial import Trial, timed
 from kit.train.config import TrainConfig
-from kit.train.measure import measure
+from kit.train.engines import random_batch
+from kit.train.loop import eager_step, synchronize
+from kit.train.measure import measure, require_device
+from kit.train.model import build_optimizer, precision
 from kit.train.steps import StepRecord
 
 # What one rank measures for a scaling sweep: blocks of the plain step, with and without exchanging gradients.
@@ -38,9 +44,6 @@ _LEAST_STEPS = 2
 
 def measure_rank(request: Request) -> Group:
     """Measures every point of the plan on this number of ranks; rank 0 writes `scale.json` after each."""
-    from kit.process import keep_bytecode
-    from kit.train.measure import require_device
-
     keep_bytecode()
     group = Group(request.config.device, request.parallel, launcher=request.launcher)
     out = Path(request.out)
@@ -62,104 +65,51 @@ def measure_rank(request: Request) -> Group:
         watched.again()
         sums = measure_all_reduce(request.config.device) if group.record.world_size > 1 else ()
         if group.is_first:
-            found = {"device_name": _device_name(request.config), "rows": rows, "all_reduce": sums}
+            name = torch.cuda.get_device_name() if request.config.device == "cuda" else "CPU"
+            found = {"device_name": name, "rows": rows, "all_reduce": sums}
             (out / "scale.json").write_text(dumps(found), encoding="utf-8", newline="\n")
     return group
 
 
-def _device_name(config: TrainConfig) -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if config.device == "cuda" else "CPU"
-
-
 def _point(group: Group, plan: ScalePlan, mode: str, config: TrainConfig) -> ScaleRow:
-    import torch
-
-    from kit.train.engines import random_batch
-    from kit.train.loop import eager_step
-    from kit.train.model import build_model, build_optimizer, precision
-
     world_size, is_cuda = group.record.world_size, config.device == "cuda"
-    gc.collect()
-    if is_cuda:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    model = build_model(config)[0].to(config.device)
+    trial = Trial(config)
+    trial.fresh(config)
     # Each rank its own batch, as in training.
-    batch = random_batch(model, dataclasses.replace(config, seed=config.seed + group.record.rank))
-    network = group.wrap(model) if world_size > 1 else model
-    optimizer = build_optimizer(model, config)
+    batch = random_batch(trial.model, dataclasses.replace(config, seed=config.seed + group.record.rank))
+    network = group.wrap(trial.model) if world_size > 1 else trial.model
+    optimizer = build_optimizer(trial.model, config)
     # FSDP cannot step without gathering the weights, so there is nothing to compare with.
     alone = getattr(network, "no_sync", None) if world_size > 1 else None
 
     def block(steps: int, context=contextlib.nullcontext) -> float:
-        _all_ready(config.device)
-        start = time.perf_counter()
+        # Every rank and every device has come here. Over Gloo, which leaves the devices alone.
+        synchronize(config.device)
+        dist.all_reduce(torch.zeros(1))
         with context():
-            for _ in range(steps):
-                eager_step(network, optimizer, *batch, config)
-            _synchronize(config.device)
-        return (time.perf_counter() - start) / steps
+            return timed(lambda: eager_step(network, optimizer, *batch, config), steps, config.device)
 
     with precision(config):
         block(_WARM_UP_STEPS)
-        steps = _agreed(max(_LEAST_STEPS, round(plan.block_s / block(_LEAST_STEPS))))
+        steps = int(_most([max(_LEAST_STEPS, round(plan.block_s / block(_LEAST_STEPS)))])[0])
         block_step_s, block_compute_s = [], []
         for _ in range(plan.blocks):
             block_step_s.append(block(steps))
             if alone:
                 block_compute_s.append(block(steps, alone))
-    peak = torch.cuda.max_memory_allocated() if is_cuda else None
     return ScaleRow(
-        mode,
-        world_size,
-        config.batch_size,
-        config.seq_len,
-        config.dtype,
-        config.model,
-        plan.parallel if world_size > 1 else "none",
-        "ok",
-        _slowest(block_step_s),
-        _slowest(block_compute_s),
-        peak,
-    )
+        mode, world_size, config.batch_size, config.seq_len, config.dtype, config.model,
+        plan.parallel if world_size > 1 else "none", "ok", _most(block_step_s), _most(block_compute_s),
+        torch.cuda.max_memory_allocated() if is_cuda else None,
+    )  # fmt: skip
 
 
-def _synchronize(device: str) -> None:
-    from kit.train.loop import synchronize
-
-    synchronize(device)
-
-
-def _all_ready(device: str) -> None:
-    """Waits until every rank and every device has come here. Over Gloo, which leaves the devices alone."""
-    import torch
-    import torch.distributed as dist
-
-    _synchronize(device)
-    dist.all_reduce(torch.zeros(1))
-
-
-def _agreed(steps: int) -> int:
-    """The largest of what the ranks would choose: all have to do the same number."""
-    import torch
-    import torch.distributed as dist
-
-    chosen = torch.tensor([steps])
-    dist.all_reduce(chosen, dist.ReduceOp.MAX)
-    return int(chosen)
-
-
-def _slowest(seconds: list[float]) -> tuple[float, ...]:
-    """Of each block, the time of the rank that needed longest."""
-    import torch
-    import torch.distributed as dist
-
-    times = torch.tensor(seconds, dtype=torch.float64)
-    if seconds:
-        dist.all_reduce(times, dist.ReduceOp.MAX)
-    return tuple(times.tolist())
+def _most(values: Sequence[float]) -> tuple[float, ...]:
+    """Place by place the largest of all ranks: the slowest time, or the number of steps that all have to do."""
+    found = torch.tensor(values, dtype=torch.float64)
+    if values:
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+    return tuple(found.tolist())
 
 
 # Steps whose losses are compared with those of one device.
