@@ -168,11 +168,14 @@ class gpu_guard:
             self.check()
         self.steps = number
         if not self._saw_forward:
-            # The program calls parts of the model, never the whole: then steps are watched from end to end.
+            # The program calls parts of the model, or its graph, never the whole: the next step is watched to its end.
             self._begin_watch(is_whole=True)
         self._saw_forward = False
 
     def _before_forward(self, *_: Any) -> None:
+        if torch.compiler.is_compiling():
+            # No part of a compiled graph: then steps are watched from end to end, as the program wrote them.
+            return
         self._saw_forward, self._depth = True, 0
         if self._counted is None:
             self._end_watch()
@@ -182,6 +185,8 @@ class gpu_guard:
 
     def _after_forward(self, model: Any, args: Any, output: Any) -> None:
         """What is trained on has to come out on the device. Inputs may be moved inside the model."""
+        if torch.compiler.is_compiling():
+            return
         depth = 2 if self._watch is None else 8
         if self._watch is not None and not (self._watch.is_whole and output is not None):
             # A forward pass that raised has no output, and its error is the one to see.
@@ -311,7 +316,8 @@ class _Watch(TorchDispatchMode):
         if self._guard._depth:
             return "optimizer", "in the optimizer's step"
         names = {id(module): name for name, module in self._guard.model.named_modules()}
-        frame: Any = sys._getframe(3)
+        # A thread of the backward pass has no frames but ours, which are no module's.
+        frame: Any = sys._getframe()
         inside = ""
         while frame is not None:
             module = frame.f_locals.get("self") if "self" in frame.f_code.co_varnames[:1] else None

@@ -631,20 +631,31 @@ def test_watched_steps_grow_rare_and_cannot_be_foreseen():
         assert all(after <= 6 * before for before, after in zip(steps, steps[1:]))
 
 
-def test_a_compiled_model_is_watched_and_still_compiled():
+@pytest.mark.parametrize("how", ["forward", "wrapper", "in place"])
+@pytest.mark.parametrize("is_whole_graph", [False, True])
+def test_a_compiled_model_is_watched_and_still_compiled(how, is_whole_graph):
     compiled = []
 
     def backend(graph, inputs):
         compiled.append(graph)
         return graph.forward
 
-    b = Bench("cpu", "meta", steps=6)
-    b.run = torch.compile(b.model.forward, backend=backend, dynamic=False)
-    with torch._dynamo.config.patch(error_on_recompile=False):
+    def train(change=lambda b: None):
+        torch._dynamo.reset()
+        b = Bench("cpu", "meta", steps=8)
+        change(b)
+        more = {"backend": backend, "dynamic": False, "fullgraph": is_whole_graph}
+        if how == "in place":
+            b.model.compile(**more)
+        else:
+            b.run = torch.compile(b.model if how == "wrapper" else b.model.forward, **more)
         b.train()
-        seen = len(compiled)
-        b.train()
-    assert 0 < seen == len(compiled)
+        assert b.guard._watched >= 3
+
+    train()
+    assert len(compiled) == 1
+    with pytest.raises(GpuNotUsable, match="is copied to be on meta|are computed on meta"):
+        train(weights_copied_for_each_forward)
 
 
 def test_an_error_in_the_step_leaves_nothing_behind():
