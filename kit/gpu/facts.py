@@ -175,7 +175,6 @@ class MachineFacts:
     has_nvidia_device: bool | None = None
     nvidia_smi_exit_code: int | None = None
     nvidia_smi_gpus: tuple[str, ...] = ()
-    nvcc_version: tuple[int, int] | None = None
     packages: Mapping[str, str] = dataclasses.field(default_factory=dict)
     messages: tuple[str, ...] = ()
     xids: tuple[int, ...] | None = None

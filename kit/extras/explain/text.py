@@ -170,11 +170,6 @@ def read_packages(low: str) -> dict[str, str]:
     return found
 
 
-def read_nvcc(low: str) -> tuple[int, int] | None:
-    text = first(low, r"compilation tools, release (\d{1,2}\.\d)", r"cuda runtime version\W{1,3}(\d{1,2}\.\d{1,2})")
-    return pair(text)
-
-
 _VER = r"(\d{1,2}\.\d{1,2}(?:\.\d{1,3})?(?:(?:a|b|rc|\.?dev|\.?post)\d{0,10})*(?:\+[a-z0-9._]{1,30})?)"
 _TORCH = (
     re.compile(r"pytorch version(?: \(gpu\?\))?['\"]?\s*[:=|]?\s*['\"`]?v?" + _VER),
@@ -207,7 +202,6 @@ def parse(lines: list[str], notes: list[str], messages: tuple[str, ...]) -> Mach
         torch=torch,
         environment=read_environment(flat),
         nvidia_smi_exit_code=_smi_exit_code(low),
-        nvcc_version=read_nvcc(low),
         packages=read_packages(low),
         messages=messages,
         xids=tuple(int(x) for x in re.findall(r"xid\W{1,4}[^:]{0,24}:\s{0,3}(\d{1,3})\b", low)[:8]) or None,
