@@ -309,7 +309,11 @@ def _lead(evidence: Evidence) -> str:
     rate, share = told.get("best_tokens_per_s"), told.get("best_floor_ratio")
     words = []
     if rate:
-        limit = f", {percent(share)} of what this card allows" if share else ""
+        limit = (
+            f", {percent(share)} of what this {'card' if evidence.device == 'cuda' else 'machine'} allows"
+            if share
+            else ""
+        )
         words.append(f"At its best it trains {_rounded(rate)} tokens a second{limit}.")
     if all(check.outcome in _GOOD for check in checks if check.required) and checks:
         caught = any(_is_red_right(promise) for promise in evidence.promises)
@@ -359,17 +363,17 @@ def _values(evidence: Evidence) -> dict[str, Any]:
 
 def _keys(evidence: Evidence) -> Iterator[tuple[str, str]]:
     """At most six large numbers, each with what it needs to be compared fairly."""
-    told = _values(evidence)
+    told, unit = _values(evidence), "GPU" if evidence.device == "cuda" else "CPU rank"
     how = {n.name: n.definition for n in evidence.numbers}
     for name, share in told.items():
         if (ranks := re.fullmatch(r"weak_scaling_(\d+)_ranks_efficiency", name)) and share:
             yield (
                 percent(share, 3),
-                f"of {ranks[1]} times one GPU's speed, on {ranks[1]} GPUs: {how[name].partition('; ')[2]}",
+                f"of {ranks[1]} times one {unit}'s speed, on {ranks[1]} {unit}s: {how[name].partition('; ')[2]}",
             )
     if told.get("best_tokens_per_s"):
         where = how["best_tokens_per_s"].partition(": ")[2]
-        yield f"{_rounded(told['best_tokens_per_s'])} tokens/s", f"best point, one GPU: {where}"
+        yield f"{_rounded(told['best_tokens_per_s'])} tokens/s", f"best point, one {unit}: {where}"
     if told.get("best_mfu_datasheet"):
         measured = told.get("best_mfu_measured")
         also = f"; {percent(measured)} of the peak measured here" if measured else ""
