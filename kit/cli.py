@@ -58,11 +58,11 @@ EXIT_CODES = """exit codes:
 
 # The wings: what each is for, and the module that is imported when a command first needs it.
 WINGS = {
-    "compare": "kit.extras.compare.compare",
-    "explain": "kit.extras.explain.explain",
+    "compare": "kit.extras.compare",
+    "explain": "kit.extras.explain",
     "ranks": "kit.extras.scale.ranks",
     "scale": "kit.extras.scale.scale",
-    "wheel": "kit.extras.wheelcode.scan",
+    "wheel": "kit.extras.wheelcode",
     "worker": "kit.extras.scale.worker",
 }
 # Every rule that a verdict can rest on, flow by flow.

@@ -21,7 +21,7 @@ import sys
 import time
 
 from kit.process import begin_proof
-from kit.train import measure
+from kit.train import train
 from kit.train.config import TrainConfig
 from kit.train.telemetry import Recorder
 
@@ -42,9 +42,9 @@ def main() -> int:
     rounds = args.pop("rounds")
     config = TrainConfig(**args)
     begin_proof()
-    torch = measure.require_device(config.device)
-    batches, _ = measure._batches(config)
-    state = measure._build(config, None, batches)
+    torch = train.require_device(config.device)
+    batches, _ = train._batches(config)
+    state = train._build(config, None, batches)
     found: dict[str, list[float]] = {}
     for number in range(1, rounds + 1):
         for arm in ("trainer", *ARMS):
@@ -81,7 +81,7 @@ def trained_by(arm: str, state, batches, config: TrainConfig) -> tuple[list[floa
     recorder = Recorder() if is_sampled and config.device == "cuda" else None
     records = []
     try:
-        measure._timed(state, batches, config, watch, recorder, records.append)
+        train._timed(state, batches, config, watch, recorder, records.append)
     finally:
         if recorder:
             recorder.stop()

@@ -22,14 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from kit.errors import BundleInvalid
-from kit.evidence.manifest import (
-    MANIFEST,
-    MAX_FILE_BYTES,
-    MAX_FILES,
-    MAX_TOTAL_BYTES,
-    Entry,
-    check_json_size,
-)
+from kit.evidence.manifest import MANIFEST, MAX_FILE_BYTES, MAX_FILES, MAX_TOTAL_BYTES, Entry, check_json_size
 from kit.records import loads
 from kit.units import MiB, memory
 

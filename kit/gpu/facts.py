@@ -1,6 +1,6 @@
 """What is known about a machine, as one frozen value that can be saved and replayed.
 
-`kit.gpu.probe` fills it on a live machine, `kit.extras.explain.explain` fills what a pasted text
+`kit.gpu.probe` fills it on a live machine, `kit.extras.explain` fills what a pasted text
 tells. Unknown is None (or an empty tuple), never a guess; `notes` says why. The same
 judge reads both.
 """

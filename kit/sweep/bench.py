@@ -42,7 +42,7 @@ def bench(
     GpuNotUsable where the device is cuda and cannot be used, TrainingFailed where a run broke.
     """
     from kit.sweep.trial import first_steps
-    from kit.train.measure import require_device
+    from kit.train.train import require_device
 
     configs = [dataclasses.replace(config, engine=engine) for engine in engines]
     torch = require_device(config.device)
@@ -96,11 +96,11 @@ def _in_a_process(config: TrainConfig, is_first: bool) -> ShortRun | str:
 def short_run(config: TrainConfig, *, is_first: bool, began: float) -> ShortRun | str:
     """In a fresh process: import, build, train. began: `time.time()` when the process was started."""
     from kit.process import keep_bytecode
-    from kit.train.measure import start_device
+    from kit.train.train import start_device
 
     bytecode = keep_bytecode()
     start = time.perf_counter()
-    from kit.train.measure import require_device
+    from kit.train.train import require_device
 
     require_device(config.device)
     thread = start_device(config.device, config.dtype, has_kernels=_needs_triton(config))

@@ -127,7 +127,7 @@ def sweep(
     """
     from kit.sweep.ceilings import measure_ceilings
     from kit.sweep.trial import Trial
-    from kit.train.measure import require_device
+    from kit.train.train import require_device
 
     require_device(plan.device)
     dtypes = tuple(dict.fromkeys(config.dtype for config in plan.configs()))

@@ -8,17 +8,7 @@ import evidence_sample as sample
 import pytest
 
 from kit.errors import BundleInvalid
-from kit.extras.compare.compare import (
-    Side,
-    _gpus,
-    compare,
-    decide,
-    read_side,
-    runs_needed,
-    t_quantile,
-    text,
-    welch,
-)
+from kit.extras.compare import Side, _gpus, compare, decide, read_side, runs_needed, t_quantile, text, welch
 from kit.records import Outcome, Verdict, dumps
 
 

@@ -97,7 +97,7 @@ def test_edited_records_of_a_real_bundle_are_found_though_hashed_again(real, tmp
 def test_real_bundle_can_be_compared(real):
     evidence, files = load(real)
     if evidence.verdict.outcome in (Outcome.PASS, Outcome.REHEARSAL):
-        from kit.extras.compare.compare import read_side
+        from kit.extras.compare import read_side
 
         side = read_side([(evidence, files)])
         assert side.values[0] > 0 and side.keys["config.model"] and side.keys["dataset"]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.extras.explain.explain import as_json, as_text, exit_code, explain
+from kit.extras.explain import as_json, as_text, exit_code, explain
 from kit.gpu import wheels
 from kit.gpu.causes import Reading, cause_of, causes, table
 from kit.gpu.diagnose import DIAGNOSES

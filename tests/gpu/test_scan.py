@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kit.errors import UsageError
-from kit.extras.wheelcode import scan
+from kit.extras import wheelcode
 
 GENUINE = (Path(__file__).parent / "genuine.fatbin").read_bytes()
 HELD = ("sm_80", "sm_90a", "sm_100f", "sm_120", "compute_120")
@@ -27,20 +27,20 @@ def wheel(path, **members):
 
 
 def codes(content):
-    return [str(code) for code in scan.images(io.BytesIO(content))]
+    return [str(code) for code in wheelcode.images(io.BytesIO(content))]
 
 
 def test_a_genuine_fat_binary_gives_its_code_with_a_and_f():
     assert codes(GENUINE) == list(HELD)
 
 
-@pytest.mark.parametrize("before", [0, 1, 4095, scan._CHUNK - 2, scan._CHUNK - 20, 2 * scan._CHUNK + 7])
+@pytest.mark.parametrize("before", [0, 1, 4095, wheelcode._CHUNK - 2, wheelcode._CHUNK - 20, 2 * wheelcode._CHUNK + 7])
 def test_code_is_found_wherever_it_lies_in_the_file(before):
     assert codes(b"x" * before + GENUINE + b"\0" * 100) == list(HELD)
 
 
 def test_several_fat_binaries_are_counted(tmp_path):
-    (library,) = scan.scan_wheel(wheel(tmp_path / "x.whl", a_so=b"\x7fELF" + GENUINE + b"pad" + GENUINE)).libraries
+    (library,) = wheelcode.scan_wheel(wheel(tmp_path / "x.whl", a_so=b"\x7fELF" + GENUINE + b"pad" + GENUINE)).libraries
     assert library.counts == dict.fromkeys(HELD, 2)
 
 
@@ -62,15 +62,15 @@ def test_random_bytes_after_the_magic_never_fail():
 
 def test_a_wheel_is_read_library_by_library(tmp_path):
     path = wheel(tmp_path / "x-1.0-py3-none-any.whl", pkg__a_so=GENUINE, pkg__b_dll=b"MZ" + GENUINE, pkg__c_py=GENUINE)
-    found = scan.scan_wheel(path)
+    found = wheelcode.scan_wheel(path)
     assert found.arch_list == HELD
     assert (found.files_read, [library.name for library in found.libraries]) == (2, ["pkg/a.so", "pkg/b.dll"])
 
 
 def test_a_wheel_without_gpu_code_says_so(tmp_path):
-    found = scan.scan_wheel(wheel(tmp_path / "y.whl", pkg__a_so=b"\x7fELF"))
+    found = wheelcode.scan_wheel(wheel(tmp_path / "y.whl", pkg__a_so=b"\x7fELF"))
     assert found.arch_list == ()
-    assert "no GPU code" in scan.check(found, (9, 0)).found
+    assert "no GPU code" in wheelcode.check(found, (9, 0)).found
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04broken"])
@@ -78,7 +78,7 @@ def test_a_broken_wheel_is_refused_in_words(tmp_path, content):
     path = tmp_path / "z.whl"
     path.write_bytes(content)
     with pytest.raises(UsageError, match="wheel"):
-        scan.scan_wheel(path)
+        wheelcode.scan_wheel(path)
 
 
 def installed(folder):
@@ -93,19 +93,19 @@ def installed(folder):
 def test_an_installed_package_is_read_by_its_metadata_and_not_imported(tmp_path, monkeypatch):
     installed(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    found = scan.scan_installed("pkg")
+    found = wheelcode.scan_installed("pkg")
     assert (found.name, found.arch_list) == ("pkg 1.0", HELD)
 
 
 def test_a_package_that_is_not_there_is_refused():
     with pytest.raises(UsageError, match="not installed"):
-        scan.scan_installed("nothing-of-this-name")
+        wheelcode.scan_installed("nothing-of-this-name")
 
 
 def verdict(libraries, capability):
-    held = tuple(scan.Library(name, counts) for name, counts in libraries.items())
-    arch_list = scan._sorted(code for library in held for code in library.counts)
-    return scan.check(scan.Scan("pkg", arch_list, held, len(held)), capability).outcome
+    held = tuple(wheelcode.Library(name, counts) for name, counts in libraries.items())
+    arch_list = wheelcode._sorted(code for library in held for code in library.counts)
+    return wheelcode.check(wheelcode.Scan("pkg", arch_list, held, len(held)), capability).outcome
 
 
 def test_an_extension_without_code_for_the_gpu_fails():
@@ -152,5 +152,5 @@ def test_published_wheels_hold_what_the_table_says_of_their_torch(name, library,
     path = Path(os.environ.get("KIT_WHEELS", "")) / name
     if not os.environ.get("KIT_WHEELS") or not path.exists():
         pytest.skip(f"KIT_WHEELS names no folder with {name}")
-    found = {part.name: tuple(part.counts) for part in scan.scan_wheel(path).libraries}
+    found = {part.name: tuple(part.counts) for part in wheelcode.scan_wheel(path).libraries}
     assert found[library] == expected

@@ -262,7 +262,11 @@ def healthy_between():
 between = functools.partial(on_gpu, at="native.products", twin=healthy_between)
 
 
-@between("P9g", "one block's products on the CPU in steps 3 to 6 of 30", words=("transformer.h.1.", "on cpu", "first at step 3"))
+@between(
+    "P9g",
+    "one block's products on the CPU in steps 3 to 6 of 30",
+    words=("transformer.h.1.", "on cpu", "first at step 3"),
+)
 def p9():
     return trained(block_computes(round_trip, lambda call: 3 <= call <= 6), **BETWEEN)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 from kit.records import Verdict
-from kit.train import measure, train
+from kit.train import train
 from kit.train.config import TrainConfig
 
 from .recorded import healthy, judged
@@ -22,7 +22,7 @@ TINY = {"model": "tiny", "device": "cpu", "batch_size": 2, "seq_len": 16, "steps
 
 # --- a whole run, rehearsed on the CPU ----------------------------------------------
 
-_loaded = functools.cache(measure._batches)
+_loaded = functools.cache(train._batches)
 
 
 @contextlib.contextmanager
@@ -48,7 +48,7 @@ def trained(*patches, **config):
     """The kit's own run from data to verdict."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(one_thread())
-        stack.enter_context(mock.patch.object(measure, "_batches", _copied))
+        stack.enter_context(mock.patch.object(train, "_batches", _copied))
         for patch in patches:
             stack.enter_context(patch)
         result = train.train(TrainConfig(**{**TINY, **config}))
@@ -67,14 +67,14 @@ def rehearsal_in_bfloat16():
 
 def built(change):
     """A run whose model is changed after it was built."""
-    real = measure._build
+    real = train._build
 
     def build(*args):
         state = real(*args)
         change(state)
         return state
 
-    return mock.patch.object(measure, "_build", build)
+    return mock.patch.object(train, "_build", build)
 
 
 def fed(change):
@@ -84,7 +84,7 @@ def fed(change):
         found, text_set = _copied(config)
         return change(found), text_set
 
-    return mock.patch.object(measure, "_batches", batches)
+    return mock.patch.object(train, "_batches", batches)
 
 
 on_run = functools.partial(row, seam="whole run", must=FAIL, twin=rehearsal)
@@ -258,7 +258,7 @@ def b19():
     twin=rehearsal_in_bfloat16,
 )
 def b19b():
-    real = measure._timed
+    real = train._timed
 
     def timed(*args):
         import torch
@@ -266,7 +266,7 @@ def b19b():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return real(*args)
 
-    return trained(mock.patch.object(measure, "_timed", timed), dtype="bfloat16")
+    return trained(mock.patch.object(train, "_timed", timed), dtype="bfloat16")
 
 
 FEW_WORDS = "the same few words again and again until nobody listens any more and all of them have gone home"

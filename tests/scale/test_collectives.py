@@ -16,10 +16,10 @@ import torch
 import torch.distributed as dist
 torch.set_num_threads(1)
 from kit.records import to_json
-from kit.extras.scale import collectives
+from kit.extras.scale import worker
 def of(*sizes):
-    collectives.SIZES_BYTES = {"cpu": sizes}
-    return collectives.measure_all_reduce("cpu")
+    worker.SIZES_BYTES = {"cpu": sizes}
+    return worker.measure_all_reduce("cpu")
 dist.init_process_group(os.environ["BACKEND"])
 rank = dist.get_rank()
 def tell(**values):
@@ -61,30 +61,30 @@ def ranks(program, count=2, backend="gloo"):
 def measured():
     """All that two ranks do, in one start: healthy, poor in memory, and with links that break a sum."""
     return ranks("""
-rows = collectives.measure_all_reduce("cpu")
+rows = worker.measure_all_reduce("cpu")
 given = of(4096, 8192)
-collectives.BUDGET_S["cpu"] = 1e-9
+worker.BUDGET_S["cpu"] = 1e-9
 short = of(4096, 8192)
-collectives.BUDGET_S["cpu"] = 2.0
-allocate = collectives._allocate
-collectives._allocate = lambda device, size: None if rank == 1 and size > 4096 else allocate(device, size)
+worker.BUDGET_S["cpu"] = 2.0
+allocate = worker._allocate
+worker._allocate = lambda device, size: None if rank == 1 and size > 4096 else allocate(device, size)
 poor = of(4096, 8192)
-collectives._allocate = allocate
-collectives._time = lambda tensor, wait, take=collectives._time: take(tensor, wait) * 0 + 1 + rank
+worker._allocate = allocate
+worker._time = lambda tensor, wait, take=worker._time: take(tensor, wait) * 0 + 1 + rank
 slow = of(4096)
-healthy = collectives.check_sum("cpu")
+healthy = worker.check_sum("cpu")
 all_reduce = dist.all_reduce
 def broken(tensor, *more, **options):
     all_reduce(tensor, *more, **options)
     tensor[654_321] = float("nan") if rank == 0 else 2.5
 dist.all_reduce = broken
-wrong = collectives.check_sum("cpu")
+wrong = worker.check_sum("cpu")
 def absent(tensor, *more, **options):
     if rank == 1:
         tensor.zero_()
     all_reduce(tensor, *more, **options)
 dist.all_reduce = absent
-lacking = collectives.check_sum("cpu")
+lacking = worker.check_sum("cpu")
 dist.all_reduce = all_reduce
 tell(rows=to_json(rows), given=to_json(given), short=to_json(short), poor=to_json(poor),
      slow=slow[0].times_s, healthy=healthy, wrong=repr(wrong), lacking=lacking)
@@ -133,8 +133,8 @@ def test_a_rank_that_adds_nothing_is_found(measured):
 def test_one_gpu_alone_is_measured_over_nccl():
     (told,) = ranks(
         """
-rows = [row for row in collectives.measure_all_reduce("cuda") if row.size_bytes <= 2**22]
-tell(sizes=[row.size_bytes for row in rows], sum=collectives.check_sum("cuda"))
+rows = [row for row in worker.measure_all_reduce("cuda") if row.size_bytes <= 2**22]
+tell(sizes=[row.size_bytes for row in rows], sum=worker.check_sum("cuda"))
 """,
         count=1,
         backend="nccl",

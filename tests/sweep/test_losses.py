@@ -9,16 +9,7 @@ from kit.evidence.conclude import conclude
 from kit.evidence.contents import RunRecord
 from kit.gpu.judge_machine import Expectation
 from kit.records import Outcome, dumps, from_json, loads
-from kit.sweep.table import (
-    LOSS_STEPS,
-    BenchResult,
-    Ceilings,
-    EngineLosses,
-    Row,
-    SameLosses,
-    ShortRun,
-    SweepPlan,
-)
+from kit.sweep.table import LOSS_STEPS, BenchResult, Ceilings, EngineLosses, Row, SameLosses, ShortRun, SweepPlan
 from kit.sweep.trial import first_steps
 
 REFERENCE = tuple(4.0 - step / 10 for step in range(LOSS_STEPS))

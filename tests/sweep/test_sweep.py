@@ -10,18 +10,7 @@ from kit.errors import UsageError
 from kit.records import dumps, from_json, loads
 from kit.sweep.ceilings import measure_ceilings
 from kit.sweep.sweep import SweepResult, rows_of, sweep
-from kit.sweep.table import (
-    Ceilings,
-    Row,
-    SweepPlan,
-    floor_s,
-    higher,
-    mfu,
-    progress_text,
-    row_of,
-    to_csv,
-    words,
-)
+from kit.sweep.table import Ceilings, Row, SweepPlan, floor_s, higher, mfu, progress_text, row_of, to_csv, words
 from kit.sweep.trial import Trial
 from kit.train.config import MODELS, adamw_step_bytes, least_step_flop, step_flop
 from kit.units import shuffled

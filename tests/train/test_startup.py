@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kit.train.measure import start_device
+from kit.train.train import start_device
 
 ROOT = Path(__file__).resolve().parents[2]
 ASK = "import sys; from kit.process import keep_bytecode; print(keep_bytecode()); print(sys.pycache_prefix)"

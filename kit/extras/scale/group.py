@@ -57,7 +57,7 @@ TIMEOUT_S = 600.0
 
 
 class Group:
-    """One rank: its place, its device, and what it does together with the others. See `kit.train.measure.Group`."""
+    """One rank: its place, its device, and what it does together with the others. See `kit.train.train.Group`."""
 
     def __init__(
         self, device: str, parallel: str, environment: Mapping[str, str] = os.environ, *, launcher: int | None = None
@@ -179,7 +179,7 @@ class Group:
         """Records what only this moment shows: the weights after the last step, where they are, and one sum."""
         import torch
 
-        from kit.extras.scale.collectives import check_sum
+        from kit.extras.scale.worker import check_sum
 
         digest, uuid = hashlib.sha256(), None
         for name, parameter in sorted(model.named_parameters()):

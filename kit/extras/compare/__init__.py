@@ -1,1 +1,0 @@
-"""Two reports beside each other."""

@@ -1,1 +1,0 @@
-"""The diagnosis of a machine from pasted text."""

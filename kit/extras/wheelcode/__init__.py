@@ -1,1 +1,0 @@
-"""What GPU code a wheel really holds."""
