@@ -69,7 +69,7 @@ class gpu_guard:
         self._watch: _Watch | None = None
         self._contexts = contextlib.ExitStack()
         self._watched = self._due = self._depth = 0
-        self._saw_forward = False
+        self._saw_forward, self._may_watch_whole = False, True
         self.check(batch)
 
     def check(self, batch: Any = None) -> None:
@@ -167,7 +167,7 @@ class gpu_guard:
         if is_due or not all(map(self.is_home, tensors)):
             self.check()
         self.steps = number
-        if not self._saw_forward:
+        if not self._saw_forward and self._may_watch_whole:
             # The program calls parts of the model, or its graph, never the whole: the next step is watched to its end.
             self._begin_watch(is_whole=True)
         self._saw_forward = False
@@ -181,7 +181,8 @@ class gpu_guard:
             self._end_watch()
         if torch.is_grad_enabled():
             # Inside somebody's own mode this one has to end where it began.
-            self._begin_watch(is_whole=self._watched % WHOLE_EVERY == 0 and _get_current_dispatch_mode() is None)
+            is_whole = self._may_watch_whole and self._watched % WHOLE_EVERY == 0
+            self._begin_watch(is_whole=is_whole and _get_current_dispatch_mode() is None)
 
     def _after_forward(self, model: Any, args: Any, output: Any) -> None:
         """What is trained on has to come out on the device. Inputs may be moved inside the model."""
@@ -437,6 +438,8 @@ def _callback_class() -> type:
             self._leave()
             self.samples, self._began, self._ended = 0, None, None
             self._guard = gpu_guard(model, optimizer, device=self._device, allow=self._allow)
+            # A training that raises tells no callback, and a mode that outlives it would slow all that comes after.
+            self._guard._may_watch_whole = False
             self._guard.__enter__()
             self._hook = model.register_forward_hook(self._count, with_kwargs=True)
 

@@ -832,6 +832,19 @@ def test_a_training_that_raised_is_not_counted_into_the_next(quiet, tmp_path):
     assert callback.samples == 20 and len(run.model._forward_hooks) == 0
 
 
+@pytest.mark.parametrize("part", ["forward", "backward"])
+def test_nothing_of_the_guard_outlives_a_training_that_raised(quiet, tmp_path, part):
+    """The Trainer tells no callback: operators of the program's later work ran under the guard's mode."""
+    run = trainer(tmp_path, GpuGuardCallback(device="cpu"), max_steps=2)
+    if part == "forward":
+        run.model.fails_at = (1,)
+    else:
+        run.model.layer.weight.register_hook(lambda gradient: 1 / 0)
+    with pytest.raises((RuntimeError, ZeroDivisionError)):
+        run.train()
+    assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
+
+
 def test_a_batch_size_that_is_retried_is_counted_once(quiet, tmp_path):
     callback = GpuGuardCallback(device="cpu")
     run = trainer(tmp_path, callback, num_train_epochs=1, auto_find_batch_size=True)
