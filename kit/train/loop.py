@@ -88,9 +88,11 @@ def training_steps(
         peak = torch.cuda.max_memory_allocated() if is_cuda else None
         seen = watch.end(number, loss, input_ids, labels) if watch else {}
         values = {"loss": loss.item(), "grad_norm": grad_norm.item()}
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         yield StepRecord(
             step=number,
-            **{name: value if math.isfinite(value) else None for name, value in values.items()},
+            loss=finite["loss"],
+            grad_norm=finite["grad_norm"],
             problem="; ".join(f"{name} is {value}" for name, value in values.items() if not math.isfinite(value))
             or None,
             lr=optimizer.param_groups[0]["lr"],
