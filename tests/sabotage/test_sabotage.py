@@ -57,7 +57,7 @@ def test_a_wrong_verdict_makes_a_row_red():
     blind = dataclasses.replace(good, sabotage=good.twin)
     assert "must be FAIL" in table.attempt(blind).problems[0]
     harsh = dataclasses.replace(good, twin=good.sabotage)
-    assert "the twin is red" in table.attempt(harsh).problems[0]
+    assert "twin" in (said := table.attempt(harsh).problems[0]) and "FAIL" in said
     vague = dataclasses.replace(good, words=("nowhere",))
     assert "is missing in" in table.attempt(vague).problems[0]
 
