@@ -2,7 +2,7 @@
 
 import pytest
 
-from . import recorded, rows_recorded, table
+from . import recorded, rows_recorded, rows_timing, rows_training, table  # noqa: F401
 
 ROWS = [row for row in table.ROWS if row.seam == "recorded run"]
 
