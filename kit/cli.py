@@ -1,7 +1,7 @@
 """The command line, `python -m kit`: arguments in, a function of the kit, its answer out.
 
 The standard library is enough to start it; what a command needs beyond that is set up first. Each command imports
-its part of the kit when it runs, and a wing of `kit.extras` only by its name in `WINGS`.
+its part of the kit when it is asked for, and a wing of `kit.extras` only by its name in `WINGS`.
 """
 
 from __future__ import annotations
@@ -9,17 +9,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import datetime
-import difflib
 import importlib
 import json
 import os
 import re
-import shutil
 import signal
-import subprocess
 import sys
-import traceback
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -38,14 +33,8 @@ from kit.errors import (
     is_unwritable,
     unwritable,
 )
-from kit.evidence.write import write_atomic
 from kit.process import IS_CHECKOUT, ROOT, SHARE, child_environment, progress
 from kit.records import Outcome, dumps, fields_of, from_json, loads, to_json
-from kit.rules import Rules, named
-from kit.setup.enter import ensure
-from kit.sweep.table import SweepPlan
-from kit.train.config import TrainConfig
-from kit.units import pair
 
 EXIT_CODES = """exit codes:
   0  PASS, or REHEARSAL where the CPU was asked for by name
@@ -73,8 +62,9 @@ RULES = {
     "the negative control": "kit.evidence.conclude:CONTROL",
     "a bundle": "kit.evidence.verify:BUNDLE",
 }
-# Commands that hand the arguments they do not know to another program.
+# Commands that hand the arguments they do not know to another program, and those for which a bare Python will do.
 PASS_ON = ("lab", "test")
+BARE = ("compare", "explain", "sign", "verify", "wheel")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _signals(caught):
             args = _parse(argv)
-            ensure(argv, args)
+            if args.command not in BARE:
+                part("kit.setup.enter:ensure")(argv, args)
             answer = COMMANDS[args.command].run(args)
     except KitError as error:
         answer = _refusal(error)
@@ -123,6 +114,8 @@ def _refusal(error: KitError) -> Answer:
 
 
 def _bug() -> Answer:
+    import traceback
+
     return Answer("", None, EXIT_INTERNAL, f"{traceback.format_exc()}an error of the kit; please report these lines")
 
 
@@ -179,11 +172,14 @@ Option = tuple[tuple[str, ...], dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """One row of the table: what runs, what it is for, and its options."""
+    """One row of the table: what runs, what it is for, its options, and the plan whose fields are options too, but for
+    those of `without`."""
 
     run: Callable[[argparse.Namespace], Answer]
     help: str
     options: tuple[Option, ...] = ()
+    plan: str = ""
+    without: tuple[str, ...] = ()
 
 
 def option(*names: str, **how: Any) -> Option:
@@ -191,26 +187,20 @@ def option(*names: str, **how: Any) -> Option:
     return names, how
 
 
-def fields(kind: Any, only: Sequence[str] = (), without: Sequence[str] = ()) -> tuple[Option, ...]:
-    """An option for each field of a plan, with its type, choices, meaning and default as the field says them."""
-    return tuple(
-        _field(field, typing.get_type_hints(kind)[field.name])
-        for field in dataclasses.fields(kind)
-        if field.name not in without and (not only or field.name in only)
-    )
-
-
-def _field(field: dataclasses.Field, hint: Any) -> Option:
-    one, *several = typing.get_args(hint) or (hint,)
-    choices = [word for word in field.metadata.get("choices", ()) if word not in field.metadata.get("help", "")]
-    meaning = "; ".join([field.metadata.get("help", ""), *(["one of " + ", ".join(choices)] if choices else [])])
-    default: Any = field.default
-    text = f"{meaning} (default: {' '.join(map(str, default)) if several else default})"
-    flag, word = "--" + field.name.replace("_", "-"), field.name.upper()
-    return option(
-        flag, type=one, nargs="+" if several else None, metavar=word.removesuffix("S") if several else word,
-        help=text.replace("%", "%%"),
-    )  # fmt: skip
+def fields(command: Command) -> Iterator[Option]:
+    """An option for each field of its plan, with type, choices, meaning and default as the field says them."""
+    kind = part(command.plan)
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if field.name not in command.without:
+            one, *several = typing.get_args(hints[field.name]) or (hints[field.name],)
+            meaning, choices = field.metadata["help"], field.metadata["choices"]
+            unsaid = ", ".join(word for word in choices if word not in meaning)
+            default = " ".join(map(str, field.default)) if several else field.default
+            flag, word = "--" + field.name.replace("_", "-"), field.name.upper()
+            help = f"{meaning}{unsaid and '; one of ' + unsaid} (default: {default})".replace("%", "%%")
+            how = {"nargs": "+", "metavar": word.removesuffix("S")} if several else {"metavar": word}
+            yield option(flag, type=one, help=help, **how)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -235,21 +225,22 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def parser() -> tuple[_Parser, dict[str, _Parser]]:
-    """The parser, and that of each command."""
+def parser(asked: str | None = None) -> tuple[_Parser, dict[str, _Parser]]:
+    """The parser, and that of each command; where one is asked for, the others come without their options."""
     top = _Parser(prog="kit", description="Proves that PyTorch trains natively on this machine's NVIDIA GPU.")
     top.add_argument("--version", action=_Version, nargs=0, help="the version, and in a checkout the commit")
     rows = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         row = rows.add_parser(name, help=command.help, description=command.help)
         row.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-        for names, how in command.options:
-            row.add_argument(*names, **how)
+        if asked in (None, name):
+            for names, how in (*command.options, *(fields(command) if command.plan else ())):
+                row.add_argument(*names, **how)
     return top, rows.choices
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    top, commands = parser()
+    top, commands = parser(next((word for word in argv if word in COMMANDS), ""))
     if argv and argv[0][:1] not in ("-", "") and argv[0] not in commands:
         top.error(f"there is no command {argv[0]!r}{_nearest(argv[0], commands)}")
     args, rest = top.parse_known_args(argv)
@@ -261,17 +252,28 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
+    import difflib
+
     close = difflib.get_close_matches(word, known, n=1)
     return f", did you mean {close[0]!r}?" if close else ""
 
 
-def _wing(name: str) -> Any:
+def part(place: str) -> Any:
+    """What stands at `module` or `module:name`, or the wing of that name, imported now that a command needs it."""
+    module, _, name = WINGS.get(place, place).partition(":")
     try:
-        return importlib.import_module(WINGS[name])
+        found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"this kit comes without {WINGS[name]} ({error})", expected="the whole package", todo="install it again"
+            f"this kit comes without {module} ({error})", expected="the whole package", todo="install it again"
         ) from error
+    return getattr(found, name) if name else found
+
+
+def _plan(args: argparse.Namespace) -> Any:
+    """The plan of a command, made of its options."""
+    kind = part(COMMANDS[args.command].plan)
+    return kind(**fields_of(kind, vars(args)))
 
 
 # What each command does.
@@ -279,6 +281,8 @@ def _wing(name: str) -> Any:
 
 def run_check(args: argparse.Namespace) -> Answer:
     if args.list:
+        from kit.rules import named
+
         rows = [
             {"flow": flow, "id": rule.id, "expected": named(rule.expected), "todo": named(rule.todo or rule.settle)}
             for flow, rules in every_rule().items()
@@ -296,6 +300,8 @@ def run_check(args: argparse.Namespace) -> Answer:
     asked = {name: getattr(args, name) for name in ("device", "expect_gpu", "min_cuda", "gpus")}
     result = check(**asked, facts=facts, kernel=args.kernel and args.kernel.resolve())
     if args.save:
+        from kit.evidence.write import write_atomic
+
         write_atomic(args.save, dumps(result.facts) + "\n")
     outcome = result.verdict.outcome
     record = {
@@ -312,17 +318,17 @@ def run_check(args: argparse.Namespace) -> Answer:
     return Answer(text, record, outcome.exit_code)
 
 
-def every_rule() -> dict[str, Rules]:
+def every_rule() -> dict[str, Any]:
     """The rules of each flow of `RULES`."""
-    found = {flow: place.split(":") for flow, place in RULES.items()}
-    return {flow: getattr(importlib.import_module(module), name) for flow, (module, name) in found.items()}
+    return {flow: part(place) for flow, place in RULES.items()}
 
 
 def run_wheel(args: argparse.Namespace) -> Answer:
     """Which GPU code it holds, against this machine's GPU or a named one."""
     from kit.gpu import nvml
+    from kit.units import pair
 
-    wing = _wing("wheel")
+    wing = part("wheel")
     is_file = args.name.endswith(".whl") or Path(args.name).is_file()
     found = wing.scan_wheel(Path(args.name)) if is_file else wing.scan_installed(args.name)
     named = pair(args.capability)
@@ -339,13 +345,13 @@ def run_wheel(args: argparse.Namespace) -> Answer:
 
 
 def run_explain(args: argparse.Namespace) -> Answer:
-    wing = _wing("explain")
+    wing = part("explain")
     found = wing.explain(sys.stdin.buffer.read() if args.file in (None, "-") else _read(Path(args.file)))
     return Answer(wing.as_text(found), wing.as_json(found), wing.exit_code(found))
 
 
 def run_train(args: argparse.Namespace) -> Answer:
-    config = TrainConfig(**fields_of(TrainConfig, vars(args)))
+    config = _plan(args)
     # torchrun starts this command once for each rank.
     if args.gpus is not None or "RANK" in os.environ:
         return _train_ranks(config, args)
@@ -371,9 +377,9 @@ def _step_line() -> Callable[[Any], None]:
     return line
 
 
-def _train_ranks(config: TrainConfig, args: argparse.Namespace) -> Answer:
+def _train_ranks(config: Any, args: argparse.Namespace) -> Answer:
     """On several GPUs: torchrun is started, or this process is one rank that torchrun started already."""
-    scale, say = _wing("scale"), progress()
+    scale, say = part("scale"), progress()
     if args.gpus is not None:
 
         def line(steps: dict[int, int]) -> None:
@@ -381,7 +387,7 @@ def _train_ranks(config: TrainConfig, args: argparse.Namespace) -> Answer:
 
         result = scale.train_ranks(config, args.gpus, parallel=args.parallel, out=args.out, on_progress=line)
     else:
-        group, rank = _wing("worker").train_rank(config, parallel=args.parallel, out=args.out, on_step=_step_line())
+        group, rank = part("worker").train_rank(config, parallel=args.parallel, out=args.out, on_step=_step_line())
         result = scale.conclude_here(group, rank, config, args.parallel, args.out)
         group.leave()
         if result is None:
@@ -407,8 +413,7 @@ def run_sweep(args: argparse.Namespace) -> Answer:
         figure = f"{row.step_time_s * 1e3:.1f} ms" if row.step_time_s else row.outcome
         say(f"{row.engine} {row.batch_size} × {row.seq_len} {row.dtype}: {figure}\n")
 
-    plan = SweepPlan(**fields_of(SweepPlan, vars(args)))
-    result = sweep(plan, out=args.out, on_row=point, on_progress=lambda *count: say(progress_text(*count)))
+    result = sweep(_plan(args), out=args.out, on_row=point, on_progress=lambda *count: say(progress_text(*count)))
     record = {"sentence": result.sentence, "ceilings": result.ceilings, "rows": result.rows}
     outcome = Outcome.PASS if any(row.outcome == "ok" for row in result.rows) else Outcome.INCONCLUSIVE
     return Answer(f"{result.table}\n\n{result.not_here}\n\n{result.sentence}", record, outcome.exit_code)
@@ -418,7 +423,7 @@ def _scaling(args: argparse.Namespace) -> Answer:
     """The speed of one step on growing numbers of GPUs."""
     from kit.session import DEFAULT_MODELS
 
-    ranks, say = _wing("ranks"), progress()
+    ranks, say = part("ranks"), progress()
     shape = {"batch_sizes": args.batch_sizes, "seq_lens": args.seq_lens, "dtypes": args.dtypes}
     several = [name for name, values in shape.items() if values and len(values) > 1]
     if several or args.engines:
@@ -431,7 +436,7 @@ def _scaling(args: argparse.Namespace) -> Answer:
     step = ranks.scaled_step(args.device, args.model or DEFAULT_MODELS[args.device], **first)
     blocks = {"blocks": args.blocks} if args.blocks else {}
     plan = ranks.ScalePlan(args.gpus, step, parallel=args.parallel, **blocks)
-    result = _wing("scale").scale(
+    result = part("scale").scale(
         plan, out=args.out, on_progress=lambda i, count: say(f"[{i}/{count}] {plan.gpus[i - 1]} GPUs\n")
     )
     outcome = Outcome.PASS if all(row.outcome == "ok" for row in result.scaling.rows) else Outcome.INCONCLUSIVE
@@ -443,7 +448,7 @@ def run_bench(args: argparse.Namespace) -> Answer:
 
     say = progress()
     result = bench(
-        TrainConfig(**fields_of(TrainConfig, vars(args))),
+        _plan(args),
         engines=tuple(args.engines or ENGINES),
         out=args.out,
         on_run=lambda run: say(
@@ -474,6 +479,8 @@ def run_report(args: argparse.Namespace) -> Answer:
 
 
 def run_verify(args: argparse.Namespace) -> Answer:
+    import datetime
+
     from kit.evidence.sign import checker
     from kit.evidence.verify import text, verify
 
@@ -502,12 +509,14 @@ def run_sign(args: argparse.Namespace) -> Answer:
 
 
 def run_compare(args: argparse.Namespace) -> Answer:
-    wing = _wing("compare")
+    wing = part("compare")
     found = wing.compare_folders(args.a, args.b)
     return Answer(wing.text(found), to_json(found), found.exit_code)
 
 
 def run_lab(args: argparse.Namespace) -> Answer:
+    import shutil
+
     from jupyterlab.labapp import LabApp
 
     say = progress()
@@ -557,6 +566,8 @@ _PYTEST = (EXIT_PASS, EXIT_FAIL, EXIT_SIGINT, EXIT_INTERNAL, EXIT_USAGE, EXIT_IN
 def run_test(args: argparse.Namespace) -> Answer:
     """The notebooks run in this very environment, with the parameters that stand in them: without a GPU that is the
     rehearsal. With --json pytest's screen goes to stderr, because stdout belongs to the record."""
+    import subprocess
+
     if not (ROOT / "tests").is_dir() or not IS_CHECKOUT:
         raise UsageError(f"{ROOT} has no tests", expected="a checkout of the project", todo="run it in a checkout")
     command = [sys.executable, "-m", "pytest", *pytest_options(args.rest), *args.rest]
@@ -661,8 +672,9 @@ COMMANDS = {
             _out("folder for steps, telemetry and the record"),
             option("--gpus", type=int, metavar="N", help="start N ranks of this machine with torchrun"),
             _PARALLEL,
-            *fields(TrainConfig, without=("device", "engine")),
         ),
+        plan="kit.train.config:TrainConfig",
+        without=("device", "engine"),
     ),
     "sweep": Command(
         run_sweep,
@@ -670,10 +682,11 @@ COMMANDS = {
         (
             _DEVICE,
             _out("folder for sweep.csv and sweep.json"),
-            *fields(SweepPlan, without=("device", "more_points")),
             option("--gpus", type=_counts, metavar="1,2,4", help="measure one step on so many GPUs instead"),
             _PARALLEL,
         ),
+        plan="kit.sweep.table:SweepPlan",
+        without=("device", "more_points"),
     ),
     "bench": Command(
         run_bench,
@@ -682,8 +695,9 @@ COMMANDS = {
             _DEVICE,
             _out("folder for bench.json"),
             option("--engines", nargs="+", metavar="ENGINE", help="some of them (default: all)"),
-            *fields(TrainConfig, only=("model", "dtype", "batch_size", "seq_len", "steps", "seed")),
         ),
+        plan="kit.train.config:TrainConfig",
+        without=("weights", "dataset", "device", "lr", "weight_decay", "max_grad_norm", "engine"),
     ),
     "verify": Command(
         run_verify,

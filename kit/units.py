@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -102,6 +101,9 @@ class Spread:
 
 def spread(values: Sequence[float]) -> Spread | None:
     """None where there is nothing to describe."""
+    # It loads a dozen modules, and most commands describe nothing.
+    import statistics
+
     if not values:
         return None
     ordered = sorted(values)

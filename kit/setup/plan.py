@@ -75,19 +75,14 @@ _TEST = (
 )
 _NVML = Need("pynvml", "nvidia-ml-py")
 
-# What a command needs beyond the standard library, and its device where none is named. Every command stands here.
+# What a command needs beyond the standard library, and its device where none is named.
 NEEDS: dict[str, tuple[tuple[Need, ...], str]] = {
     "report": (_REPORT, "cuda"),
     "check": (_CHECK, "cuda"),
-    "explain": ((), "auto"),
-    "wheel": ((), "auto"),
     "train": (_TRAIN, "cuda"),
     "sweep": ((*_TRAIN, *_TABLES), "cuda"),
     # The Trainer, its baseline, needs accelerate.
     "bench": ((*_TRAIN, Need("accelerate", "accelerate")), "cuda"),
-    "verify": ((), "auto"),
-    "sign": ((), "auto"),
-    "compare": ((), "auto"),
     "lab": (_LAB, "auto"),
     "test": (_TEST, "auto"),
 }
@@ -96,7 +91,7 @@ NEEDS: dict[str, tuple[tuple[Need, ...], str]] = {
 def read_request(args: argparse.Namespace) -> Request | None:
     """What a command line needs; None where the standard library will do, as for `check` of recorded facts."""
     needs, default = NEEDS[args.command]
-    if not needs or getattr(args, "facts", None):
+    if getattr(args, "facts", None):
         return None
     device = getattr(args, "device", None) or _device_of_file(getattr(args, "params", None)) or default
     if device == "cuda" and args.command != "check":
