@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # Optional parameters and fields that nobody in kit/, notebooks/ or tools/ fills, and why they stay.
 EXCEPTIONS = {
     "the world, handed in, so that a test needs no other machine": {
-        "open_bundle(secrets=)", "salt(folder=)", "Group(environment=)", "diagnose(text=)", "has_nvidia_hardware(root=)",
+        "open_bundle(secrets=)", "salt(folder=)", "Group(environment=)", "has_nvidia_hardware(root=)",
         "is_container(root=)", "is_wsl(root=)", "platform_name(machine=)", "platform_name(system=)", "read_driver(find=)",
-        "read_driver(root=)", "read_driver(run=)", "fetch_pip(url=)", "can_reach(limit_s=)", "other_build(found=)",
+        "read_driver(root=)", "read_driver(run=)", "fetch_pip(url=)", "can_reach(limit_s=)",
         "verdict_text(width=)",
     },
     "read from a data file": {

@@ -10,7 +10,7 @@ from typing import Any
 from kit.errors import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_PASS
 from kit.gpu.causes import Reading
 from kit.gpu.compat import parse_driver
-from kit.gpu.diagnose import Case, Diagnosis, diagnose_case
+from kit.gpu.diagnose import Case, Diagnosis
 from kit.gpu.facts import Driver, Gpu, MachineFacts, Platform, Torch
 from kit.gpu.judge_machine import disagreements
 from kit.gpu.remedy import Remedy, remedy_for
@@ -589,16 +589,16 @@ def explain(text: str | bytes) -> Explanation:
     notes: list[str] = []
     lines = clean(text, notes)
     reading = Reading(lines)
-    facts = parse(lines, notes, tuple(failure.text for failure in reading.failures))
+    facts = parse(lines, notes, tuple(line for line, _, _ in reading.failures))
     case = Case(facts, reading)
-    found = diagnose_case(case)
-    contradictions = tuple(f"the text contradicts itself: {found}" for found in disagreements(facts))
+    found = case.found
+    contradictions = tuple(f"the text contradicts itself: {found}" for found in disagreements(case))
     if contradictions and found.confidence == "high":
         found = dataclasses.replace(found, confidence="medium")
     return Explanation(
         found=found,
         because=found.because + facts.notes + contradictions,
-        remedy=remedy_for(found, case),
+        remedy=remedy_for(case),
         unknown=_unknown(case) if found.kind == "environment" else (),
         facts=facts,
     )
@@ -615,7 +615,7 @@ def _unknown(case: Case) -> tuple[str, ...]:
         missing.append(f"the compute capability of {', '.join(names)}")
     if not (facts.torch and (facts.torch.version or facts.torch.cuda or facts.torch.arch_list)):
         missing.append("which torch build it is")
-    if not (case.driver_version or case.driver_cuda):
+    if not (case.driver.version or case.driver.cuda_version):
         missing.append("the driver's version")
     if facts.platform.system is None:
         missing.append("the operating system")

@@ -23,26 +23,23 @@ _LONG_LINE = 600
 
 @dataclasses.dataclass(frozen=True)
 class Cause:
-    """One row. lines: lower-case regular expressions of what the row explains; none where facts alone decide; alone: they decide where no line is there too. also, never: what must and must not stand anywhere in the text. needs, unless: facts that must all be there, and
-    of which none may be. word: the diagnosis; '' where the row only explains a line. kind: 'environment', 'program',
-    'hardware', 'harmless' or 'wrapper' (the line only passes on that something else failed). remedy: a computed change ('torch', 'driver', 'vendor' …) in place of `do`. commands: by
-    platform or tool, '' for all. ask: what to paste next, keys of the table `ask`, the first that is not there yet."""
+    """One row, as it stands in the file; docs/adding-a-cause.md explains the fields."""
 
     id: str
-    lines: tuple[str, ...] = ()
+    lines: Sequence[str] = ()
     alone: bool = False
     also: str = ""
     never: str = ""
-    needs: tuple[str, ...] = ()
-    unless: tuple[str, ...] = ()
+    needs: Sequence[str] = ()
+    unless: Sequence[str] = ()
     word: str = ""
     kind: str = "environment"
     confidence: str = "high"
     because: str = ""
     do: str = ""
     remedy: str = ""
-    commands: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    ask: tuple[str, ...] = ()
+    commands: Mapping[str, Sequence[str]] | Sequence[str] = ()
+    ask: Sequence[str] = ()
     source: str = ""
 
     def fits(self, facts: Collection[str], text: str) -> bool:
@@ -63,48 +60,32 @@ def table() -> Mapping[str, Any]:
 @functools.cache
 def causes() -> tuple[Cause, ...]:
     """All rows; of those that fit, the first decides."""
-    return tuple(cause_of(row) for row in table()["cause"])
-
-
-def cause_of(row: Mapping[str, Any]) -> Cause:
-    """A row as it stands in the file. Raises TypeError for a field that there is not."""
-    lists = {key: tuple(row[key]) for key in ("lines", "needs", "unless", "ask") if key in row}
-    commands = row.get("commands", {})
-    by_tool = commands if isinstance(commands, Mapping) else {"": commands}
-    return Cause(**{**row, **lists, "commands": {tool: tuple(lines) for tool, lines in by_tool.items()}})
+    return tuple(Cause(**row) for row in table()["cause"])
 
 
 def facts_in(text: str) -> set[str]:
     """The facts that a lower-case text states about its machine: 'mac', 'amd', 'wsl' …"""
-    return {name for name, patterns in table()["facts"].items() if any(_search(each, text) for each in patterns)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Failure:
-    """One line (or sentence of a long one) that reports a failure, as it stands in the text."""
-
-    text: str
-    start: int
-    end: int
+    return {name for name, patterns in table()["facts"].items() if _any(patterns, text)}
 
 
 class Reading:
-    """A text as the table sees it. text: all of it, lower case, single spaces. failures: what reports one, by form
-    alone. places: (row, start, end) of everything in the text that a row of the table speaks of."""
+    """A text as the table sees it. text: all of it, lower case, single spaces. failures: (line, start, end) of each line
+    (or sentence of a long one) that reports one, by form alone. places: (row, start, end) of everything in the text
+    that a row of the table speaks of."""
 
     def __init__(self, lines: Iterable[str], rows: Sequence[Cause] | None = None) -> None:
         plain = [" ".join(line.split()) for line in lines]
         self.text = _low(" ".join(plain))
         kept = _bounded(list(dict.fromkeys(filter(None, plain))))
         self._flat = " ".join(kept)
-        self._low = _low(self._flat)
+        self.low = _low(self._flat)
         self.failures = tuple(_failures(kept))
         self.places = tuple(
             (row, match.start(), match.end())
             for row in (causes() if rows is None else rows)
             for pattern in row.lines
-            if _may_match(pattern, self._low)
-            for match in _regex(pattern).finditer(self._low)
+            if plain_part(pattern) in self.low
+            for match in _regex(pattern).finditer(self.low)
         )
 
     def met(self, facts: Collection[str]) -> dict[str, str]:
@@ -112,33 +93,24 @@ class Reading:
         found: dict[str, str] = {}
         for row, start, end in self.places:
             if row.id not in found and row.fits(facts, self.text):
-                found[row.id] = self._quote(start, end)
+                lines = (line for line, first, last in self.failures if first < end and start < last)
+                found[row.id] = next(lines, self._flat[start:end])[:200]
         return found
 
     def unexplained(self, facts: Collection[str]) -> tuple[str, ...]:
         """The failures that no fitting row touches. What only passes another failure on counts as explained where a row
-        explains that one."""
+        explains that one; a match that only runs on into a failure's first word touches it not."""
         fitting = [place for place in self.places if place[0].fits(facts, self.text)]
         is_told = any(row.word for row, _, _ in fitting)
         spans = [(start, end) for row, start, end in fitting if is_told or row.kind != "wrapper"]
-        return tuple(
-            dict.fromkeys(
-                failure.text[:300]
-                for failure in self.failures
-                if not any(_touches(failure, start, end) for start, end in spans)
+        left = [
+            line[:300]
+            for line, first, last in self.failures
+            if not any(
+                first <= start < last or (start < first and end >= min(first + 16, last)) for start, end in spans
             )
-        )
-
-    def _quote(self, start: int, end: int) -> str:
-        line = next((each for each in self.failures if each.start < end and start < each.end), None)
-        return (line.text if line else self._flat[start:end])[:200]
-
-
-def _touches(failure: Failure, start: int, end: int) -> bool:
-    """Whether a match speaks of this failure; one that only runs on into its first word does not."""
-    return failure.start <= start < failure.end or (
-        start < failure.start and end >= min(failure.start + 16, failure.end)
-    )
+        ]
+        return tuple(dict.fromkeys(left))
 
 
 def _low(text: str) -> str:
@@ -156,8 +128,8 @@ def _bounded(lines: list[str]) -> list[str]:
     return telling.split("\n")
 
 
-def _failures(lines: list[str]) -> Iterable[Failure]:
-    offset, in_traceback = 0, False
+def _failures(lines: list[str]) -> Iterable[tuple[str, int, int]]:
+    form, offset, in_traceback = table()["failure"], 0, False
     for number, line in enumerate(lines):
         if re.search(r"(?:Error|Exception): ?$", line):
             # the message stands on the next line
@@ -166,10 +138,11 @@ def _failures(lines: list[str]) -> Iterable[Failure]:
         in_traceback = in_traceback or low.startswith("traceback (most recent")
         ends_traceback = in_traceback and re.match(r"(?!file |traceback )[a-z_]\w*(?:\.\w+)+(?::|$)", low) is not None
         in_traceback = in_traceback and not ends_traceback
+        is_class = ends_traceback or re.match(r"\w+(?:\.\w+)*\.[A-Z]\w+: ", line) is not None
         for start, end in _sentences(line):
-            is_class = start == 0 and (ends_traceback or re.match(r"\w+(?:\.\w+)*\.[A-Z]\w+: ", line) is not None)
-            if is_class or _reports(low[start:end]):
-                yield Failure(line[start:end].strip(), offset + start, offset + end)
+            said = low[start:end]
+            if (is_class and start == 0) or (_any(form["reports"], said) and not _any(form["harmless"], said)):
+                yield line[start:end].strip(), offset + start, offset + end
         offset += len(lines[number]) + 1
 
 
@@ -184,31 +157,17 @@ def _sentences(line: str) -> Iterable[tuple[int, int]]:
     ]
 
 
-def _reports(low: str) -> bool:
-    """Whether this line reports a failure, by its form."""
-    form = table()["failure"]
-    return any(_search(each, low) for each in form["reports"]) and not any(
-        _search(each, low) for each in form["harmless"]
-    )
+def _any(patterns: Iterable[str], text: str) -> bool:
+    return any(plain_part(each) in text and _regex(each).search(text) for each in patterns)
 
 
-def _search(pattern: str, text: str) -> bool:
-    return _may_match(pattern, text) and _regex(pattern).search(text) is not None
+_regex = functools.cache(re.compile)
 
 
 @functools.cache
-def _regex(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern)
-
-
-def _may_match(pattern: str, text: str) -> bool:
-    """False where a plain part of the pattern is not in the text: most rows need no regular expression at all."""
-    return _plain_part(pattern) in text
-
-
-@functools.cache
-def _plain_part(pattern: str) -> str:
-    """The longest run of characters that every match of `pattern` contains; '' where none is sure."""
+def plain_part(pattern: str) -> str:
+    """The longest run of characters that every match of `pattern` contains; '' where none is sure. Most texts lack it,
+    and then need no regular expression at all."""
     text, before = pattern, ""
     while text != before:
         before, text = text, re.sub(r"(?<!\\)\((?:[^()\\]|\\.)*\)(?:[?*+]|\{[\d,]*\})?", "\0", text)

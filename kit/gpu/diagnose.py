@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from kit.gpu.causes import Cause, Reading, causes, facts_in, table
 from kit.gpu.compat import (
@@ -24,7 +23,7 @@ from kit.gpu.compat import (
     parse_driver,
     text_of,
 )
-from kit.gpu.facts import Driver, Gpu, MachineFacts
+from kit.gpu.facts import Driver, Expectation, Gpu, MachineFacts, Torch
 from kit.gpu.specs import last_driver_branch, possible_capabilities, still_driven
 from kit.gpu.wheels import holding, platform_of, variant_of
 from kit.units import dotted, pair
@@ -41,6 +40,8 @@ DIAGNOSES = (
     "visible_devices_masked",
     "other",
 )
+# Where something runs, the most telling first.
+PLACES = ("container", "jetson", "wsl", "windows", "mac", "linux")
 
 
 def mask_problem(value: str | None, count: int | None, uuids: Sequence[str | None] = ()) -> str | None:
@@ -52,21 +53,21 @@ def mask_problem(value: str | None, count: int | None, uuids: Sequence[str | Non
     if value is None:
         return None
     tokens = [token.strip() for token in value.split(",")]
+    first, twice = tokens[0], [token for token in tokens if tokens.count(token) > 1]
+    is_number, known = first.lstrip("+").isdigit(), [uuid for uuid in uuids if uuid]
     if not value.strip():
         return "the empty value hides every GPU"
-    if len(set(tokens)) < len(tokens):
-        twice = next(token for token in tokens if tokens.count(token) > 1)
-        return f"{twice!r} stands twice, and CUDA then shows no GPU"
-    first = tokens[0]
-    if first.lstrip("+").isdigit():
-        if count is not None and int(first) >= count:
-            return f"GPU {first} does not exist, the driver lists {count} (numbers start at 0)"
-        return None
-    if first.startswith(("GPU-", "MIG-")):
-        known = [uuid for uuid in uuids if uuid]
-        is_wrong = first.startswith("GPU-") and known and not any(uuid.startswith(first) for uuid in known)
-        return f"no GPU has the UUID {first[:12]}…" if is_wrong else None
-    return f"{first!r} is no GPU number or UUID, so every GPU is hidden"
+    if twice:
+        return f"{twice[0]!r} stands twice, and CUDA then shows no GPU"
+    if is_number and count is not None and int(first) >= count:
+        return f"GPU {first} does not exist, the driver lists {count} (numbers start at 0)"
+    if first.startswith("GPU-") and known and not any(uuid.startswith(first) for uuid in known):
+        return f"no GPU has the UUID {first[:12]}…"
+    return (
+        None
+        if is_number or first.startswith(("GPU-", "MIG-"))
+        else f"{first!r} is no GPU number or UUID, so every GPU is hidden"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,66 +86,58 @@ class Diagnosis:
     row: Cause | None = None
 
 
-@dataclasses.dataclass(frozen=True)
 class Case:
-    """Facts with what the rules ask of them again and again. text: what was pasted, where something was."""
+    """A machine with what the rules ask of it again and again. text: what was pasted, where something was.
 
-    facts: MachineFacts
-    text: Reading | None = None
+    gpus: as torch sees them where it does, else as the driver lists them; `gpu` is the one that torch would use, `held`
+    what the build holds for it, `holdings` for each whose capability is known or follows from its name. release: (2, 9)
+    for '2.9.1+cu128'. ran: whether a kernel ran on a GPU. starts: whether the driver starts the build. floor: the lowest
+    driver that does, '580.65.06 or newer'; '' where the table has none."""
+
+    def __init__(
+        self, facts: MachineFacts, text: Reading | None = None, expectation: Expectation | None = None
+    ) -> None:
+        self.facts, self.text, self.expectation = facts, text, expectation or Expectation()
+        self.driver, self.torch, self.proof = facts.driver or Driver(), facts.torch or Torch(), facts.proof
+        self.is_text, is_windows = facts.source == "text", facts.platform.system == "Windows" or facts.platform.is_wsl
+        self.system = "Windows" if is_windows else "Linux"
+        self.variant, self.release = variant_of(self.torch), pair(self.torch.version)
+        self.gpus = self.torch.gpus or self.driver.gpus
+        self.gpu = self.gpus[0] if self.gpus else None
+        known = [(gpu, own) for gpu in self.gpus if (own := capability_of(gpu))]
+        self.holdings = [(gpu, own, holding(facts, own)) for gpu, own in known]
+        self.held = holding(facts, capability_of(self.gpu) if self.gpu else None)
+        self.ran = bool(self.proof and self.proof.ran and self.proof.device != "cpu")
+        self.starts, floor = self.runs(self.variant or "cpu"), driver_floor(self.variant or "", self.system)
+        self.floor = f"{text_of(floor)} or newer" if floor else ""
+        self.driver_needed = (
+            f"driver {self.floor} for {self.variant}" if floor else f"a driver that runs {self.variant}"
+        )
+        self.min_cuda, wanted = dotted(self.expectation.min_cuda), self.expectation.device
+        shows_no_gpu = facts.has_nvidia_device is False and not self.gpus
+        self.is_rehearsal = wanted == "cpu" or (wanted == "auto" and shows_no_gpu)
+
+    def runs(self, variant: str) -> bool | None:
+        """Whether this driver starts such a build; None where that cannot be told."""
+        return driver_runs(variant, self.driver.version, self.system, driver_cuda=self.driver.cuda_version)
 
     @functools.cached_property
     def reading(self) -> Reading:
         """The pasted text, or what this machine reported itself."""
         if self.text is not None:
             return self.text
-        facts, driver = self.facts, self.facts.driver or Driver()
-        lines: list[Any] = [*facts.messages, facts.torch and facts.torch.error, facts.proof and facts.proof.error]
-        lines += [driver.nvml_error and f"failed to initialize nvml: {driver.nvml_error}"]
-        lines += [driver.cuda_init_error and f"cuinit_{driver.cuda_init_error}"]
-        lines += [
+        facts, driver = self.facts, self.driver
+        lines = [
+            *facts.messages,
+            self.torch.error,
+            self.proof and self.proof.error,
+            driver.nvml_error and f"failed to initialize nvml: {driver.nvml_error}",
+            driver.cuda_init_error and f"cuinit_{driver.cuda_init_error}",
             driver.libcuda == "stub" and "libcuda_stub",
             driver.uvm_error and f"uvm_unreadable {driver.uvm_error}",
+            *(f"NVRM: Xid (PCI): {number}" for number in facts.xids or ()),
         ]
-        lines += [f"NVRM: Xid (PCI): {number}" for number in facts.xids or ()]
         return Reading(str(line) for line in lines if line)
-
-    @functools.cached_property
-    def gpus(self) -> tuple[Gpu, ...]:
-        """As torch sees them where it does, else as the driver lists them."""
-        facts = self.facts
-        return (facts.torch.gpus if facts.torch else ()) or (facts.driver.gpus if facts.driver else ())
-
-    @functools.cached_property
-    def holdings(self) -> tuple[tuple[Gpu, Capability, Coverage], ...]:
-        """What the build holds for each GPU whose capability is known or follows from its name."""
-        found = []
-        for gpu in self.gpus:
-            capability = capability_of(gpu)
-            if capability:
-                found.append((gpu, capability, holding(self.facts, capability)))
-        return tuple(found)
-
-    @property
-    def is_available(self) -> bool | None:
-        return self.facts.torch.is_available if self.facts.torch else None
-
-    @property
-    def release(self) -> tuple[int, int] | None:
-        """torch's release, (2, 9) for '2.9.1+cu128'; None where it is not known."""
-        return pair(self.facts.torch.version) if self.facts.torch else None
-
-    @property
-    def system(self) -> str:
-        platform = self.facts.platform
-        return "Windows" if platform.system == "Windows" or platform.is_wsl else "Linux"
-
-    @property
-    def driver_version(self) -> str | None:
-        return self.facts.driver.version if self.facts.driver else None
-
-    @property
-    def driver_cuda(self) -> tuple[int, int] | None:
-        return self.facts.driver.cuda_version if self.facts.driver else None
 
     @functools.cached_property
     def tool(self) -> str:
@@ -155,9 +148,9 @@ class Case:
     @functools.cached_property
     def known(self) -> dict[str, str]:
         """Every fact that holds here, by the name that the table gives it, with the words that say it."""
-        found = dict.fromkeys(facts_in(self.reading.text), "") if self.facts.source == "text" else {}
+        found = dict.fromkeys(facts_in(self.reading.text), "") if self.is_text else {}
         for facts in (_platform, _run, _build, _devices, _driver):
-            found.update(facts(self))
+            found |= {name: said if isinstance(said, str) else "" for name, said in facts(self).items() if said}
         if "mac" in found or "wsl" in found:
             found.pop("windows", None)
         is_question = not self.reading.failures and "cuda" in self.reading.text
@@ -170,15 +163,35 @@ class Case:
         """Whether the text names another maker's GPU, and none of NVIDIA's."""
         return "nvidia" not in self.known and bool(self.known.keys() & {"mac", "amd", "intel", "windows_arm"})
 
+    @functools.cached_property
+    def found(self) -> Diagnosis:
+        """The diagnosis of the first row of the table that fits; where none does, what is known and what is open."""
+        met, unexplained = self.reading.met(self.known), self.reading.unexplained(self.known)
+        for row in causes():
+            if row.word and (row.id in met if row.lines and not row.alone else row.fits(self.known, self.reading.text)):
+                return _decided(self, row, met.get(row.id, ""), unexplained)
+        fine = None if unexplained or "failed" in self.known else _fine(self)
+        if fine or not unexplained:
+            why = "something failed, and the facts do not tell why" if met else ""
+            why = why or "nothing here tells whether the GPU is usable"
+            return fine or Diagnosis("other", "low", "unknown", (why,), ask(self))
+        fits = "build, driver and GPU fit; " if "build_native" in self.known or self.torch.is_available else ""
+        why = f"{fits}this line is another matter, and no row of the table explains it: {unexplained[0]}"
+        confidence = "medium" if fits else "low"
+        return Diagnosis("other", confidence, "unexplained", (why,), ask(self), "", unexplained)
+
 
 def capability_of(gpu: Gpu) -> Capability | None:
     """Stated, or by name. A name sold with several chips counts as its newest: what that one lacks, all lack."""
     return gpu.compute_capability or max(possible_capabilities(gpu.name), default=None)
 
 
-def _platform(case: Case) -> dict[str, str]:
+# What holds of a case, by the names of the table of causes: true, or the words that say it.
+
+
+def _platform(case: Case) -> Mapping[str, object]:
     here, environment = case.facts.platform, case.facts.environment
-    flags = {
+    return {
         "windows": here.system == "Windows",
         "linux": here.system == "Linux",
         "wsl": here.is_wsl,
@@ -186,209 +199,144 @@ def _platform(case: Case) -> dict[str, str]:
         "jetson": here.is_tegra,
         "no_smi": case.facts.nvidia_smi_exit_code == 127,
         "nvidia_void": environment.get("NVIDIA_VISIBLE_DEVICES") in ("void", "none") and not case.gpus,
-        "no_torch": case.facts.source != "text" and case.facts.torch is None,
+        "no_torch": not case.is_text and case.facts.torch is None,
     }
-    return {name: "" for name, holds in flags.items() if holds}
 
 
-def _run(case: Case) -> dict[str, str]:
+def _run(case: Case) -> Mapping[str, object]:
     """What a kernel that ran here showed."""
-    proof, forced = case.facts.proof, case.facts.environment.get("CUDA_FORCE_PTX_JIT", "0")
+    proof, forced = case.proof, case.facts.environment.get("CUDA_FORCE_PTX_JIT", "0")
     if proof is None or proof.device == "cpu":
         return {}
-    if not proof.ran:
-        why = "it hides all native code, and the libraries have no PTX"
-        return (
-            {"forced_jit": f"CUDA_FORCE_PTX_JIT={forced} is set: {why}"} if forced not in ("", "0") else {"failed": ""}
-        )
     error, limit = proof.max_relative_error, proof.limit
-    if error is not None and limit is not None and error > limit:
-        return {"wrong_numbers": f"the kernel ran, but its numbers are off by {error:.2g} (limit {limit:.2g})"}
-    if proof.ran_without_ptx_jit is False:
-        why = "the kernel ran, but not with PTX JIT switched off: the driver compiled it on this machine"
-        return {"ran_by_jit": why}
-    return {"ran": ""}
+    is_off = proof.ran and error is not None and limit is not None and error > limit
+    hidden = f"CUDA_FORCE_PTX_JIT={forced} is set: it hides all native code, and the libraries have no PTX"
+    return {
+        "forced_jit": not proof.ran and forced not in ("", "0") and hidden,
+        "failed": not proof.ran,
+        "wrong_numbers": is_off and f"the kernel ran, but its numbers are off by {error:.2g} (limit {limit:.2g})",
+        "ran_by_jit": proof.ran_without_ptx_jit is False
+        and "the kernel ran, but not with PTX JIT switched off: the driver compiled it on this machine",
+        "ran": proof.ran,
+    }
 
 
-def _build(case: Case) -> dict[str, str]:
+def _build(case: Case) -> Mapping[str, object]:
     """What torch is, and what it holds for the GPUs; one that it does not serve decides, whatever the others say."""
-    torch, found, variant, release = case.facts.torch, {}, variant_of(case.facts.torch), case.release
-    if torch and torch.hip:
-        what = f"this torch is built for AMD ROCm ({torch.hip})"
-        found["torch_rocm"] = f"{what}; it answers torch.cuda calls, but on no NVIDIA GPU"
-    else:
-        found[{None: "torch_unknown", "cpu": "torch_cpu"}.get(variant, "torch_cuda")] = ""
-    if case.is_available is not None:
-        found["cuda_available" if case.is_available else "cuda_dark"] = ""
-    if torch and torch.device_count == 0:
-        found["cuda_dark"] = ""
-    if release and release >= (2, 8):
-        found["torch_28_error"] = ""
-    if torch and torch.version and torch.cuda is None and torch.is_available is False and "+" not in torch.version:
-        platform = platform_of(case.facts)
-        what = f"torch {torch.version} without a CUDA tag is PyPI's build, which has no CUDA on"
-        if platform == "windows_x86_64":
-            found["pypi_cpu"] = f"{what} Windows"
-        elif platform == "linux_aarch64" and release and release <= (2, 10):
-            found["pypi_cpu"] = f"{what} aarch64 before torch 2.11"
+    torch, variant, platform = case.torch, case.variant, platform_of(case.facts)
+    kind = {None: "torch_unknown", "cpu": "torch_cpu"}.get(variant, "torch_cuda")
+    rocm = f"this torch is built for AMD ROCm ({torch.hip}); it answers torch.cuda calls, but on no NVIDIA GPU"
+    is_plain = torch.version and torch.cuda is None and torch.is_available is False and "+" not in torch.version
+    is_old_arm = platform == "linux_aarch64" and case.release and case.release <= (2, 10)
+    lacking = "Windows" if platform == "windows_x86_64" else "aarch64 before torch 2.11" if is_old_arm else ""
     bad = [row for row in case.holdings if row[2].how in ("none", "ptx") and not _jetpack_runs(case, row[1])]
-    if bad:
-        gpu, capability, held = min(bad, key=lambda row: row[2].how != "none")
-        why = f"{gpu.name or 'the GPU'} (compute capability {dotted(capability)}): {held.reason}"
-        found["build_lacks" if held.how == "none" else "build_ptx"] = why
-        if held.is_too_old:
-            found["gpu_older"] = ""
-        if held.source not in ("list", "range") and case.is_available is None:
-            found["build_guessed"] = ""
-    hows = {held.how for _, _, held in case.holdings}
-    if hows and hows <= {"native", "possible"}:
-        found["build_serves"] = case.holdings[0][2].reason
-    if hows == {"native"}:
-        found["build_native"] = case.holdings[0][2].reason
-    return found
+    bad.sort(key=lambda row: row[2].how != "none")
+    why = [f"{gpu.name or 'the GPU'} (compute capability {dotted(own)}): {held.reason}" for gpu, own, held in bad]
+    worst = bad[0][2] if bad else Coverage("unknown", "")
+    hows, reason = {held.how for _, _, held in case.holdings}, case.holdings[0][2].reason if case.holdings else ""
+    return {
+        "torch_rocm" if torch.hip else kind: rocm if torch.hip else True,
+        "cuda_available": torch.is_available,
+        "cuda_dark": torch.is_available is False or torch.device_count == 0,
+        "torch_28_error": case.release and case.release >= (2, 8),
+        "pypi_cpu": is_plain
+        and lacking
+        and f"torch {torch.version} without a CUDA tag is PyPI's build, which has no CUDA on {lacking}",
+        "build_lacks": worst.how == "none" and why[0],
+        "build_ptx": worst.how == "ptx" and why[0],
+        "gpu_older": worst.is_too_old,
+        "build_guessed": bad and worst.source not in ("list", "range") and torch.is_available is None,
+        "build_serves": hows <= {"native", "possible"} and reason,
+        "build_native": hows == {"native"} and reason,
+    }
 
 
 def _jetpack_runs(case: Case, capability: Capability) -> bool:
     """From the JetPack 7.2 driver on, Orin has been seen to run desktop code that the rule forbids."""
-    if not is_tegra_capability(capability):
-        return False
-    jetpack = (case.facts.platform.jetpack or "").lower()
-    number = tuple(int(part) for part in jetpack.lstrip("r").split(".") if part.isdigit())
-    is_new = number >= (39,) if number and number[0] >= 30 else number >= (7, 2)
-    return is_new or (parse_driver(case.driver_version) or (0,)) >= (595,)
+    jetpack = (case.facts.platform.jetpack or "").lower().lstrip("r")
+    number = tuple(int(part) for part in jetpack.split(".") if part.isdigit())
+    is_new = number >= ((39,) if number and number[0] >= 30 else (7, 2))
+    return is_tegra_capability(capability) and (is_new or (parse_driver(case.driver.version) or (0,)) >= (595,))
 
 
-def _devices(case: Case) -> dict[str, str]:
+def _devices(case: Case) -> Mapping[str, object]:
     """Which GPUs there are, and whether something hides them."""
-    facts, found = case.facts, {}
-    known = max((own for gpu in case.gpus if (own := capability_of(gpu))), default=None)
-    if case.gpus or case.driver_version:
-        found["nvidia"] = ""
-    if known:
-        found["gpu_named"] = ""
-        found.update({name: "" for name, low, high in _AGES if low <= known < high})
-    gone = [own for gpu in case.gpus if (own := capability_of(gpu)) and still_driven(own, case.driver_version) is False]
-    if gone:
-        branch = f"R{last_driver_branch(gone[0])}"
-        why = f"driver {case.driver_version} no longer drives compute capability {dotted(gone[0])}: {branch} is the last that does"
-        found["driver_dropped_gpu"] = why
-    gpus = facts.driver.gpus if facts.driver else ()
-    value = facts.environment.get("CUDA_VISIBLE_DEVICES")
-    if value is not None:
-        problem = mask_problem(value, len(gpus) or None, [gpu.uuid for gpu in gpus])
-        says = f"CUDA_VISIBLE_DEVICES={value!r}: {problem or 'none of the devices it names is there'}"
-        found.update(dict.fromkeys(("mask_set", "masked") if problem else ("mask_set",), says))
-    if not (case.gpus or case.driver_version) or facts.nvidia_smi_exit_code == 127:
-        found["no_gpu_shown"] = ""
-    return found
+    version, capabilities = case.driver.version, [own for _, own, _ in case.holdings]
+    gone = next((own for own in capabilities if still_driven(own, version) is False), None)
+    known, branch = max(capabilities, default=None), gone and last_driver_branch(gone)
+    value, gpus = case.facts.environment.get("CUDA_VISIBLE_DEVICES"), case.driver.gpus
+    problem = mask_problem(value, len(gpus) or None, [gpu.uuid for gpu in gpus])
+    mask = f"CUDA_VISIBLE_DEVICES={value!r}: {problem or 'none of the devices it names is there'}"
+    return {
+        "nvidia": case.gpus or version,
+        "no_gpu_shown": not (case.gpus or version) or case.facts.nvidia_smi_exit_code == 127,
+        "gpu_named": known,
+        "gpu_before_37": known and known < (3, 7),
+        "gpu_old": known and known < (7, 5),
+        "gpu_new": known and known >= (10, 0),
+        "driver_dropped_gpu": gone
+        and f"driver {version} no longer drives compute capability {dotted(gone)}: R{branch} is the last that does",
+        "mask_set": value is not None and mask,
+        "masked": problem and mask,
+    }
 
 
-_AGES = (
-    ("gpu_before_37", (0, 0), (3, 7)),
-    ("gpu_old", (0, 0), (7, 5)),
-    ("gpu_new", (10, 0), (99, 0)),
-)
-
-
-def _driver(case: Case) -> dict[str, str]:
+def _driver(case: Case) -> Mapping[str, object]:
     """Whether the driver answers, and whether it starts the build."""
-    facts, driver, found = case.facts, case.facts.driver or Driver(), {}
-    is_live, variant = facts.source != "text", variant_of(facts.torch)
-    is_absent = is_live and facts.has_nvidia_device is False and not case.gpus
-    if is_absent:
-        found["no_device_seen"] = ""
-    if (is_absent or (facts.nvidia_smi_exit_code == 9 and not driver.gpus)) and not case.is_available:
-        is_there = bool(facts.has_nvidia_device)
-        found["no_driver_seen"] = (
-            "an NVIDIA device is there, but no driver answers for it"
-            if is_there
-            else "no NVIDIA driver answers on this machine"
-        )
-    if driver.gpus if is_live else re.search(r"nvidia-smi \d{3}\.\d|kmd version", case.reading.text):
-        found["driver_answers"] = "; the host's driver works"
-    library, kernel = driver.library_version, driver.kernel_version
-    if library and kernel and parse_driver(library) != parse_driver(kernel):
-        found["libs_differ"] = f" (library {library}, kernel module {kernel})"
-    if driver.libcuda == "compat":
-        found["compat_loaded"] = ""
-    if variant and driver_runs(variant, driver.version, case.system, driver_cuda=driver.cuda_version) is False:
-        floor = driver_floor(variant, case.system)
-        needed = f"{text_of(floor)} or newer" if floor else "a newer one"
-        cuda = driver.cuda_version
-        shown = driver.version or (f"of CUDA {dotted(cuda)}" if cuda else "unknown")
-        found["driver_below_floor"] = f"{variant} needs driver {needed} ({case.system}); the driver here is {shown}"
-    own, wanted = driver.cuda_version or cuda_of_driver(driver.version, case.system), cuda_of(variant or "")
-    if own and wanted and own[0] == wanted[0] and own < wanted:
-        found["minor_compat"] = ""
-    return found
+    facts, driver, variant = case.facts, case.driver, case.variant or ""
+    is_absent = not case.is_text and facts.has_nvidia_device is False and not case.gpus
+    is_silent = is_absent or (facts.nvidia_smi_exit_code == 9 and not driver.gpus)
+    alone = "an NVIDIA device is there, but no driver answers for it"
+    nobody = alone if facts.has_nvidia_device else "no NVIDIA driver answers on this machine"
+    is_shown = re.search(r"nvidia-smi \d{3}\.\d|kmd version", case.reading.text) if case.is_text else driver.gpus
+    library, kernel, cuda = driver.library_version, driver.kernel_version, driver.cuda_version
+    differ = library and kernel and parse_driver(library) != parse_driver(kernel)
+    shown = driver.version or (f"of CUDA {dotted(cuda)}" if cuda else "unknown")
+    own, wanted = cuda or cuda_of_driver(driver.version, case.system), cuda_of(variant)
+    return {
+        "no_device_seen": is_absent,
+        "no_driver_seen": is_silent and not case.torch.is_available and nobody,
+        "driver_answers": is_shown and "; the host's driver works",
+        "libs_differ": differ and f" (library {library}, kernel module {kernel})",
+        "compat_loaded": driver.libcuda == "compat",
+        "driver_below_floor": case.starts is False
+        and f"{variant} needs driver {case.floor or 'a newer one'} ({case.system}); the driver here is {shown}",
+        "minor_compat": own and wanted and own[0] == wanted[0] and own < wanted,
+    }
 
 
-def diagnose(facts: MachineFacts, text: Reading | None = None) -> Diagnosis:
-    """The diagnosis of the first row of the table that fits; where none does, what is known and what is open."""
-    return diagnose_case(Case(facts, text))
-
-
-def diagnose_case(case: Case) -> Diagnosis:
-    met, unexplained = case.reading.met(case.known), case.reading.unexplained(case.known)
-    row = next((row for row in causes() if row.word and _decides(row, case, met)), None)
-    if row is None:
-        found = _fine(case) if not unexplained and "failed" not in case.known else None
-        return found or _open(case, met, unexplained)
-    because = [_words(row.because, row, case)]
-    if case.text and row.id in met and met[row.id].lower() not in because[0].lower():
-        because.append(f"it says: {met[row.id]}")
-    is_guess = "build_guessed" in case.known and row.id not in met and {"build_lacks", "build_ptx"} & set(row.needs)
-    is_sure = row.confidence != "high" or not (
-        unexplained or is_guess or any("several" in note for note in case.facts.notes)
-    )
-    return Diagnosis(
-        word=row.word,
-        confidence=row.confidence if is_sure else "medium",
-        cause=row.id,
-        because=tuple(because),
-        ask=ask(case, row, is_sure=is_sure and row.confidence == "high"),
-        kind=row.kind,
-        unexplained=unexplained,
-        row=row,
-    )
-
-
-def _decides(row: Cause, case: Case, met: dict[str, str]) -> bool:
-    return row.id in met if row.lines and not row.alone else row.fits(case.known, case.reading.text)
-
-
-def _words(text: str, row: Cause, case: Case) -> str:
-    """A sentence of the table with what is known here in its places."""
-    torch, known, facts = case.facts.torch, case.known, case.facts
-    gpu = case.gpus[0].name if case.gpus else None
+def _decided(case: Case, row: Cause, said: str, unexplained: tuple[str, ...]) -> Diagnosis:
+    """What a row of the table says of this case. said: the words in the text that it explains."""
+    torch, known, gpu, python = case.torch, case.known, case.gpu and case.gpu.name, case.facts.platform.python
     capability = case.holdings[0][1] if case.holdings else None
-    left = any(name.startswith("nvidia-cuda-runtime") for name in facts.packages) or "pip_replaced" in known
-    python = facts.platform.python
-    return text.format(
+    left = any(name.startswith("nvidia-cuda-runtime") for name in case.facts.packages) or "pip_replaced" in known
+    because = row.because.format(
         why=next((known[fact] for fact in row.needs if known.get(fact)), ""),
         gpu=f"{gpu or 'the GPU'}" + (f" ({dotted(capability)})" if capability else ""),
-        build=torch.version if torch and torch.version else "this torch",
+        build=torch.version or "this torch",
         sees=f"; the driver sees {gpu}" if gpu else "",
         replaced="; a later install replaced a CUDA build" if left else "",
         healthy=known.get("driver_answers", ""),
-        device="" if not facts.has_nvidia_device else "; an NVIDIA device is there",
+        device="" if not case.facts.has_nvidia_device else "; an NVIDIA device is there",
         versions=known.get("libs_differ", ""),
-        supports=f" (it supports CUDA up to {dotted(case.driver_cuda)})" if case.driver_cuda else "",
+        supports=f" (it supports CUDA up to {dotted(case.driver.cuda_version)})" if case.driver.cuda_version else "",
         python=f" (Python {dotted(python)})" if python else "",
     )
+    quoted = (f"it says: {said}",) if case.text and said and said.lower() not in because.lower() else ()
+    is_guess = "build_guessed" in known and not said and {"build_lacks", "build_ptx"} & set(row.needs)
+    is_doubted = unexplained or is_guess or any("several" in note for note in case.facts.notes)
+    confidence = "medium" if row.confidence == "high" and is_doubted else row.confidence
+    asked = ask(case, row, is_sure=confidence == "high")
+    return Diagnosis(row.word, confidence, row.id, (because, *quoted), asked, row.kind, unexplained, row)
 
 
 def ask(case: Case, row: Cause | None = None, *, is_sure: bool = False) -> str:
     """The first thing to paste next that is not there yet and can run on that machine; '' where nothing is open."""
     keys = row.ask if row else ("traceback",) if case.reading.failures else ()
-    is_told = (
-        row is not None and row.remedy and case.holdings and case.driver_version and "torch_unknown" not in case.known
-    )
+    is_told = row and row.remedy and case.holdings and case.driver.version and "torch_unknown" not in case.known
     if is_sure and (not keys or is_told):
         return ""
-    places = [name for name in ("container", "jetson", "wsl", "windows", "mac", "linux") if name in case.known] or [
-        "linux"
-    ]
+    places = [name for name in PLACES if name in case.known] or ["linux"]
     for key in keys if is_sure else (*keys, "env", "smi", "build", "traceback"):
         entry = table()["ask"][key]
         command = next((entry[place] for place in (*places, "all") if place in entry), "")
@@ -406,23 +354,12 @@ def _fine(case: Case) -> Diagnosis | None:
     reasons = [f"{gpu.name or 'GPU'}: {held.reason}" for gpu, _, held in case.holdings[:1]]
     if "false_alarm" in case.reading.met(case.known) and reasons:
         reasons.append("torch's own warning is a false alarm: code of the same generation runs on this GPU")
-    if case.is_available:
+    if case.torch.is_available:
         if "driver_below_floor" in case.known:
             reasons.append("the driver is older than the build asks for, and CUDA runs: forward compatibility")
         return Diagnosis("ok", "high", "fits", tuple(reasons) or ("CUDA is available, and nothing contradicts it",))
-    if "build_native" in case.known:
-        return Diagnosis("ok", "medium", "fits", tuple(reasons), "python -m kit check")
-    return None
-
-
-def _open(case: Case, met: dict[str, str], unexplained: tuple[str, ...]) -> Diagnosis:
-    """No row decides: what fits is said, and what is open is asked for."""
-    if not unexplained:
-        because = (
-            "something failed, and the facts do not tell why" if met else "nothing here tells whether the GPU is usable"
-        )
-        return Diagnosis("other", "low", "unknown", (because,), ask(case))
-    fits = "build, driver and GPU fit; " if "build_native" in case.known or case.is_available else ""
-    because = f"{fits}this line is another matter, and no row of the table explains it: {unexplained[0]}"
-    confidence = "medium" if fits else "low"
-    return Diagnosis("other", confidence, "unexplained", (because,), ask(case), "", unexplained)
+    return (
+        Diagnosis("ok", "medium", "fits", tuple(reasons), "python -m kit check")
+        if "build_native" in case.known
+        else None
+    )

@@ -155,6 +155,17 @@ class Platform:
 
 
 @dataclasses.dataclass(frozen=True)
+class Expectation:
+    """gpu_name: words that the GPU's name must have. min_cuda: of the torch build. gpus: how many GPUs torch must
+    see. device: 'cuda', 'cpu' or 'auto', which is 'cuda' wherever the machine shows an NVIDIA device of any kind."""
+
+    gpu_name: str | None = None
+    min_cuda: tuple[int, int] | None = None
+    device: str = "cuda"
+    gpus: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class MachineFacts:
     """Everything the judge may look at.
 

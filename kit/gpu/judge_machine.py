@@ -7,18 +7,15 @@ pass; a CPU run asked for by name is a REHEARSAL and claims nothing about a GPU.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import re
 from collections.abc import Callable
 from typing import Any
 
 from kit.gpu.causes import Reading
-from kit.gpu.compat import Coverage, driver_floor, driver_runs, is_tegra_capability, text_of
-from kit.gpu.diagnose import Case, Diagnosis, capability_of, diagnose
-from kit.gpu.facts import Gpu, JitControl, MachineFacts
+from kit.gpu.compat import is_tegra_capability
+from kit.gpu.diagnose import Case
+from kit.gpu.facts import Driver, Expectation, Gpu, JitControl, MachineFacts
 from kit.gpu.specs import normalise, possible_capabilities
-from kit.gpu.wheels import holding, variant_of
 from kit.records import Check, Outcome, Verdict
 from kit.rules import Answer, Rules, say
 from kit.units import dotted
@@ -38,64 +35,43 @@ _OTHER_CARD = frozenset({"ti", "super", "d", "laptop", "mobile", "notebook", "ad
 _MEMORY_SHARE = 0.85
 
 
-def disagreements(facts: MachineFacts) -> tuple[str, ...]:
+def disagreements(case: Case) -> tuple[str, ...]:
     """What the witnesses say differently, as sentences; empty where they agree or only one speaks."""
-    torch_gpus = facts.torch.gpus if facts.torch else ()
-    driver_gpus = facts.driver.gpus if facts.driver else ()
-    found: list[str] = []
-    for gpu in torch_gpus:
-        known = possible_capabilities(gpu.name)
+    found = []
+    for gpu in case.torch.gpus:
+        known, other = possible_capabilities(gpu.name), partner(gpu, case.driver.gpus)
+        name, own = gpu.name or "a GPU", dotted(gpu.compute_capability)
         if known and gpu.compute_capability and gpu.compute_capability not in known:
-            found.append(
-                f"torch names {gpu.name} with compute capability {dotted(gpu.compute_capability)}, "
-                f"but that card has {dotted(known[0])}"
-            )
-        if driver_gpus:
-            found += _against_driver(gpu, driver_gpus, is_text=facts.source == "text")
-    if facts.nvidia_smi_gpus and facts.nvidia_smi_exit_code in (0, None):
-        listed = {_plain(name) for name in facts.nvidia_smi_gpus}
-        for gpu in torch_gpus:
-            if gpu.name and not any(_is_same_name(_plain(gpu.name), name) for name in listed):
-                found.append(f"torch sees {gpu.name}, nvidia-smi lists {', '.join(facts.nvidia_smi_gpus)}")
+            found.append(f"torch names {name} with compute capability {own}, but that card has {dotted(known[0])}")
+        if other is None:
+            names = ", ".join(sorted({other.name or "?" for other in case.driver.gpus}))
+            found += [f"torch sees {name}, which the driver does not list (it lists {names})"] if names else []
+            continue
+        if gpu.name and other.name and not _is_same_name(gpu.name, other.name):
+            found.append(f"torch says {name}, the driver says {other.name}")
+        if other.compute_capability and gpu.compute_capability not in (None, other.compute_capability):
+            found.append(f"torch says compute capability {own}, the driver {dotted(other.compute_capability)}")
+        ours, theirs = gpu.memory_bytes or 0, other.memory_bytes or 0
+        may_differ = case.is_text or is_slice(gpu, other) or gpu.is_integrated or not (ours and theirs)
+        if not may_differ and not _MEMORY_SHARE <= ours / theirs <= 1.05:
+            found.append(f"torch says {ours:,} bytes of memory, the driver {theirs:,}")
+    listed = case.facts.nvidia_smi_gpus if case.facts.nvidia_smi_exit_code in (0, None) else ()
+    for gpu in case.torch.gpus if listed else ():
+        if gpu.name and not any(_is_same_name(gpu.name, name) for name in listed):
+            found.append(f"torch sees {gpu.name}, nvidia-smi lists {', '.join(listed)}")
     return tuple(dict.fromkeys(found))
 
 
 def partner(gpu: Gpu, driver_gpus: tuple[Gpu, ...]) -> Gpu | None:
     """The driver's view of a device that torch sees: by UUID, else the only one, else by name."""
-    if gpu.uuid:
-        same = [other for other in driver_gpus if other.uuid and _uuid(other.uuid) == _uuid(gpu.uuid)]
-        if same:
-            return same[0]
-        if all(other.uuid for other in driver_gpus) and not is_slice(gpu) and gpu.uuid.startswith("GPU-"):
-            return None
-    if len(driver_gpus) == 1:
-        return driver_gpus[0]
-    named = [
-        other
-        for other in driver_gpus
-        if other.name and gpu.name and _is_same_name(_plain(gpu.name), _plain(other.name))
-    ]
-    return named[0] if named else None
-
-
-def _against_driver(gpu: Gpu, driver_gpus: tuple[Gpu, ...], *, is_text: bool) -> list[str]:
-    other = partner(gpu, driver_gpus)
-    names = ", ".join(sorted({other.name or "?" for other in driver_gpus}))
-    if other is None:
-        return [f"torch sees {gpu.name or 'a GPU'}, which the driver does not list (it lists {names})"]
-    found = []
-    if gpu.name and other.name and not _is_same_name(_plain(gpu.name), _plain(other.name)):
-        found.append(f"torch says {gpu.name}, the driver says {other.name}")
-    if gpu.compute_capability and other.compute_capability and gpu.compute_capability != other.compute_capability:
-        found.append(
-            f"torch says compute capability {dotted(gpu.compute_capability)}, "
-            f"the driver {dotted(other.compute_capability)}"
-        )
-    if gpu.memory_bytes and other.memory_bytes and not is_text and not is_slice(gpu, other) and not gpu.is_integrated:
-        ratio = gpu.memory_bytes / other.memory_bytes
-        if not _MEMORY_SHARE <= ratio <= 1.05:
-            found.append(f"torch says {gpu.memory_bytes:,} bytes of memory, the driver {other.memory_bytes:,}")
-    return found
+    uuids = [(other.uuid or "").removeprefix("GPU-").lower() for other in driver_gpus]
+    own = (gpu.uuid or "").removeprefix("GPU-").lower()
+    if own and own in uuids:
+        return driver_gpus[uuids.index(own)]
+    if all(uuids) and not is_slice(gpu) and (gpu.uuid or "").startswith("GPU-"):
+        return None
+    named = [other for other in driver_gpus if other.name and gpu.name and _is_same_name(gpu.name, other.name)]
+    return next(iter(driver_gpus if len(driver_gpus) == 1 else named), None)
 
 
 def is_slice(gpu: Gpu, other: Gpu | None = None) -> bool:
@@ -104,104 +80,24 @@ def is_slice(gpu: Gpu, other: Gpu | None = None) -> bool:
     return "MIG" in (gpu.name or "").split() or any(profiles) or (gpu.uuid or "").startswith("MIG-")
 
 
-def _uuid(text: str) -> str:
-    return text.removeprefix("GPU-").lower()
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"\s+mig\b.*", "", normalise(name))
-
-
 def _is_same_name(left: str, right: str) -> bool:
     """Equal, or one is the other shortened with '...' as nvidia-smi does."""
-    for short, long in ((left, right), (right, left)):
-        if short.endswith("...") and long.startswith(short.removesuffix("...").rstrip()):
-            return True
-    return left == right
+    left, right = (re.sub(r"\s+mig\b.*", "", normalise(name)) for name in (left, right))
+    return left == right or any(
+        short.endswith("...") and long.startswith(short.removesuffix("...").rstrip())
+        for short, long in ((left, right), (right, left))
+    )
 
 
 def matches(expected: str, name: str) -> bool:
     """Whether a card's name is the expected one: every word of the expectation, and no word that makes it
     another card. 'RTX 5090' is neither 'RTX 5090 D' nor 'RTX 5090 Laptop GPU'; 'H100' is any full H100."""
-    wanted, given = _words(expected), _words(name)
+    apart = [re.sub(r"\b(rtx|gtx|gt|mx)(\d)", r"\1 \2", normalise(text)) for text in (expected, name)]
+    wanted, given = (frozenset(re.findall(r"[a-z0-9.]+", text)) for text in apart)
     return bool(wanted) and wanted <= given and not (given & _OTHER_CARD) - wanted
 
 
-def _words(name: str) -> frozenset[str]:
-    text = re.sub(r"\b(rtx|gtx|gt|mx)(\d)", r"\1 \2", normalise(name))
-    return frozenset(re.findall(r"[a-z0-9.]+", text))
-
-
-# What is judged, and the rules in the order of the report.
-
-
-@dataclasses.dataclass(frozen=True)
-class Expectation:
-    """gpu_name: words that the GPU's name must have. min_cuda: of the torch build. gpus: how many GPUs torch must
-    see. device: 'cuda', 'cpu' or 'auto', which is 'cuda' wherever the machine shows an NVIDIA device of any kind."""
-
-    gpu_name: str | None = None
-    min_cuda: tuple[int, int] | None = None
-    device: str = "cuda"
-    gpus: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Machine:
-    """Facts and what is expected of them, with what several rules ask."""
-
-    facts: MachineFacts
-    expectation: Expectation
-
-    @functools.cached_property
-    def case(self) -> Case:
-        return Case(self.facts)
-
-    @functools.cached_property
-    def found(self) -> Diagnosis:
-        return diagnose(self.facts)
-
-    @functools.cached_property
-    def held(self) -> Coverage:
-        """What the build holds for the GPU that torch would use."""
-        return holding(self.facts, capability_of(self.gpu) if self.gpu else None)
-
-    @property
-    def is_rehearsal(self) -> bool:
-        shows_no_gpu = self.facts.has_nvidia_device is False and not self.case.gpus
-        return self.expectation.device == "cpu" or (self.expectation.device == "auto" and shows_no_gpu)
-
-    @property
-    def is_text(self) -> bool:
-        return self.facts.source == "text"
-
-    @property
-    def ran(self) -> bool:
-        proof = self.facts.proof
-        return bool(proof and proof.ran and proof.device != "cpu")
-
-    @property
-    def gpu(self) -> Gpu | None:
-        """The device that torch would use: its number 0."""
-        return self.case.gpus[0] if self.case.gpus else None
-
-    @property
-    def driver_gpus(self) -> tuple[Gpu, ...]:
-        return self.facts.driver.gpus if self.facts.driver else ()
-
-    @property
-    def variant(self) -> str | None:
-        return variant_of(self.facts.torch)
-
-    @property
-    def driver_needed(self) -> str:
-        floor = driver_floor(self.variant or "", self.case.system)
-        return f"driver {text_of(floor)} or newer for {self.variant}" if floor else f"a driver that runs {self.variant}"
-
-    @property
-    def min_cuda(self) -> str:
-        return dotted(self.expectation.min_cuda)
-
+# The rules in the order of the report.
 
 MACHINE = Rules("machine", rehearses=lambda case: case.is_rehearsal)
 _NOT_ASKED = say(None, "not asked: this is a rehearsal on the CPU", expected="a GPU run answers it")
@@ -210,12 +106,10 @@ _NOT_ASKED = say(None, "not asked: this is a rehearsal on the CPU", expected="a 
 def gpu_rule(id: str, expected: str, *, is_gpu_claim: bool = False, **words: Any) -> Callable:
     """A rule that a rehearsal is not asked; where it is a claim of a GPU run, the rehearsal says so."""
 
-    def add(ask: Callable[[Machine], Answer | None]) -> Callable[[Machine], Answer | None]:
+    def add(ask: Callable[[Case], Answer | None]) -> Callable[[Case], Answer | None]:
         @MACHINE.rule(id, expected, is_gpu_claim=is_gpu_claim, **words)
-        def asked(case: Machine) -> Answer | None:
-            if case.is_rehearsal:
-                return _NOT_ASKED if is_gpu_claim else None
-            return ask(case)
+        def asked(case: Case) -> Answer | None:
+            return ask(case) if not case.is_rehearsal else _NOT_ASKED if is_gpu_claim else None
 
         return asked
 
@@ -229,49 +123,41 @@ def gpu_rule(id: str, expected: str, *, is_gpu_claim: bool = False, **words: Any
     todo="Restart after a driver change; see what nvidia-smi -L says.",
     settle="Run nvidia-smi.",
 )
-def driver(case: Machine) -> Answer:
-    driver, must = case.facts.driver, not case.ran
-    if driver is None or not (driver.version or driver.gpus or driver.nvml_error):
-        if case.found.word == "no_driver_or_no_gpu":
-            return say(False, case.found.because[0], required=must)
-        return say(None, "nothing is known about the driver", required=must)
-    names = [gpu.name for gpu in driver.gpus]
+def driver(case: Case) -> Answer:
+    driver, must, names = case.driver, not case.ran, [gpu.name for gpu in case.driver.gpus]
+    if not (driver.version or names or driver.nvml_error):
+        is_absent = case.found.word == "no_driver_or_no_gpu"
+        found = case.found.because[0] if is_absent else "nothing is known about the driver"
+        return say(False if is_absent else None, found, required=must)
     values = {"version": driver.version, "gpus": names, "libcuda": driver.libcuda}
     if driver.nvml_error:
         found = f"NVML cannot start: {driver.nvml_error}" + ("; CUDA runs all the same" if case.ran else "")
         return say(None if case.ran else False, found, values, required=must)
     found = f"driver {driver.version or 'of unknown version'} lists {', '.join(map(str, names)) or 'no GPU'}"
-    if not names and case.ran:
-        return say(True, f"{found}, as on a Jetson; CUDA runs", values)
-    return say(bool(names) or case.is_text, found, values)
+    note = ", as on a Jetson; CUDA runs" if case.ran and not names else ""
+    return say(bool(names or note) or case.is_text, found + note, values)
 
 
-@gpu_rule(
-    "environment.driver_state",
-    "no error of the GPU in the kernel log",
-)
-def driver_state(case: Machine) -> Answer | None:
+@gpu_rule("environment.driver_state", "no error of the GPU in the kernel log")
+def driver_state(case: Case) -> Answer | None:
     """A log that cannot be read is no finding; what an Xid means stands in the table of causes."""
     xids = case.facts.xids
     if not xids:
         return None if xids is None else say(True, "no Xid error in the kernel log")
-    meaning = diagnose(MachineFacts(source="text"), Reading(f"NVRM: Xid (PCI): {number}" for number in xids))
+    meaning = Case(MachineFacts(source="text"), Reading(f"NVRM: Xid (PCI): {number}" for number in xids)).found
     found = f"the kernel log has Xid {', '.join(map(str, xids))}: {meaning.because[0]}"
-    is_program = meaning.kind == "program"
-    return say(is_program, found, {"xids": list(xids)}, todo=meaning.row.do if meaning.row else SEE_REMEDY)
+    todo = meaning.row.do if meaning.row else SEE_REMEDY
+    return say(meaning.kind == "program", found, {"xids": list(xids)}, todo=todo)
 
 
 @MACHINE.rule(
-    "environment.torch_build",
-    "a torch build with CUDA",
-    todo="Install a CUDA build of torch (see the remedy).",
+    "environment.torch_build", "a torch build with CUDA", todo="Install a CUDA build of torch (see the remedy)."
 )
-def torch_build(case: Machine) -> Answer | None:
-    torch = case.facts.torch
-    if torch is None:
-        if case.is_text:
-            return None if case.is_rehearsal else say(None, "the torch build is not known")
-        return say(False, "torch is not installed")
+def torch_build(case: Case) -> Answer | None:
+    torch = case.torch
+    if case.facts.torch is None:
+        unknown = None if case.is_rehearsal else say(None, "the torch build is not known")
+        return unknown if case.is_text else say(False, "torch is not installed")
     values = {"version": torch.version, "cuda": torch.cuda, "hip": torch.hip, "direct_url": torch.direct_url}
     if (torch.error or "").startswith("import torch failed"):
         return say(False, torch.error or "", values, todo=SEE_REMEDY)
@@ -280,7 +166,7 @@ def torch_build(case: Machine) -> Answer | None:
     if torch.hip:
         return say(False, f"{torch.version} is built for AMD ROCm {torch.hip}, not for NVIDIA", values)
     if case.found.word == "cpu_only_build" or torch.is_cpu_build:
-        seen = f"; driver sees {case.driver_gpus[0].name}" if case.driver_gpus else ""
+        seen = f"; driver sees {case.driver.gpus[0].name}" if case.driver.gpus else ""
         return say(False, f"torch build has no CUDA: {torch.version or 'CPU only'}{seen}", values)
     base, packaged = ((text or "").split("+")[0] for text in (torch.version, torch.metadata_version))
     if base and packaged and base != packaged:
@@ -296,19 +182,18 @@ def torch_build(case: Machine) -> Answer | None:
     "{case.driver_needed}",
     todo="Install a build for an older CUDA, or a newer driver (see the remedy).",
 )
-def driver_for_build(case: Machine) -> Answer | None:
-    variant, version, cuda = case.variant, case.case.driver_version, case.case.driver_cuda
+def driver_for_build(case: Case) -> Answer | None:
+    variant, version, cuda = case.variant, case.driver.version, case.driver.cuda_version
     if not variant or variant == "cpu":
         return None
-    runs = driver_runs(variant, version, case.case.system, driver_cuda=cuda)
     shown = version or (f"with CUDA {dotted(cuda)}" if cuda else "of unknown version")
     values = {"driver": version, "driver_cuda": cuda, "variant": variant}
-    if runs is False and (case.ran or case.case.is_available):
+    if case.starts is False and (case.ran or case.torch.is_available):
         found = f"driver {shown} is below the table's minimum for {variant}, yet CUDA runs: forward compatibility"
         return say(True, found, values)
-    if runs is False or case.found.word == "driver_too_old_for_runtime":
+    if case.starts is False or case.found.word == "driver_too_old_for_runtime":
         return say(False, f"driver {shown} is too old for {variant}", values)
-    if runs is None:
+    if case.starts is None:
         return say(None, f"driver {shown}", values, required=not case.ran)
     return say(True, f"driver {shown} runs {variant}", values)
 
@@ -321,16 +206,16 @@ def driver_for_build(case: Machine) -> Answer | None:
     todo=SEE_REMEDY,
     settle=CHECK,
 )
-def cuda_starts(case: Machine) -> Answer:
-    available, found = case.case.is_available, case.found
+def cuda_starts(case: Case) -> Answer:
+    available, found = case.torch.is_available, case.found
     mask = {name: value for name, value in case.facts.environment.items() if "VISIBLE" in name}
-    values = {"environment": mask}
     if available or case.ran:
-        return say(True, "CUDA starts" + "".join(f", {name}={value!r}" for name, value in mask.items()), values)
+        shown = "".join(f", {name}={value!r}" for name, value in mask.items())
+        return say(True, f"CUDA starts{shown}", {"environment": mask})
     if available is None and found.word == "ok":
         return say(None, "whether CUDA starts was not tried")
-    is_unsure, ask = available is None and found.confidence == "low", found.ask or SEE_REMEDY
-    return say(None if is_unsure else False, "; ".join(found.because), values, todo=ask, settle=ask)
+    answer, ask = None if available is None and found.confidence == "low" else False, found.ask or SEE_REMEDY
+    return say(answer, "; ".join(found.because), {"environment": mask}, todo=ask, settle=ask)
 
 
 @gpu_rule(
@@ -339,16 +224,13 @@ def cuda_starts(case: Machine) -> Answer:
     required=False,
     settle="Correct CUDA_VISIBLE_DEVICES, or find out where that GPU went: nvidia-smi -L.",
 )
-def visible_devices(case: Machine) -> Answer | None:
+def visible_devices(case: Case) -> Answer | None:
     """CUDA takes the entries up to the first that it does not know, and says nothing of the rest."""
-    mask, torch = case.facts.environment.get("CUDA_VISIBLE_DEVICES"), case.facts.torch
-    count = torch.device_count if torch else None
-    entries = [entry.strip() for entry in (mask or "").split(",")]
-    if not count or mask is None or count >= len(entries):
+    mask, count = case.facts.environment.get("CUDA_VISIBLE_DEVICES", ""), case.torch.device_count
+    entries = [entry.strip() for entry in mask.split(",")]
+    if not count or count >= len(entries):
         return None
-    lost = f"nothing answers to {entries[count]!r}" + (
-        "" if count + 1 == len(entries) else ", and what follows is left"
-    )
+    lost = f"nothing answers to {entries[count]!r}" + (", and what follows is left" if entries[count + 1 :] else "")
     return say(None, f"CUDA_VISIBLE_DEVICES={mask!r}: {lost}; torch sees {count} of {len(entries)}")
 
 
@@ -359,23 +241,21 @@ def visible_devices(case: Machine) -> Answer | None:
     todo="Find out which program is patched, old or from another machine: nvidia-smi -L.",
     settle="See what nvidia-smi -L says.",
 )
-def two_witnesses(case: Machine) -> Answer | None:
-    facts = case.facts
-    gpus = facts.torch.gpus if facts.torch else ()
-    if not gpus:
+def two_witnesses(case: Case) -> Answer | None:
+    facts, names = case.facts, [gpu.name or "?" for gpu in case.torch.gpus]
+    if not names:
         return None
-    names = [gpu.name or "?" for gpu in gpus]
     values = {
         "torch": names,
-        "driver": [gpu.name for gpu in case.driver_gpus],
+        "driver": [gpu.name for gpu in case.driver.gpus],
         "nvidia_smi": list(facts.nvidia_smi_gpus),
         "nvidia_smi_exit_code": facts.nvidia_smi_exit_code,
     }
-    if differ := disagreements(facts):
+    if differ := disagreements(case):
         return say(False, "; ".join(differ), values)
-    if case.driver_gpus or facts.nvidia_smi_gpus:
+    if case.driver.gpus or facts.nvidia_smi_gpus:
         return say(True, f"driver and torch agree: {', '.join(names)}", values)
-    if facts.platform.is_tegra and all(is_tegra_capability(gpu.compute_capability or (0, 0)) for gpu in gpus):
+    if facts.platform.is_tegra and all(is_tegra_capability(gpu.compute_capability or (0, 0)) for gpu in case.gpus):
         return say(True, f"the system is a Jetson, and torch names {names[0]}", values)
     if facts.has_nvidia_device is False:
         found = f"torch names {names[0]}, and this machine has no NVIDIA device"
@@ -390,26 +270,25 @@ def two_witnesses(case: Machine) -> Answer | None:
     todo="Run on the other machine or card, or expect this one.",
     settle=CHECK,
 )
-def expected_gpu(case: Machine) -> Answer | None:
+def expected_gpu(case: Case) -> Answer | None:
     wanted, gpu = case.expectation.gpu_name, case.gpu
     if not wanted:
         return None
     if gpu is None or not gpu.name:
         return say(None, "the name of the GPU is not known")
-    other = partner(gpu, case.driver_gpus)
+    other = partner(gpu, case.driver.gpus)
     values = {"expected": wanted, "name": gpu.name, "uuid": gpu.uuid, "mig": is_slice(gpu, other)}
     if is_slice(gpu, other) and "mig" not in wanted.lower():
-        profiles = (gpu.mig_profile, other.mig_profile if other else None)
-        profile = next((f" {profile}" for profile in profiles if profile and profile != "enabled"), "")
-        found = f"the device is a MIG slice{profile} of {gpu.name}, not the full card"
+        profiles = [
+            f" {each.mig_profile}" for each in (gpu, other) if each and each.mig_profile not in (None, "enabled")
+        ]
+        found = f"the device is a MIG slice{''.join(profiles[:1])} of {gpu.name}, not the full card"
         return say(False, found, values, todo="Use the full card, or expect the MIG slice by name.")
     if matches(wanted, gpu.name):
         return say(True, f"the GPU in use is {gpu.name}", values)
-    position = next((gpu.index for gpu in case.case.gpus[1:] if matches(wanted, gpu.name or "")), None)
-    if position is None:
-        return say(False, f"the GPU in use is {gpu.name}", values)
-    todo = f"Show torch that card alone: CUDA_VISIBLE_DEVICES={position}"
-    return say(False, f"the GPU in use is {gpu.name}", values, todo=todo)
+    position = next((gpu.index for gpu in case.gpus[1:] if matches(wanted, gpu.name or "")), None)
+    todo = {} if position is None else {"todo": f"Show torch that card alone: CUDA_VISIBLE_DEVICES={position}"}
+    return say(False, f"the GPU in use is {gpu.name}", values, **todo)
 
 
 @gpu_rule(
@@ -418,14 +297,12 @@ def expected_gpu(case: Machine) -> Answer | None:
     settle=CHECK,
     todo="See which GPUs the driver lists (nvidia-smi -L) and what CUDA_VISIBLE_DEVICES leaves of them.",
 )
-def gpu_count(case: Machine) -> Answer | None:
-    wanted, torch = case.expectation.gpus, case.facts.torch
-    if wanted is None:
-        return None
-    if torch is None or torch.device_count is None:
-        return say(None, "how many GPUs torch sees is not known")
-    found = f"torch sees {torch.device_count}, the driver lists {len(case.driver_gpus)}"
-    return say(torch.device_count == wanted, found, {"expected": wanted, "found": torch.device_count})
+def gpu_count(case: Case) -> Answer | None:
+    wanted, count = case.expectation.gpus, case.torch.device_count
+    if wanted is None or count is None:
+        return None if wanted is None else say(None, "how many GPUs torch sees is not known")
+    found = f"torch sees {count}, the driver lists {len(case.driver.gpus)}"
+    return say(count == wanted, found, {"expected": wanted, "found": count})
 
 
 @gpu_rule(
@@ -434,29 +311,30 @@ def gpu_count(case: Machine) -> Answer | None:
     todo="Install a build for CUDA {case.min_cuda} or newer that this driver runs.",
     settle=CHECK,
 )
-def min_cuda(case: Machine) -> Answer | None:
-    wanted, torch = case.expectation.min_cuda, case.facts.torch
+def min_cuda(case: Case) -> Answer | None:
+    wanted, cuda = case.expectation.min_cuda, case.torch.cuda
     if wanted is None:
         return None
-    if torch is None or torch.cuda is None:
+    if cuda is None:
         is_known = case.found.word == "cpu_only_build"
         return say(False if is_known else None, "the build has no CUDA, or its version is not known")
-    return say(torch.cuda >= wanted, f"torch is built with CUDA {dotted(torch.cuda)}", {"cuda": torch.cuda})
+    return say(cuda >= wanted, f"torch is built with CUDA {dotted(cuda)}", {"cuda": cuda})
 
 
 @gpu_rule(
     "environment.exclusive_gpu", "a GPU for this run alone", required=False, settle="Measure again on an idle GPU."
 )
-def exclusive(case: Machine) -> Answer | None:
+def exclusive(case: Case) -> Answer | None:
     """A shared GPU: what is computed is right, but times mean nothing. Not required here."""
     names = ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE")
     mps = [name for name in names if case.facts.environment.get(name)]
-    busy = next((gpu for gpu in case.driver_gpus if gpu.compute_processes), None)
-    if mps:
-        return say(None, f"shared device: MPS is on ({', '.join(mps)})")
-    if busy is None:
-        return None
-    return say(None, f"shared device: {busy.compute_processes} other process(es) compute on {busy.name}")
+    shared = [f"MPS is on ({', '.join(mps)})"] if mps else []
+    shared += [
+        f"{gpu.compute_processes} other process(es) compute on {gpu.name}"
+        for gpu in case.driver.gpus
+        if gpu.compute_processes
+    ]
+    return say(None, f"shared device: {shared[0]}") if shared else None
 
 
 @gpu_rule(
@@ -465,9 +343,9 @@ def exclusive(case: Machine) -> Answer | None:
     required=False,
     settle="Hide those GPUs with CUDA_VISIBLE_DEVICES, or use a build that serves all.",
 )
-def other_gpus(case: Machine) -> Answer | None:
+def other_gpus(case: Case) -> Answer | None:
     """GPUs beside the one in use that this build cannot serve."""
-    bad = [f"{gpu.name}: {held.reason}" for gpu, _, held in case.case.holdings[1:] if held.how in ("none", "ptx")]
+    bad = [f"{gpu.name}: {held.reason}" for gpu, _, held in case.holdings[1:] if held.how in ("none", "ptx")]
     return say(None, "; ".join(bad)) if bad else None
 
 
@@ -481,17 +359,17 @@ def other_gpus(case: Machine) -> Answer | None:
     is_gpu_claim=True,
     todo="Install a build with code for this GPU (see the remedy).",
 )
-def arch(case: Machine) -> Answer:
-    held, proof = case.held, case.facts.proof
+def arch(case: Case) -> Answer:
+    held, proof = case.held, case.proof
     values = {"how": held.how, "code": held.code, "is_exact": held.is_exact, "source": held.source}
     if held.how == "native":
         note = "" if held.is_exact else f" (note: not built for exactly this chip, runs {held.code} code)"
         return say(True, held.reason + note, values)
-    if held.how in ("none", "ptx"):
-        if case.ran and proof is not None and proof.jit_error is None:
-            return say(None, f"by the table: {held.reason}; a run decides, and the kernel ran", values, required=False)
-        return say(False, held.reason, values)
-    return say(None, held.reason, values, required=not case.ran)
+    if held.how not in ("none", "ptx"):
+        return say(None, held.reason, values, required=not case.ran)
+    if case.ran and proof and proof.jit_error is None:
+        return say(None, f"by the table: {held.reason}; a run decides, and the kernel ran", values, required=False)
+    return say(False, held.reason, values)
 
 
 @gpu_rule(
@@ -502,8 +380,8 @@ def arch(case: Machine) -> Answer:
     todo=SEE_REMEDY,
     settle="python -m kit check, on the machine itself",
 )
-def kernel_ran(case: Machine) -> Answer:
-    proof, word = case.facts.proof, case.found.word
+def kernel_ran(case: Case) -> Answer:
+    proof, word = case.proof, case.found.word
     if proof is None:
         is_plain = word == "ok" or case.is_text
         return say(None, "no kernel was run" if is_plain else f"no kernel could be run: {word}")
@@ -513,9 +391,8 @@ def kernel_ran(case: Machine) -> Answer:
     if proof.ran:
         more = f", and the kernel of {proof.library}" if proof.library else ""
         return say(True, f"a {proof.size} x {proof.size} {proof.dtype} product ran{more}", values)
-    if case.found.cause == "force_ptx_jit":
-        return say(False, case.found.because[0], values)
-    return say(False, f"the kernel failed: {(proof.error or 'no text')[:300]}", values)
+    failed = f"the kernel failed: {(proof.error or 'no text')[:300]}"
+    return say(False, case.known.get("forced_jit", failed), values)
 
 
 @MACHINE.rule(
@@ -525,12 +402,10 @@ def kernel_ran(case: Machine) -> Answer:
     todo="Do not trust this device or build; run again.",
     settle=CHECK,
 )
-def numbers(case: Machine) -> Answer | None:
-    proof, where = case.facts.proof, "on the CPU: " if case.is_rehearsal else ""
-    if proof is None or (not proof.ran and not case.is_rehearsal):
-        return None
-    if not proof.ran:
-        return say(False, f"{where}{proof.error}")
+def numbers(case: Case) -> Answer | None:
+    proof, where = case.proof, "on the CPU: " if case.is_rehearsal else ""
+    if proof is None or not proof.ran:
+        return say(False, f"{where}{proof.error}") if proof and case.is_rehearsal else None
     error, limit = proof.max_relative_error, proof.limit
     if error is None or limit is None:
         return say(None, f"{where}the result was not compared with float64")
@@ -545,9 +420,9 @@ def numbers(case: Machine) -> Answer | None:
     todo="Install a build with native code (see the remedy).",
     settle=CHECK,
 )
-def without_jit(case: Machine) -> Answer | None:
+def without_jit(case: Case) -> Answer | None:
     """Native where the process that ran it was refused a module of PTX, which a process that may compile loads."""
-    proof = case.facts.proof
+    proof = case.proof
     if not case.ran or proof is None:
         return None
     jit, allowed = proof.jit or JitControl(None, "not tried"), proof.jit_allowed
@@ -568,20 +443,16 @@ def without_jit(case: Machine) -> Answer | None:
     required=False,
     settle="Trust the run; tell the maintainers of the table which GPU, driver and build this is.",
 )
-def agreement(case: Machine) -> Answer | None:
-    """The table against the run. A disagreement is worth knowing, but the run decides."""
-    proof, held = case.facts.proof, case.held
-    if proof is None or proof.device == "cpu" or held.how in ("unknown", "possible"):
+def agreement(case: Case) -> Answer | None:
+    """The table against the run. A disagreement is worth knowing, but the run decides; a variable that forbids native
+    code decides before both."""
+    proof, held = case.proof, case.held
+    is_silent = held.how in ("unknown", "possible") or "forced_jit" in case.known
+    if proof is None or proof.device == "cpu" or is_silent:
         return None
-    if case.found.cause == "force_ptx_jit":
-        # The variable, not the build, decided.
-        return None
-    says, shows = held.how == "native", proof.ran and proof.jit_error is None
-    if says == shows:
-        return say(True, "table and run agree")
-    return say(
-        None, f"the table says {'yes' if says else 'no'} ({held.reason}), the run says {'yes' if shows else 'no'}"
-    )
+    says, shows = ("yes" if it else "no" for it in (held.how == "native", proof.ran and proof.jit_error is None))
+    differ = f"the table says {says} ({held.reason}), the run says {shows}"
+    return say(True, "table and run agree") if says == shows else say(None, differ)
 
 
 # What a person expects of a machine that may be in order.
@@ -593,7 +464,7 @@ def judge(facts: MachineFacts, expectation: Expectation) -> Verdict:
 
     A rehearsal has no diagnosis, since the GPU was not asked for.
     """
-    case = Machine(facts, expectation)
+    case = Case(facts, None, expectation)
     checks = MACHINE.checks(case)
     if case.is_rehearsal:
         return Verdict.of(checks)
@@ -605,25 +476,17 @@ def judge(facts: MachineFacts, expectation: Expectation) -> Verdict:
 def still_there(begin: MachineFacts, end: MachineFacts | None) -> Check:
     """Whether the driver and its devices at the end of a run are those of its beginning; a lost GPU is a
     FAIL."""
-    expected = "the same driver and devices at the end as at the beginning"
+    name, expected = "environment.still_there", "the same driver and devices at the end as at the beginning"
     if end is None:
-        return Check("environment.still_there", Outcome.INCONCLUSIVE, "the machine was not looked at again", expected)
-    before, after = (_devices(facts) for facts in (begin, end))
-    new_xids = sorted(set(end.xids or ()) - set(begin.xids or ()))
-    is_same = before == after and not new_xids
+        return Check(name, Outcome.INCONCLUSIVE, "the machine was not looked at again", expected)
+    drivers = [facts.driver or Driver() for facts in (begin, end)]
+    before, after = ([(driver.version, gpu.name, gpu.uuid) for gpu in driver.gpus] for driver in drivers)
+    values = {"new_xids": sorted(set(end.xids or ()) - set(begin.xids or ()))}
     found = f"{len(before)} devices at the beginning, {len(after)} at the end"
-    if not is_same:
-        found += f"; new Xid errors: {new_xids}" if new_xids else "; not the same ones, or another driver"
-    return Check(
-        "environment.still_there",
-        Outcome.PASS if is_same else Outcome.FAIL,
-        found,
-        expected,
-        "" if is_same else "Restart the machine and run again; look for Xid errors in the kernel log.",
-        {"new_xids": new_xids},
+    if before == after and not values["new_xids"]:
+        return Check(name, Outcome.PASS, found, expected, "", values)
+    found += (
+        f"; new Xid errors: {values['new_xids']}" if values["new_xids"] else "; not the same ones, or another driver"
     )
-
-
-def _devices(facts: MachineFacts) -> list[tuple[str | None, str | None, str | None]]:
-    driver = facts.driver
-    return [(driver.version, gpu.name, gpu.uuid) for gpu in driver.gpus] if driver else []
+    todo = "Restart the machine and run again; look for Xid errors in the kernel log."
+    return Check(name, Outcome.FAIL, found, expected, todo, values)

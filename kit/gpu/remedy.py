@@ -10,29 +10,26 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from kit.gpu import compat, wheels
-from kit.gpu.causes import cause_of, table
+from kit.gpu.causes import table
 from kit.gpu.compat import (
     Capability,
     cuda_of_driver,
     driver_floor,
-    driver_runs,
     is_tegra_capability,
     parse_driver,
     text_of,
     toolkit_driver,
 )
-from kit.gpu.diagnose import Case, Diagnosis, capability_of, diagnose_case
+from kit.gpu.diagnose import PLACES, Case
 from kit.gpu.facts import MachineFacts
 from kit.gpu.specs import families, first_driver, last_driver_branch, still_driven
-from kit.gpu.wheels import Wheel, platform_of, variant_of, version_of
+from kit.gpu.wheels import Wheel, platform_of, version_of
 from kit.records import Outcome, Verdict
 from kit.show import card, escape, plain
 from kit.units import dotted
-
-__all__ = ["Remedy", "remedy", "remedy_for"]
 
 _OLDEST, _NEWEST = "2.0", "2.15"
 _TRUSTED = ("measured", "read")
@@ -65,20 +62,17 @@ def remedy(verdict: Verdict, facts: MachineFacts) -> Remedy:
     if verdict.outcome in (Outcome.PASS, Outcome.REHEARSAL):
         return Remedy("Nothing to do.")
     case = Case(facts)
-    found = diagnose_case(case)
-    if found.word == "ok":
-        # The machine is fine; something that was asked of it is not: the checks say what to do.
-        todo = " ".join(check.todo for check in verdict.findings if check.required and check.todo)
-        return Remedy(
-            todo or "The environment fits together; run the check on the machine itself to prove it.",
-            () if facts.source != "text" else ("python -m kit check",),
-        )
-    return remedy_for(found, case)
+    if case.found.word != "ok":
+        return remedy_for(case)
+    # The machine is fine; something that was asked of it is not: the checks say what to do.
+    todo = " ".join(check.todo for check in verdict.findings if check.required and check.todo)
+    todo = todo or "The environment fits together; run the check on the machine itself to prove it."
+    return Remedy(todo, ("python -m kit check",) if case.is_text else ())
 
 
-def remedy_for(found: Diagnosis, case: Case) -> Remedy:
-    """The remedy for a diagnosis of this case."""
-    row = found.row
+def remedy_for(case: Case) -> Remedy:
+    """The remedy for what is found in this case."""
+    found, row = case.found, case.found.row
     if found.word == "ok":
         return Remedy("Nothing to do.")
     if row is None or (found.confidence == "low" and found.ask and not case.gpus and not row.commands):
@@ -90,37 +84,36 @@ def remedy_for(found: Diagnosis, case: Case) -> Remedy:
             "This machine's GPU is not one of NVIDIA's: no CUDA build serves it, and none is to be installed."
         )
     if row.remedy in _COMPUTED:
-        return _COMPUTED[row.remedy](case, found)
-    advice = cause_of({"id": row.id, **table()["advice"][row.remedy]}) if row.remedy else row
-    summary, commands = advice.do, by_tool(advice.commands, case)
-    if not summary:
-        summary, commands = "It cannot be told from this. The next command's output would.", (found.ask,)
+        return _COMPUTED[row.remedy](case)
+    shared = table()["advice"][row.remedy] if row.remedy else {}
+    do, commands = shared.get("do", row.do), shared.get("commands", row.commands)
+    if not do:
+        return Remedy("It cannot be told from this. The next command's output would.", (found.ask,))
     first = "This is not an installation problem. " if row.kind in ("program", "hardware") else ""
-    return Remedy(first + summary, commands)
+    return Remedy(first + do, by_tool(commands, case))
 
 
-def by_tool(commands: Mapping[str, tuple[str, ...]], case: Case) -> tuple[str, ...]:
+def by_tool(commands: Mapping[str, Sequence[str]] | Sequence[str], case: Case) -> tuple[str, ...]:
     """The commands for the person's tool, else for the platform, else for all."""
-    places = [case.tool, *(name for name in ("jetson", "wsl", "windows", "mac", "linux") if name in case.known), ""]
-    return next((commands[place] for place in places if place in commands), ())
+    if not isinstance(commands, Mapping):
+        return tuple(commands)
+    places = [case.tool, *(name for name in PLACES[1:] if name in case.known), ""]
+    return tuple(next((commands[place] for place in places if place in commands), ()))
 
 
 # --- another build --------------------------------------------------------------------
 
 
-def other_build(case: Case, found: Diagnosis | None = None) -> Remedy:
-    gpus = tuple(dict.fromkeys(own for gpu in case.gpus if (own := capability_of(gpu))))
+def other_build(case: Case) -> Remedy:
+    gpus, version = tuple(dict.fromkeys(own for _, own, _ in case.holdings)), case.driver.version
     if not gpus:
         return _build_for_unknown_gpu(case)
     if any(is_tegra_capability(gpu) for gpu in gpus):
         return _jetson(case, gpus)
-    gone = [gpu for gpu in gpus if still_driven(gpu, case.driver_version) is False]
-    if gone:
-        branch = last_driver_branch(gone[0])
-        text = f"Driver {case.driver_version} no longer serves compute capability {dotted(gone[0])}"
-        return Remedy(
-            f"{text}: the last branch that does is R{branch}. Install that driver first.", driver=f"R{branch}"
-        )
+    if gone := [gpu for gpu in gpus if still_driven(gpu, version) is False]:
+        branch = f"R{last_driver_branch(gone[0])}"
+        text = f"Driver {version} no longer serves compute capability {dotted(gone[0])}: the last branch that does is"
+        return Remedy(f"{text} {branch}. Install that driver first.", driver=branch)
     choice, python_note = _choose(case, gpus)
     if choice.wheel is None:
         return _no_build(case, gpus, choice)
@@ -130,58 +123,61 @@ def other_build(case: Case, found: Diagnosis | None = None) -> Remedy:
 def _choose(case: Case, gpus: tuple[Capability, ...]) -> tuple[wheels.Choice, str]:
     """The release that is installed first, then recent builds, then all of torch 2, then for any Python; the note says
     where Python is the reason."""
-    python, torch = case.facts.platform.python, case.facts.torch
+    python, own = case.facts.platform.python, _stable(case) or _OLDEST
     platform = platform_of(case.facts, gpus[0]) or "linux_x86_64"
-    own = dotted(case.release) if case.release and torch and "dev" not in (torch.version or "") else _OLDEST
     ranges = [(own, own, python)] if version_of(own) > version_of(_OLDEST) else []
     ranges += [(low, _NEWEST, any_python) for any_python in (python, None) for low in ("2.9", _OLDEST)]
-    choice = wheels.Choice(None, None, "")
     for torch_min, torch_max, for_python in ranges:
         choice = wheels.choose(
             capabilities=gpus,
-            driver_version=case.driver_version,
-            driver_cuda=case.driver_cuda,
+            driver_version=case.driver.version,
+            driver_cuda=case.driver.cuda_version,
             platform=platform,
             python=for_python,
             torch_min=torch_min,
             torch_max=torch_max,
             is_wsl=bool(case.facts.platform.is_wsl),
         )
-        if choice.wheel is not None and (choice.wheel.status in _TRUSTED or torch_min == _OLDEST):
-            fits = python is None or choice.wheel.python_min <= python <= choice.wheel.python_max
-            low, high = dotted(choice.wheel.python_min), dotted(choice.wheel.python_max)
-            note = "" if fits else f" It needs Python {low} to {high}: make a new environment with one of them."
-            return choice, note
+        if choice.wheel and (choice.wheel.status in _TRUSTED or torch_min == _OLDEST):
+            low, high = choice.wheel.python_min, choice.wheel.python_max
+            needed = f" It needs Python {dotted(low)} to {dotted(high)}: make a new environment with one of them."
+            return choice, "" if python is None or low <= python <= high else needed
     return choice, ""
 
 
+def _stable(case: Case) -> str | None:
+    """The release of torch that is there, '2.9'; None for a nightly build."""
+    return dotted(case.release) if case.release and "dev" not in (case.torch.version or "") else None
+
+
 def _install(case: Case, gpus: tuple[Capability, ...], wheel: Wheel, note: str, driver: str | None) -> Remedy:
+    version = case.driver.version
     served = "; ".join(f"{dotted(gpu)}: {wheels.serves(wheel, gpu).reason}" for gpu in gpus)
-    on = f" and runs on driver {case.driver_version}" if case.driver_version else ""
+    on = f" and runs on driver {version}" if version else ""
     summary = f"Install torch {wheel.release}+{wheel.variant}: it has code for this GPU{on} ({served}).{note}"
-    others = [variant for variant in variants_for(case, gpus, wheel.torch) if variant != wheel.variant]
-    return _with_commands(case, summary, wheel, (wheel.variant, *others), driver)
+    # Every CUDA variant of that release that is well known, serves all these GPUs and starts on this driver.
+    others = [
+        row
+        for row in _known_wheels(case, wheel.platform, gpus)
+        if row.torch == wheel.torch and row.variant != wheel.variant and _serves_all(row, gpus)
+    ]
+    others.sort(key=lambda row: row.cuda or (0, 0), reverse=True)
+    return _with_commands(case, summary, [wheel, *others], driver)
 
 
-def _with_commands(case: Case, summary: str, wheel: Wheel, variants: tuple[str, ...], driver: str | None) -> Remedy:
-    tools = install_commands(wheel, case)
+def _with_commands(case: Case, summary: str, rows: Sequence[Wheel], driver: str | None = None) -> Remedy:
+    """rows: the build to install, then others that would do."""
+    tools, beside = install_commands(rows[0], case), table()["neighbours"]
+    if case.release != version_of(rows[0].torch):
+        # What packages beside torch say to another release of it.
+        summary += "".join(f" {beside[name]}" for name in beside if name in case.facts.packages)
     return Remedy(
-        summary=summary + _neighbours(case, wheel),
+        summary=summary,
         commands=tools[case.tool],
-        torch_variants=variants,
+        torch_variants=tuple(row.variant for row in rows),
         driver=driver.removeprefix("driver ") if driver else None,
-        pip=tools["pip"],
-        uv=tools["uv"],
-        conda=tools["conda"],
+        **{name: tools[name] for name in ("pip", "uv", "conda")},
     )
-
-
-def _neighbours(case: Case, wheel: Wheel) -> str:
-    """What packages beside torch say to another release of it."""
-    if case.release == version_of(wheel.torch):
-        return ""
-    rows = table()["neighbours"]
-    return "".join(f" {rows[name]}" for name in rows if name in case.facts.packages)
 
 
 def install_commands(wheel: Wheel, case: Case) -> dict[str, tuple[str, ...]]:
@@ -215,35 +211,37 @@ def install_commands(wheel: Wheel, case: Case) -> dict[str, tuple[str, ...]]:
     }
 
 
-def variants_for(case: Case, gpus: tuple[Capability, ...], torch: str) -> tuple[str, ...]:
-    """Every CUDA variant of one torch release that is well known, serves all these GPUs and starts on this driver,
-    newest first."""
-    platform = platform_of(case.facts, gpus[0]) or "linux_x86_64"
-    fitting = [
+def _known_wheels(case: Case, platform: str, gpus: Iterable[Capability] = ()) -> list[Wheel]:
+    """The well-known CUDA builds for a platform that this driver starts; where it is not known, that every driver which
+    serves these GPUs would start."""
+    least = wheels.needed_driver("cu120", gpus, case.system)
+    return [
         wheel
         for wheel in wheels.wheels()
-        if (wheel.torch, wheel.platform) == (torch, platform) and wheel.variant != "cpu" and wheel.status in _TRUSTED
-        if _starts(case, wheel, gpus) and all(wheels.serves(wheel, gpu).how == "native" for gpu in gpus)
+        if wheel.platform == platform and wheel.variant != "cpu" and wheel.status in _TRUSTED
+        if (
+            (driver_floor(wheel.variant, case.system) or (0,)) <= least
+            if (starts := case.runs(wheel.variant)) is None
+            else starts
+        )
     ]
-    return tuple(wheel.variant for wheel in sorted(fitting, key=lambda wheel: wheel.cuda or (0, 0), reverse=True))
 
 
-def _starts(case: Case, wheel: Wheel, gpus: tuple[Capability, ...] = ()) -> bool:
-    """Where the driver is not known, whether every driver that serves these GPUs would start this build."""
-    runs = driver_runs(wheel.variant, case.driver_version, case.system, driver_cuda=case.driver_cuda)
-    if runs is not None:
-        return runs
-    least = wheels.needed_driver("cu120", gpus, case.system)
-    return (driver_floor(wheel.variant, case.system) or (0,)) <= least
+def _serves_all(wheel: Wheel, gpus: Iterable[Capability]) -> bool:
+    return all(wheels.serves(wheel, gpu).how == "native" for gpu in gpus)
 
 
 def _no_build(case: Case, gpus: tuple[Capability, ...], choice: wheels.Choice) -> Remedy:
-    if choice.driver_advice and (case.driver_version or case.driver_cuda):
-        return _newer_driver(gpus, choice.driver_advice)
+    if choice.driver_advice and (case.driver.version or case.driver.cuda_version):
+        branches = [branch for gpu in gpus if (branch := last_driver_branch(gpu))]
+        limit = f", but not above R{min(branches)}, the last branch for this GPU" if branches else ""
+        text = f"No torch 2 build with code for this GPU runs on this driver. Install {choice.driver_advice}{limit}"
+        needed = choice.driver_advice.removeprefix("driver ").split(" for ")[0]
+        return Remedy(f"{text}, then ask again.", ("nvidia-smi",), driver=needed + limit)
     which = " and ".join(dotted(gpu) for gpu in gpus)
-    unknown = [dotted(gpu) for gpu in gpus if gpu not in families() and gpu > (3, 0)]
+    unknown = ", ".join(dotted(gpu) for gpu in gpus if gpu not in families() and gpu > (3, 0))
     if unknown:
-        text = f"Compute capability {', '.join(unknown)} is not in this kit's table of {wheels.checked()}"
+        text = f"Compute capability {unknown} is not in this kit's table of {compat.load('wheels')['checked']}"
         return Remedy(f"{text}: see https://pytorch.org/get-started/locally/ for a newer build.")
     if len(gpus) > 1 and all(_choose(case, (gpu,))[0].wheel for gpu in gpus):
         text = f"No one build serves compute capability {which} together. Use one environment for each and hide the"
@@ -256,60 +254,34 @@ def _no_build(case: Case, gpus: tuple[Capability, ...], choice: wheels.Choice) -
     return Remedy(f"No official torch 2 release has code for compute capability {which} on this platform.{last}")
 
 
-def _newer_driver(gpus: tuple[Capability, ...], needed: str) -> Remedy:
-    branches = [branch for gpu in gpus if (branch := last_driver_branch(gpu))]
-    limit = f", but not above R{min(branches)}, the last branch for this GPU" if branches else ""
-    summary = f"No torch 2 build with code for this GPU runs on this driver. Install {needed}{limit}, then ask again."
-    return Remedy(summary, ("nvidia-smi",), driver=needed.removeprefix("driver ").split(" for ")[0] + limit)
-
-
 def _build_for_unknown_gpu(case: Case) -> Remedy:
-    """The build whose code covers most of the GPUs that this driver can drive."""
-    platform = platform_of(case.facts) or "linux_x86_64"
-    python = case.facts.platform.python
-    rows = [
-        wheel
-        for wheel in wheels.wheels()
-        if wheel.platform == platform and wheel.variant != "cpu" and wheel.status in _TRUSTED and _starts(case, wheel)
-    ]
+    """The build whose code covers most of the GPUs that this driver can drive: the newest GPU first, since whoever asks
+    today has one more often, then how many kinds, then the release."""
+    python, rows = case.facts.platform.python, _known_wheels(case, platform_of(case.facts) or "linux_x86_64")
     fitting = [wheel for wheel in rows if python is None or wheel.python_min <= python <= wheel.python_max] or rows
     if not fitting:
-        floor = driver_floor("cu126", case.system)
-        needed = f"{text_of(floor)} or newer ({case.system})" if floor else "a newer one"
-        return Remedy(
-            f"No torch 2 build runs on this driver. Install driver {needed}, then ask again.",
-            ("nvidia-smi -L",),
-            driver=needed,
-        )
-    possible = [family.capability for family in families().values() if _can_drive(case, family.capability)]
-    best = max(fitting, key=lambda wheel: _reach(wheel, possible))
-    served = [found for found in possible if wheels.serves(best, found).how == "native"]
+        needed = f"{text_of(driver_floor('cu126', case.system) or ())} or newer ({case.system})"
+        text = f"No torch 2 build runs on this driver. Install driver {needed}, then ask again."
+        return Remedy(text, ("nvidia-smi -L",), driver=needed)
+    possible = [capability for capability in families() if _can_drive(case, capability)]
+    reach = {wheel: [gpu for gpu in possible if _serves_all(wheel, [gpu])] for wheel in fitting}
+    best = max(fitting, key=lambda wheel: (max(reach[wheel]), len(reach[wheel]), version_of(wheel.torch)))
     summary = (
         f"Install torch {best.release}+{best.variant}. The GPU is not named; this build has code for compute capability"
-        f" {dotted(min(served))} to {dotted(max(served))}, so check that it is one of them (nvidia-smi -L)."
+        f" {dotted(min(reach[best]))} to {dotted(max(reach[best]))}, so check that it is one of them (nvidia-smi -L)."
     )
     if case.facts.nvidia_smi_exit_code == 127:
         summary = "Make sure that there is an NVIDIA GPU at all: no driver shows. " + summary
-    return _with_commands(case, summary, best, (best.variant,), None)
-
-
-def _reach(wheel: Wheel, possible: list[Capability]) -> tuple[Capability, int, tuple[int, int]]:
-    """The newest GPU first, since whoever asks today has one more often, then how many kinds, then the release."""
-    served = [capability for capability in possible if wheels.serves(wheel, capability).how == "native"]
-    return max(served, default=(0, 0)), len(served), version_of(wheel.torch)
+    return _with_commands(case, summary, [best])
 
 
 def _can_drive(case: Case, capability: Capability) -> bool:
     """Which GPUs may sit behind this driver: not newer than it, not dropped by it, and no Jetson."""
-    driver = parse_driver(case.driver_version)
-    if driver is None and case.driver_cuda:
-        driver = toolkit_driver(case.driver_cuda, case.system)
-    first = first_driver(capability, case.system)
-    if is_tegra_capability(capability) or capability < (5, 0):
-        return False
-    if driver is None:
-        return True
-    branch = last_driver_branch(capability)
+    own = case.driver.cuda_version
+    driver = parse_driver(case.driver.version) or (toolkit_driver(own, case.system) if own else None)
+    if is_tegra_capability(capability) or capability < (5, 0) or driver is None:
+        return driver is None and not is_tegra_capability(capability) and capability >= (5, 0)
+    first, branch = first_driver(capability, case.system), last_driver_branch(capability)
     return (first is None or first[0] <= driver[0]) and (branch is None or driver[0] < branch + 10)
 
 
@@ -324,33 +296,29 @@ def _jetson(case: Case, gpus: tuple[Capability, ...]) -> Remedy:
         index = "https://pypi.jetson-ai-lab.io/jp6/cu126"
         return Remedy(text + found, (f"python3 -m pip install torch torchvision --index-url {index}",))
     choice, note = _choose(case, gpus)
-    if choice.wheel is not None:
+    if choice.wheel:
+        image = " In docker use an NGC image of 25.08 or newer: older ones have no sm_110."
         made = _install(case, gpus, choice.wheel, note, choice.driver_advice)
-        images = (
-            " In docker use an NGC image of 25.08 or newer: older ones have no sm_110." if gpus[0] >= (10, 0) else ""
-        )
-        return dataclasses.replace(made, summary=made.summary + images)
-    which = dotted(gpus[0])
-    text = f"A Jetson of compute capability {which} needs the wheel that NVIDIA publishes for its JetPack release; "
-    return Remedy(text + "no wheel of the PyTorch index has code for it.", ("cat /etc/nv_tegra_release",))
+        return dataclasses.replace(made, summary=made.summary + (image if gpus[0] >= (10, 0) else ""))
+    text = f"A Jetson of compute capability {dotted(gpus[0])} needs the wheel that NVIDIA publishes for its JetPack"
+    return Remedy(f"{text} release; no wheel of the PyTorch index has code for it.", ("cat /etc/nv_tegra_release",))
 
 
 # --- another driver -------------------------------------------------------------------
 
 
-def _driver(case: Case, found: Diagnosis) -> Remedy:
+def _driver(case: Case) -> Remedy:
     """An older build that this driver starts, or a newer driver."""
-    variant, is_ptx = variant_of(case.facts.torch), found.cause == "ptx_too_new"
-    needed = None
-    if variant and variant != "cpu":
-        cuda = case.facts.torch.cuda if case.facts.torch and (is_ptx or found.cause == "large_parameters") else None
-        floor = (toolkit_driver(cuda, case.system) if cuda else None) or driver_floor(variant, case.system)
-        needed = f"{text_of(floor)} or newer ({case.system})" if floor else None
+    version, own, needs_own = case.driver.version, case.driver.cuda_version, case.found.cause in _NEEDS_OWN
+    cuda = case.torch.cuda if needs_own else None
+    floor = cuda and toolkit_driver(cuda, case.system)
+    least = f"{text_of(floor)} or newer" if floor else case.floor
+    needed = f"{least} ({case.system})" if least else None
     host = " In a container it is the host's driver that counts." if "container" in case.known else ""
-    if is_ptx or found.cause == "large_parameters":
+    if needs_own:
         text = "Use a driver at least as new as the toolkit of the build, or a build (or image) of an older CUDA that"
         return Remedy(f"{text} holds native code for this GPU.{host}", ("nvidia-smi",), driver=needed)
-    if case.driver_version is None and case.driver_cuda is None:
+    if version is None and own is None:
         text = (
             "Install the newest driver that serves this GPU, or a torch build for an older CUDA; nvidia-smi tells the"
         )
@@ -359,62 +327,56 @@ def _driver(case: Case, found: Diagnosis) -> Remedy:
     if not build.commands or not build.torch_variants:
         return build
     change = f" Or keep the build and install driver {needed}." if needed else ""
-    return dataclasses.replace(build, summary=build.summary + change + host, driver=needed or _any_newer(case))
-
-
-def _any_newer(case: Case) -> str | None:
-    """The driver that the next CUDA major needs."""
-    own = case.driver_cuda or cuda_of_driver(case.driver_version, case.system)
+    own = own or cuda_of_driver(version, case.system)
     major = 12 if own and own[0] < 12 else 13
-    floor = driver_floor(f"cu{major}0", case.system)
-    return f"{text_of(floor)} or newer ({case.system}) for CUDA {major} builds" if floor else None
+    # The driver that the next CUDA major needs.
+    any_newer = (
+        f"{text_of(driver_floor(f'cu{major}0', case.system) or ())} or newer ({case.system}) for CUDA {major} builds"
+    )
+    return dataclasses.replace(build, summary=build.summary + change + host, driver=needed or any_newer)
 
 
 # --- the packages of one release ------------------------------------------------------
 
 
-def _pair(case: Case, found: Diagnosis) -> Remedy:
+def _pair(case: Case) -> Remedy:
     """torchvision and torchaudio of the torch that is there, from its own index; torch itself stays."""
-    torch, variant = case.facts.torch, variant_of(case.facts.torch)
-    own = dotted(case.release) if case.release and torch and "dev" not in (torch.version or "") else None
-    wheel = next((row for row in wheels.wheels() if row.torch == own and row.variant == variant), None)
+    own = _stable(case)
+    wheel = next((row for row in wheels.wheels() if row.torch == own and row.variant == case.variant), None)
     text = "Install torch, torchvision and torchaudio from one index in one command, all of one release"
-    if wheel is None:
-        made = other_build(case) if case.gpus else None
-        if made and made.torch_variants:
-            return dataclasses.replace(made, summary=f"{text} (a stable one). {made.summary}")
-        first = 'python -c "import torch; print(torch.__version__)"'
-        then = f"python -m pip install --upgrade torch torchvision --index-url {wheels.INDEX}/cuXXX   # its +cuXXX"
-        return Remedy(f"{text}: the index that this torch came from.", (first, then))
-    tools = install_commands(wheel, case)
-    return Remedy(f"{text}: torch {own} stays, its companions are replaced.", tools[case.tool], (wheel.variant,))
+    if wheel:
+        text = f"{text}: torch {own} stays, its companions are replaced."
+        return Remedy(text, install_commands(wheel, case)[case.tool], (wheel.variant,))
+    made = other_build(case) if case.gpus else None
+    if made and made.torch_variants:
+        return dataclasses.replace(made, summary=f"{text} (a stable one). {made.summary}")
+    first = 'python -c "import torch; print(torch.__version__)"'
+    then = f"python -m pip install --upgrade torch torchvision --index-url {wheels.INDEX}/cuXXX   # its +cuXXX"
+    return Remedy(f"{text}: the index that this torch came from.", (first, then))
 
 
-def _python(case: Case, found: Diagnosis) -> Remedy:
+def _python(case: Case) -> Remedy:
     """Which Python or which torch the index has."""
-    python, wanted = (
-        case.facts.platform.python,
-        re.search(r"\btorch(?:==|~=|\s?\(|-)\s?v?(\d\.\d{1,2})", case.reading.text),
-    )
+    python = case.facts.platform.python
+    wanted = re.search(r"\btorch(?:==|~=|\s?\(|-)\s?v?(\d\.\d{1,2})", case.reading.text)
     text = "Ask an index that has the build for this Python and platform: each torch release has builds for some Python versions only"
     rows = [wheel for wheel in wheels.wheels() if wanted and wheel.torch == wanted[1]]
     if rows:
         low, high = dotted(rows[0].python_min), dotted(rows[0].python_max)
-        variants = sorted(
-            {wheel.variant for wheel in rows if wheel.variant != "cpu"}, key=lambda name: (len(name), name)
-        )
+        variants = sorted({wheel.variant for wheel in rows} - {"cpu"}, key=lambda name: (len(name), name))
         text += f": torch {rows[0].torch} for Python {low} to {high}, with {', '.join(variants)}"
-    fitting = [w for w in wheels.wheels() if python and w.python_min <= python <= w.python_max]
+    fitting = [version_of(w.torch) for w in wheels.wheels() if python and w.python_min <= python <= w.python_max]
     if fitting:
-        low, high = (dotted(f([version_of(w.torch) for w in fitting])) for f in (min, max))
-        text += f". Python {dotted(python or (0, 0))} has torch {low} to {high}"
+        text += f". Python {dotted(python)} has torch {dotted(min(fitting))} to {dotted(max(fitting))}"
     text += ". Builds with +cuXXX stand on PyTorch's index only (https://download.pytorch.org/whl/ lists them); Python must be 64-bit."
-    return Remedy(text, by_tool(cause_of({"id": "python", **table()["advice"]["python"]}).commands, case))
+    return Remedy(text, by_tool(table()["advice"]["python"]["commands"], case))
 
 
-_COMPUTED: Mapping[str, Callable[[Case, Diagnosis], Remedy]] = {
+_COMPUTED: Mapping[str, Callable[[Case], Remedy]] = {
     "torch": other_build,
     "driver": _driver,
     "pair": _pair,
     "python": _python,
 }
+# Causes for which minor-version compatibility is not enough: the driver has to be that of the build's own CUDA.
+_NEEDS_OWN = ("ptx_too_new", "large_parameters")

@@ -5,6 +5,8 @@ import functools
 import json
 from pathlib import Path
 
+from kit.gpu import judge_machine
+from kit.gpu.diagnose import Case
 from kit.gpu.facts import Driver, Gpu, JitControl, KernelProof, MachineFacts, Platform, Torch
 from kit.gpu.judge_machine import Expectation, judge
 from kit.records import Outcome, from_json
@@ -49,6 +51,14 @@ def machine(gpus, build="2.13.0+cu130", arch="sm_75 sm_80 sm_86 sm_90 sm_100 sm_
         has_nvidia_device=True,
     )
     return dataclasses.replace(facts, **changes)
+
+
+def diagnose(facts):
+    return Case(facts).found
+
+
+def disagreements(facts):
+    return judge_machine.disagreements(Case(facts))
 
 
 def verdict(facts, gpu_name=None, min_cuda=None, device="cuda"):

@@ -3,10 +3,10 @@
 import dataclasses
 
 import pytest
-from machine_sample import GPU_A, GPU_B, card, driver, h100, machine, torch
+from machine_sample import GPU_A, GPU_B, card, disagreements, driver, h100, machine, torch
 
 from kit.gpu.facts import Driver, Gpu, MachineFacts, Torch
-from kit.gpu.judge_machine import disagreements, is_slice, matches, partner
+from kit.gpu.judge_machine import is_slice, matches, partner
 
 ADA, PASCAL = "NVIDIA GeForce RTX 4090", "NVIDIA GeForce GTX 1060 6GB"
 GB = 10**9

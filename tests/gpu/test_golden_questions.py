@@ -6,9 +6,8 @@ python tests/gpu/test_golden_questions.py
 import dataclasses
 from pathlib import Path
 
-from machine_sample import GOOD, GPU_A, GPU_B, NO_KERNEL, card, driver, h100, machine, torch, verdict
+from machine_sample import GOOD, GPU_A, GPU_B, NO_KERNEL, card, diagnose, driver, h100, machine, torch, verdict
 
-from kit.gpu.diagnose import diagnose
 from kit.gpu.facts import Driver, Gpu, KernelProof, MachineFacts, Platform, Torch
 from kit.gpu.judge_machine import still_there
 

@@ -3,9 +3,8 @@
 import dataclasses
 
 import pytest
-from machine_sample import GOOD, GPU_B, NO_KERNEL, card, check, driver, failed, h100, machine, torch, verdict
+from machine_sample import GOOD, GPU_B, NO_KERNEL, card, check, diagnose, driver, failed, h100, machine, torch, verdict
 
-from kit.gpu.diagnose import diagnose
 from kit.gpu.facts import Driver, Gpu, KernelProof, MachineFacts, Platform, Torch
 from kit.gpu.judge_machine import still_there
 from kit.records import Outcome

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from kit.gpu import wheels
+from kit.gpu import compat, wheels
 from kit.gpu.facts import Driver, Gpu, MachineFacts, Platform, Torch
 from kit.gpu.judge_machine import Expectation, judge
 from kit.gpu.remedy import remedy
@@ -85,7 +85,7 @@ def test_no_remedy_names_a_build_without_the_code_or_above_the_driver():
             (row,) = [w for w in wheels.wheels() if (w.release, w.variant, w.platform) == (release, name, key)]
             assert row.status != "unverified", (capability, driver, platform, found)
             assert wheels.serves(row, capability).how == "native", (capability, driver, platform, found)
-            assert wheels.driver_runs(name, driver, platform.system) is not False, (capability, driver, found)
+            assert compat.driver_runs(name, driver, platform.system) is not False, (capability, driver, found)
         assert variant == found.torch_variants[0]
 
 

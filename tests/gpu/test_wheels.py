@@ -142,7 +142,7 @@ def test_every_choice_holds_code_and_starts_on_the_driver():
             continue
         system = "Windows" if platform == WINDOWS else "Linux"
         assert wheels.serves(wheel, gpu).how == "native", (gpu, driver, platform, wheel)
-        assert wheels.driver_runs(wheel.variant, driver, system) is not False, (gpu, driver, platform, wheel)
+        assert compat.driver_runs(wheel.variant, driver, system) is not False, (gpu, driver, platform, wheel)
         assert wheel.status != "unverified", (gpu, driver, platform, wheel)
 
 
