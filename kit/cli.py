@@ -196,9 +196,10 @@ def fields(command: Command) -> Iterator[Option]:
             one, *several = typing.get_args(hints[field.name]) or (hints[field.name],)
             meaning, choices = field.metadata["help"], field.metadata["choices"]
             unsaid = ", ".join(word for word in choices if word not in meaning)
-            default = " ".join(map(str, field.default)) if several else field.default
+            default: Any = field.default
+            shown = " ".join(map(str, default)) if several else default
             flag, word = "--" + field.name.replace("_", "-"), field.name.upper()
-            help = f"{meaning}{unsaid and '; one of ' + unsaid} (default: {default})".replace("%", "%%")
+            help = f"{meaning}{unsaid and '; one of ' + unsaid} (default: {shown})".replace("%", "%%")
             how = {"nargs": "+", "metavar": word.removesuffix("S")} if several else {"metavar": word}
             yield option(flag, type=one, help=help, **how)
 
@@ -587,11 +588,15 @@ def run_test(args: argparse.Namespace) -> Answer:
 
 def pytest_options(arguments: Sequence[str]) -> list[str]:
     """nbval's, and the folders unless the caller names some. Lax: an error in any cell fails, and the cells tagged
-    nbval-check-output must print what is stored."""
+    nbval-check-output must print what is stored. Two files at a time, the notebooks first since they take longest;
+    one after another where there is a GPU, which two trainings would share."""
+    from kit.gpu.nvml import find_smi
+
     options = ["--nbval-lax", "--nbval-current-env", f"--nbval-sanitize-with={SANITIZE}",
                f"--nbval-cell-timeout={CELL_TIMEOUT_S}", "-rs"]  # fmt: skip
+    options += [] if find_smi() else ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
     is_named = any(word.startswith(("tests", "notebooks")) for word in arguments)
-    return options if is_named else [*options, "tests", "notebooks"]
+    return options if is_named else [*options, "notebooks", "tests"]
 
 
 # The table of commands.

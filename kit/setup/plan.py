@@ -71,6 +71,7 @@ _TEST = (
     *_REPORT,
     Need("pytest", "pytest", (8,)),
     Need("nbval", "nbval", (0, 11)),
+    Need("xdist", "pytest-xdist", (3,)),
     Need("importlinter", "import-linter", (2,)),
 )
 _NVML = Need("pynvml", "nvidia-ml-py")

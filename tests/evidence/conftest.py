@@ -1,4 +1,4 @@
-"""A whole small bundle for each test, and the table of counts that these tests print at the end."""
+"""A whole small bundle for each test, and how many trials there are."""
 
 import os
 import shutil
@@ -8,7 +8,6 @@ import pytest
 
 # KIT_FULL=1 runs the counts that docs/evidence-tests.md publishes; without it, a tenth of the slow ones.
 IS_FULL = os.environ.get("KIT_FULL") == "1"
-_ROWS = []
 
 
 @pytest.fixture(scope="session")
@@ -23,20 +22,6 @@ def bundle(original, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def tally():
-    """tally(what, trials, result): one row of the table."""
-    return lambda what, trials, result: _ROWS.append((what, trials, result))
-
-
-@pytest.fixture(scope="session")
 def trials():
     """trials(full): how many to run now."""
     return lambda full: full if IS_FULL else max(1, full // 10)
-
-
-def pytest_terminal_summary(terminalreporter):
-    if _ROWS:
-        terminalreporter.section("evidence: what was tried")
-        terminalreporter.write_line("| What was tried | Trials | Result |\n| --- | --- | --- |")
-        for what, count, result in _ROWS:
-            terminalreporter.write_line(f"| {what} | {count:,} | {result} |")
