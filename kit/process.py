@@ -53,24 +53,20 @@ def keep_bytecode() -> str | None:
     found = importlib.util.find_spec("torch")
     if found is None or not found.origin or sys.pycache_prefix:
         return None
-    if Path(importlib.util.cache_from_source(found.origin)).is_file():
+    is_allowed = not sys.dont_write_bytecode
+    if Path(importlib.util.cache_from_source(found.origin)).is_file() or (
+        is_allowed and os.access(Path(found.origin).parent, os.W_OK)
+    ):
         return None
-    reason = "PYTHONDONTWRITEBYTECODE is set" if sys.dont_write_bytecode else "torch's folder holds no compiled modules"
-    if not sys.dont_write_bytecode and os.access(Path(found.origin).parent, os.W_OK):
-        return None
+    reason = "torch's folder holds no compiled modules" if is_allowed else "PYTHONDONTWRITEBYTECODE is set"
     sys.pycache_prefix = str(cache_folder("bytecode"))
     sys.dont_write_bytecode = False
     return reason
 
 
-def _share() -> Path:
-    installed = Path(__file__).resolve().parent / "share"
-    return installed if installed.is_dir() else ROOT
-
-
 # Notebooks, parameter sets, recorded machines and pins: in the package where it is installed, else the checkout.
-SHARE = _share()
-IS_CHECKOUT = SHARE.name != "share"
+IS_CHECKOUT = not (ROOT / "kit" / "share").is_dir()
+SHARE = ROOT if IS_CHECKOUT else ROOT / "kit" / "share"
 # How a person starts the kit here; on Windows `python3` may be the store's stub.
 COMMAND = "py -m kit" if IS_WINDOWS else "python3 -m kit"
 _LOG_EVERY_S = 30.0

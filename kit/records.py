@@ -7,6 +7,7 @@ unknown field, a wrong type, NaN, Infinity and a repeated key are refused.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import functools
@@ -28,9 +29,6 @@ class Outcome(enum.StrEnum):
     INCONCLUSIVE = "INCONCLUSIVE"
     FAIL = "FAIL"
     INVALID = "INVALID"
-
-    def __str__(self) -> str:
-        return self.value
 
     @property
     def exit_code(self) -> int:
@@ -150,7 +148,7 @@ def dumps(value: Any, *, indent: int | None = 2) -> str:
 def loads(text: str | bytes) -> Any:
     """Strict `json.loads`. Raises ValueError on NaN, Infinity, 1e999, repeated keys, deep nesting."""
     try:
-        return json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_no_repeats)
+        return json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_no_repeats)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -160,7 +158,11 @@ def from_json(kind: Any, data: Any, where: str = "") -> Any:
     where = where or getattr(kind, "__name__", str(kind))
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        return _from_union(args, data, where)
+        *others, last = [one for one in args if (one is type(None)) == (data is None)] or args
+        for one in others:
+            with contextlib.suppress(UsageError):
+                return from_json(one, data, where)
+        return from_json(last, data, where)
     if dataclasses.is_dataclass(kind):
         return _from_dataclass(kind, data, where)
     if origin is tuple:
@@ -181,18 +183,6 @@ def from_json(kind: Any, data: Any, where: str = "") -> Any:
         return float(data)
     _expect(type(data) is kind, where, f"a value of type {getattr(kind, '__name__', kind)}", data)
     return data
-
-
-def _from_union(kinds: tuple[Any, ...], data: Any, where: str) -> Any:
-    if data is None and type(None) in kinds:
-        return None
-    kinds = tuple(kind for kind in kinds if kind is not type(None))
-    for kind in kinds[:-1]:
-        try:
-            return from_json(kind, data, where)
-        except UsageError:
-            continue
-    return from_json(kinds[-1], data, where)
 
 
 def _from_dataclass(kind: Any, data: Any, where: str) -> Any:
@@ -220,14 +210,10 @@ def _expect(is_so: bool, where: str, expected: str, found: Any) -> None:
         raise UsageError(f"{where}: {str(found)[:120]!r}", expected=expected)
 
 
-def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is not JSON")
-
-
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text} is too large")
+        raise ValueError(f"{text} is no finite number")
     return value
 
 

@@ -118,25 +118,39 @@ def _escape(char: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def check_lines(checks: Iterable[Check], *, width: int = 100) -> list[str]:
-    """One line a check, and for one that is not green what was expected and what to do."""
-    lines, checks = [], list(checks)
-    second = max([26, *(len(check.id) for check in checks)])
+RED = (Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.INVALID)
+
+
+def check_lines(
+    checks: Sequence[Check], *, width: int = 100, told: Sequence[Outcome] = RED, is_cut: bool = False
+) -> list[str]:
+    """One line a check, and for those with an outcome of `told` what was expected and what to do. is_cut: the others
+    get one line of the terminal and no more."""
+    lines = []
+    first = max((len(check.outcome) for check in checks), default=0)
+    second = max((len(check.id) for check in checks), default=0)
     for check in checks:
-        lines += _wrapped(f"{check.outcome:<12} {check.id:<{second}} {plain(check.found)}", width, 14 + second)
-        if check.outcome in (Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.INVALID):
-            lines += _wrapped(f"{'':<12} expected: {plain(check.expected)}", width, 23)
-            lines += _wrapped(f"{'':<12} to do:    {plain(check.todo)}", width, 23) if check.todo else []
+        indent = " " * (first + 1)
+        line = f"{check.outcome:<{first}} {check.id:<{second}} "
+        if is_cut and check.outcome not in told:
+            line += " ".join(plain(check.found).split())
+            lines.append(line if len(line) <= width else line[: width - 1] + "…")
+            continue
+        more = (
+            f"{indent}expected: {plain(check.expected)}",
+            f"{indent}to do: {plain(check.todo)}" if check.todo else "",
+        )
+        for text in (line + plain(check.found), *(more if check.outcome in told else ())):
+            lines += textwrap.wrap(text, width, subsequent_indent=indent)
     return lines
 
 
-def _wrapped(text: str, width: int, indent: int) -> list[str]:
-    return textwrap.wrap(text, width, subsequent_indent=" " * indent, break_long_words=False) or [""]
+def _head(title: str, verdict: Verdict) -> str:
+    return f"{title}: {verdict.outcome}" + (f" ({plain(verdict.diagnosis)})" if verdict.diagnosis else "")
 
 
-def verdict_text(verdict: Verdict, *, title: str = "Verdict", width: int = 100) -> str:
-    head = f"{title}: {verdict.outcome}" + (f" ({plain(verdict.diagnosis)})" if verdict.diagnosis else "")
-    return "\n".join([head, "", *check_lines(verdict.checks, width=width)])
+def verdict_text(verdict: Verdict, *, title: str = "Verdict") -> str:
+    return "\n".join([_head(title, verdict), "", *check_lines(verdict.checks)])
 
 
 # Foreground colours of ECMA-48, which a terminal maps to something readable on its own background.
@@ -151,38 +165,16 @@ def screen(verdict: Verdict, *, title: str, advice: Sequence[str] = (), width: i
     advice: lines below the checks; one that begins with a space is a command and never broken. Where it would
     not fit `height`, the green checks become one line.
     """
-    lines = _screen_lines(verdict, width, is_short=False)
+    shown, told, hidden = list(verdict.checks), [verdict.outcome] if verdict.outcome in RED else [], []
+    lines = check_lines(shown, width=width, told=told, is_cut=True)
     below = [
         part for line in advice for part in ([plain(line)] if line[:1] == " " else textwrap.wrap(plain(line), width))
     ]
-    rows = 2 + len(lines) + sum(1 + len(line) // width for line in below) + bool(below)
-    if rows >= height:
-        lines = _screen_lines(verdict, width, is_short=True)
-    head = f"{title}: {verdict.outcome}" + (f" ({plain(verdict.diagnosis)})" if verdict.diagnosis else "")
-    return "\n".join([head, "", *lines, *([""] if below else []), *below])
-
-
-def _screen_lines(verdict: Verdict, width: int, *, is_short: bool) -> list[str]:
-    shown = [check for check in verdict.checks if not (is_short and check.outcome is Outcome.PASS)]
-    first = max((len(check.outcome) for check in shown), default=0)
-    second = max((len(check.id) for check in shown), default=0)
-    lines = []
-    for check in shown:
-        indent = " " * (first + 1)
-        line = f"{check.outcome:<{first}} {check.id:<{second}} "
-        if check.outcome is not verdict.outcome or check.outcome in (Outcome.PASS, Outcome.REHEARSAL):
-            lines.append(_cut(line + " ".join(plain(check.found).split()), width))
-            continue
-        for text in (line + plain(check.found), f"{indent}expected: {plain(check.expected)}"):
-            lines += textwrap.wrap(text, width, subsequent_indent=indent)
-        if check.todo:
-            lines += textwrap.wrap(f"{indent}to do: {plain(check.todo)}", width, subsequent_indent=indent)
-    hidden = len(verdict.checks) - len(shown)
-    return [*lines, f"{hidden} more checks are green."] if hidden else lines
-
-
-def _cut(line: str, width: int) -> str:
-    return line if len(line) <= width else line[: width - 1] + "…"
+    if 2 + len(lines) + sum(1 + len(line) // width for line in below) + bool(below) >= height:
+        shown = [check for check in shown if check.outcome is not Outcome.PASS]
+        hidden = [f"{n} more checks are green."] if (n := len(verdict.checks) - len(shown)) else []
+        lines = check_lines(shown, width=width, told=told, is_cut=True)
+    return "\n".join([_head(title, verdict), "", *lines, *hidden, *([""] if below else []), *below])
 
 
 def coloured(text: str) -> str:
@@ -209,7 +201,7 @@ def verdict_html(verdict: Verdict, *, title: str = "Verdict") -> str:
 
 def _found(check: Check) -> Html:
     text: str = escape(check.found)
-    if check.outcome in (Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.INVALID):
+    if check.outcome in RED:
         text += f"<br>expected: {escape(check.expected)}"
         text += f"<br><b>to do:</b> {escape(check.todo)}" if check.todo else ""
     return Html(text)
@@ -231,6 +223,9 @@ def card(head: str, body: str, outcome: Outcome | None = None) -> str:
     )
 
 
+_NUMBER = re.compile(r"\d|(–|unknown)?$")
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """Rows under named columns, as aligned text or as an HTML table. Cells are text; all are escaped."""
@@ -245,7 +240,15 @@ class Table:
         return cls(("name", "value"), tuple(fields))
 
     def __str__(self) -> str:
-        return table_text(self.columns, self.rows)
+        """Columns aligned for a fixed-width font; numbers to the right."""
+        lines = [[plain(value) for value in row] for row in (self.columns, *self.rows)]
+        columns = list(zip(*lines))
+        widths = [max(map(len, column)) for column in columns]
+        is_number = [all(_NUMBER.match(text) for text in column[1:]) for column in columns]
+        return "\n".join(
+            "  ".join(v.rjust(w) if right else v.ljust(w) for v, w, right in zip(line, widths, is_number)).rstrip()
+            for line in lines
+        )
 
     __repr__ = __str__
 
@@ -268,26 +271,10 @@ def table_html(columns: Sequence[str], rows: Iterable[Sequence[object]], *, styl
     return Html(f"<div class='wide'><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n")
 
 
-def table_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Columns aligned for a fixed-width font; numbers to the right."""
-    columns = [plain(column) for column in columns]
-    cells = [[plain(value) for value in row] for row in rows]
-    widths = [max(len(row[i]) for row in [columns, *cells]) for i in range(len(columns))]
-    is_number = [all(_starts_as_number(row[i]) for row in cells) for i in range(len(columns))]
-    lines = [columns, *cells]
-    return "\n".join(
-        "  ".join(v.rjust(w) if right else v.ljust(w) for v, w, right in zip(line, widths, is_number)).rstrip()
-        for line in lines
-    )
-
-
-def _starts_as_number(text: str) -> bool:
-    return text[:1].isdigit() or text in ("", "–", "unknown")
-
-
 # Makes a stranger's text safe to show, on a terminal, in HTML and Markdown: made visible, never dropped.
 
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[@-Z\\-_]")
+# A terminal's colours; any other escape is made visible later.
+ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[@-Z\\-_]")
 
 
 def in_markdown(text: object) -> str:
@@ -298,11 +285,6 @@ def in_markdown(text: object) -> str:
     # An underscore inside a word is no emphasis, and names of numbers have many.
     line = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", line)
     return re.sub(r"(?i)://", "&#58;//", line.replace("@", "&#64;")).replace("www.", "www&#46;")
-
-
-def without_ansi(text: str) -> str:
-    """A terminal's colours taken out; any other escape is made visible later."""
-    return _ANSI.sub("", text)
 
 
 # The frame of every page: one file, no script, no request, light and dark, phone and paper.

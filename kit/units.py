@@ -11,17 +11,14 @@ from typing import Any
 GiB = 1024**3
 MiB = 1024**2
 UNKNOWN = "unknown"
+_PREFIXES = (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
 
 
 def quantity(value: float | None, unit: str, digits: int = 3) -> str:
     """`value` with `digits` significant digits and an SI prefix: 50.8e12 FLOP/s -> '50.8 TFLOP/s'."""
     if value is None:
         return UNKNOWN
-    prefix, scale = "", 1.0
-    for name, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= size:
-            prefix, scale = name, size
-            break
+    prefix, scale = next((found for found in _PREFIXES if abs(value) >= found[1]), ("", 1.0))
     return f"{number(value / scale, digits)} {prefix}{unit}"
 
 
@@ -52,9 +49,8 @@ def memory(value_bytes: int | None, digits: int = 3) -> str:
     """GiB from 1 GiB on, else MiB (1024-based, and named so)."""
     if value_bytes is None:
         return UNKNOWN
-    if value_bytes >= GiB:
-        return f"{number(value_bytes / GiB, digits)} GiB"
-    return f"{number(value_bytes / MiB, digits)} MiB"
+    unit, size = ("GiB", GiB) if value_bytes >= GiB else ("MiB", MiB)
+    return f"{number(value_bytes / size, digits)} {unit}"
 
 
 def percent(share: float | None, digits: int = 2) -> str:
@@ -107,10 +103,7 @@ def spread(values: Sequence[float]) -> Spread | None:
     if not values:
         return None
     ordered = sorted(values)
-    if len(ordered) == 1:
-        q1 = q3 = ordered[0]
-    else:
-        q1, _, q3 = statistics.quantiles(ordered, n=4, method="inclusive")
+    q1, _, q3 = statistics.quantiles(ordered if len(ordered) > 1 else 2 * ordered, n=4, method="inclusive")
     return Spread(len(ordered), statistics.median(ordered), q1, q3, ordered[0], ordered[-1])
 
 

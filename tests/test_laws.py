@@ -16,7 +16,6 @@ EXCEPTIONS = {
         "open_bundle(secrets=)", "salt(folder=)", "Group(environment=)", "has_nvidia_hardware(root=)",
         "is_container(root=)", "is_wsl(root=)", "platform_name(machine=)", "platform_name(system=)", "read_driver(find=)",
         "read_driver(root=)", "read_driver(run=)", "fetch_pip(url=)", "can_reach(limit_s=)",
-        "verdict_text(width=)",
     },
     "read from a data file": {
         "Cause.alone", "Cause.do", "Cause.lines", "Cause.needs", "Cause.never", "Cause.unless", "Reading(rows=)",

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kit.evidence.redact import strip_png
-from kit.show import document, escape, without_ansi
+from kit.show import ANSI, document, escape
 
 
 def notebook_html(notebook: Mapping[str, Any], title: str = "notebook") -> str:
@@ -40,10 +40,10 @@ def _cell(cell: Mapping[str, Any]) -> str:
 def _output(output: Mapping[str, Any]) -> str:
     kind = output.get("output_type")
     if kind == "stream":
-        return f"<pre>{escape(without_ansi(text(output.get('text'))))}</pre>"
+        return f"<pre>{escape(ANSI.sub('', text(output.get('text'))))}</pre>"
     if kind == "error":
         trace = "\n".join(part for part in output.get("traceback", ()) if isinstance(part, str))
-        return f"<pre class='error'>{escape(without_ansi(trace or text(output.get('evalue'))))}</pre>"
+        return f"<pre class='error'>{escape(ANSI.sub('', trace or text(output.get('evalue'))))}</pre>"
     data = output.get("data", {})
     plain = text(data.get("text/plain"))
     if "image/png" in data:
@@ -51,7 +51,7 @@ def _output(output: Mapping[str, Any]) -> str:
         return picture(text(data["image/png"]), str(metadata.get("alt") or plain))
     if "text/markdown" in data:
         return markdown(text(data["text/markdown"]))
-    return f"<pre>{escape(without_ansi(plain))}</pre>" if plain else ""
+    return f"<pre>{escape(ANSI.sub('', plain))}</pre>" if plain else ""
 
 
 def picture(base64_text: str, alt: str) -> str:
@@ -248,7 +248,7 @@ def _stripped_output(output: Mapping[str, Any]) -> Mapping[str, Any]:
 def _plain(value: Any) -> Any:
     """Without a terminal's colours: they stand inside paths and names, where redaction would not see those."""
     if isinstance(value, str):
-        return without_ansi(value)
+        return ANSI.sub("", value)
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return {key: _plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value

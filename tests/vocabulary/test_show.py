@@ -29,7 +29,7 @@ def test_plain_text_is_left_alone():
 
 def test_a_red_check_says_what_was_expected_and_what_to_do():
     text = "\n".join(check_lines([Check("native.x", Outcome.FAIL, "found it", "wanted that", "do this")]))
-    assert "expected: wanted that" in text and "to do:    do this" in text
+    assert "expected: wanted that" in text and "to do: do this" in text
 
 
 def test_a_green_check_takes_one_line():
