@@ -6,11 +6,11 @@ import dataclasses
 from pathlib import Path
 
 from kit.errors import UsageError
-from kit.gpu.facts import MachineFacts
-from kit.gpu.judge_machine import Expectation, judge
+from kit.gpu.facts import Expectation, MachineFacts
+from kit.gpu.judge_machine import judge
 from kit.gpu.remedy import Remedy, remedy
 from kit.records import Outcome, Verdict
-from kit.show import Table, card, escape, verdict_html, verdict_text
+from kit.show import Table, verdict_html, verdict_text
 from kit.units import dotted, memory, pair, seconds
 
 
@@ -26,14 +26,13 @@ class CheckResult:
     @property
     def witnesses(self) -> Table:
         """What the driver and what torch say of each device, side by side."""
-        rows = []
-        for witness, source in (("driver (NVML)", self.facts.driver), ("torch", self.facts.torch)):
-            for gpu in source.gpus if source else ():
-                rows.append((witness, gpu.index, gpu.name, dotted(gpu.compute_capability), memory(gpu.memory_bytes)))
-        return Table(
-            ("witness", "device", "name", "compute capability", "memory"),
-            tuple(rows) or (("none", "–", "no NVIDIA device was seen", "–", "–"),),
-        )
+        rows = [
+            (witness, gpu.index, gpu.name, dotted(gpu.compute_capability), memory(gpu.memory_bytes))
+            for witness, source in (("driver (NVML)", self.facts.driver), ("torch", self.facts.torch))
+            for gpu in (source.gpus if source else ())
+        ]
+        nobody = ("none", "–", "no NVIDIA device was seen", "–", "–")
+        return Table(("witness", "device", "name", "compute capability", "memory"), tuple(rows or [nobody]))
 
     @property
     def kernel(self) -> Table:
@@ -41,41 +40,30 @@ class CheckResult:
         proof = self.facts.proof
         if proof is None:
             return Table(("kernel", "result"), (("none", "no kernel was run: there is no usable device"),))
+        name = f"{proof.size} × {proof.size} {proof.dtype} product on {proof.device}"
         result = proof.error or f"largest relative error {proof.max_relative_error:.1e} against float64"
-        return Table(
-            ("kernel", "result", "allowed", "time"),
-            (
-                (
-                    f"{proof.size} × {proof.size} {proof.dtype} product on {proof.device}",
-                    result,
-                    f"{proof.limit:.0e}" if proof.limit else "–",
-                    seconds(proof.seconds),
-                ),
-            ),
-        )
+        limit = f"{proof.limit:.0e}" if proof.limit else "–"
+        return Table(("kernel", "result", "allowed", "time"), ((name, result, limit, seconds(proof.seconds)),))
 
     @property
     def sentence(self) -> str:
         """The finding in words."""
-        found = self.verdict.findings
-        return f"{self.verdict.outcome}: " + (
-            f"{found[0].id}: {found[0].found}" if found else f"{len(self.verdict.checks)} checks, none red"
-        )
+        found = self.verdict.findings[:1]
+        said = [f"{check.id}: {check.found}" for check in found] or [f"{len(self.verdict.checks)} checks, none red"]
+        return f"{self.verdict.outcome}: {said[0]}"
 
     def __str__(self) -> str:
-        text = verdict_text(self.verdict, title="GPU check")
-        if self.verdict.outcome not in (Outcome.PASS, Outcome.REHEARSAL):
-            text += f"\n\n{self.remedy.summary}" + "".join(f"\n    {line}" for line in self.remedy.commands)
-        return text
+        return verdict_text(self.verdict, title="GPU check") + ("" if self.is_fine else f"\n\n{self.remedy}")
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        shown = verdict_html(self.verdict, title="GPU check")
-        if self.verdict.outcome in (Outcome.PASS, Outcome.REHEARSAL):
-            return shown
-        commands = "".join(f"<pre>{escape(line)}</pre>" for line in self.remedy.commands)
-        return shown + card("What to do", f"<p>{escape(self.remedy.summary)}</p>{commands}", self.verdict.outcome)
+        advice = "" if self.is_fine else self.remedy._repr_html_(self.verdict.outcome)
+        return verdict_html(self.verdict, title="GPU check") + advice
+
+    @property
+    def is_fine(self) -> bool:
+        return self.verdict.outcome in (Outcome.PASS, Outcome.REHEARSAL)
 
 
 def check(
@@ -111,20 +99,22 @@ def expect(
     """An expectation from the words a person gives. An empty word is an unset variable more often than a wish, and
     a rehearsal on the CPU fulfils no demand of a GPU: both are wrong arguments."""
     given = {"expect_gpu": expect_gpu, "min_cuda": min_cuda, "gpus": gpus}
-    named = [f"{name}={value!r}" for name, value in given.items() if value is not None]
-    if device == "cpu" and named:
-        raise UsageError(
-            f"device=cpu with {', '.join(named)}", expected="a demand of a GPU on device cuda", todo="leave one out"
-        )
-    if expect_gpu is not None and not expect_gpu.strip():
-        raise UsageError(
-            "expect_gpu is empty", expected='words of a name such as "RTX 5090"', todo="set it or leave it out"
-        )
-    version = pair(min_cuda)
-    if min_cuda is not None and dotted(version) != min_cuda:
-        raise UsageError(f"min_cuda={min_cuda!r}", expected="a CUDA version such as 12.8", todo="correct --min-cuda")
-    if gpus is not None and gpus < 1:
-        raise UsageError(f"gpus={gpus}", expected="at least 1", todo="correct --gpus")
+    named, version = [f"{name}={value!r}" for name, value in given.items() if value is not None], pair(min_cuda)
+    expected = "a demand of a GPU on device cuda"
+    problems = (
+        (device == "cpu" and named, f"device=cpu with {', '.join(named)}", expected, "leave one out"),
+        (
+            not (expect_gpu or "").strip(),
+            "expect_gpu is empty",
+            'words of a name such as "RTX 5090"',
+            "set it or leave it out",
+        ),
+        (dotted(version) != min_cuda, f"min_cuda={min_cuda!r}", "a CUDA version such as 12.8", "correct --min-cuda"),
+        ((gpus or 0) < 1, f"gpus={gpus}", "at least 1", "correct --gpus"),
+    )
+    for (is_wrong, found, expected, todo), value in zip(problems, (device, expect_gpu, min_cuda, gpus)):
+        if is_wrong and value is not None:
+            raise UsageError(found, expected=expected, todo=todo)
     return Expectation(gpu_name=expect_gpu, min_cuda=version, device=device, gpus=gpus)
 
 

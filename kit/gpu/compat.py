@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -81,87 +82,53 @@ class Coverage:
     is_too_old: bool = False
 
 
-def parse_code(entry: str) -> Code | None:
-    """'sm_90a', 'compute_120', '12.0', '9.0+PTX' -> Code; None where it is no architecture."""
-    text = entry.strip().lower()
-    match = _ENTRY.match(text)
-    if match:
-        return Code((int(match[2]), int(match[3])), match[1] == "compute", match[4])
-    match = re.match(r"(\d{1,2})\.(\d)([af]?)(\+ptx)?$", text)
-    return Code((int(match[1]), int(match[2])), False, match[3]) if match else None
-
-
-def codes(arch_list: tuple[str, ...]) -> tuple[Code, ...]:
-    return tuple(code for code in map(parse_code, arch_list) if code is not None)
-
-
-def is_tegra_capability(capability: Capability) -> bool:
-    return capability in TEGRA
+def codes(arch_list: Iterable[str]) -> tuple[Code, ...]:
+    """('sm_90a', 'compute_120') as Codes; what is no architecture is left out."""
+    found = (_ENTRY.match(entry.strip().lower()) for entry in arch_list)
+    return tuple(Code((int(m[2]), int(m[3])), m[1] == "compute", m[4]) for m in found if m)
 
 
 def cover(
-    arch_list: tuple[str, ...], capability: Capability, *, cuda: Capability | None = None, source: str = "list"
+    arch_list: Iterable[str], capability: Capability, *, cuda: Capability | None = None, source: str = "list"
 ) -> Coverage:
     """Whether code for `arch_list` runs on a GPU of `capability`.
 
     cuda: the toolkit that the build was made with; from 13.2 on desktop code runs on Jetson too.
     """
-    entries = codes(arch_list)
+    entries, own = codes(arch_list), dotted(capability)
     native = [code for code in entries if not code.is_ptx and _runs(code, capability, cuda)]
     if native:
         best = max(native, key=lambda code: (code.capability == capability, code.capability, not code.kind))
-        return Coverage("native", _why_native(best, capability), source, str(best), best.capability == capability)
-    ptx = [code for code in entries if code.is_ptx and _jits(code, capability)]
+        why = f"{best} code runs on {own}: same major, lower minor version"
+        if capability in TEGRA:
+            why = f"{best} code runs on {own} with the JetPack 7.2 driver (CUDA 13.2 and later)"
+        is_exact = best.capability == capability
+        return Coverage("native", f"{best} code is in the build" if is_exact else why, source, str(best), is_exact)
+    ptx = [code for code in entries if code.is_ptx and code.capability <= capability]
+    ptx = [code for code in ptx if not code.kind or code.capability == capability]
     if ptx:
         best = max(ptx, key=lambda code: code.capability)
-        why = f"no native code for {dotted(capability)}; the driver compiles {best} at the first use of each kernel"
+        why = f"no native code for {own}; the driver compiles {best} at the first use of each kernel"
         return Coverage("ptx", why, source, str(best))
-    is_too_old = all(capability < code.capability for code in entries)
-    return Coverage("none", _why_none(entries, capability), source, is_too_old=is_too_old)
-
-
-def _same(a: Capability, b: Capability) -> bool:
-    """10.1 is the old name of 11.0 (Thor), renamed in CUDA 13.0."""
-    return a == b or {a, b} == {(10, 1), (11, 0)}
+    held = " ".join(str(code) for code in entries)
+    same = [code for code in entries if code.capability[0] == capability[0] and code.capability <= capability]
+    why = f"no {Code(capability)} code in the build, nor code or PTX that could run instead ({held})"
+    if capability in TEGRA and same:
+        why = f"{own} is a Jetson: desktop code of the same generation does not run on it ({held})"
+    why = why if entries else f"the build has no GPU code, so none for {own}"
+    return Coverage("none", why, source, is_too_old=all(capability < code.capability for code in entries))
 
 
 def _runs(code: Code, capability: Capability, cuda: Capability | None) -> bool:
-    if _same(code.capability, capability):
+    own = code.capability
+    # 10.1 is the old name of 11.0 (Thor), renamed in CUDA 13.0.
+    if own == capability or {own, capability} == {(10, 1), (11, 0)}:
         return True
-    if code.kind == "a":
-        return False
-    if code.kind == "f":
-        return capability in _FAMILY.get(code.capability, ())
-    if code.capability in TEGRA:
-        return False
-    if capability in TEGRA:
-        return bool(cuda and cuda >= (13, 2)) and _RUNS_ON_JETSON_FROM_13_2.get(code.capability) == capability
-    return code.capability[0] == capability[0] and code.capability[1] <= capability[1]
-
-
-def _jits(code: Code, capability: Capability) -> bool:
     if code.kind:
-        return capability == code.capability
-    return code.capability <= capability
-
-
-def _why_native(code: Code, capability: Capability) -> str:
-    if code.capability == capability:
-        return f"{code} code is in the build"
+        return code.kind == "f" and capability in _FAMILY.get(own, ())
     if capability in TEGRA:
-        return f"{code} code runs on {dotted(capability)} with the JetPack 7.2 driver (CUDA 13.2 and later)"
-    return f"{code} code runs on {dotted(capability)}: same major, lower minor version"
-
-
-def _why_none(entries: tuple[Code, ...], capability: Capability) -> str:
-    if not entries:
-        return f"the build has no GPU code, so none for {dotted(capability)}"
-    held = " ".join(str(code) for code in entries)
-    if capability in TEGRA and any(
-        code.capability[0] == capability[0] and code.capability <= capability for code in entries
-    ):
-        return f"{dotted(capability)} is a Jetson: desktop code of the same generation does not run on it ({held})"
-    return f"no {Code(capability)} code in the build, nor code or PTX that could run instead ({held})"
+        return bool(cuda and cuda >= (13, 2)) and _RUNS_ON_JETSON_FROM_13_2.get(own) == capability
+    return own not in TEGRA and own[0] == capability[0] and own[1] <= capability[1]
 
 
 Version = tuple[int, ...]
@@ -191,21 +158,19 @@ def driver_floor(variant: str, system: str) -> Version | None:
     cuda = cuda_of(variant)
     if cuda is None:
         return None
-    for row in load("drivers")["minor_version_minimum"]:
-        if row["cuda_major"] == cuda[0]:
-            return parse_driver(row[_column(system)])
-    floors = [floor for toolkit, floor in _toolkits(system) if toolkit == cuda]
-    return min(floors) if floors else None
+    majors = [row for row in load("drivers")["minor_version_minimum"] if row["cuda_major"] == cuda[0]]
+    if majors:
+        return parse_driver(majors[0][system.lower()])
+    return min((floor for toolkit, floor in toolkits(system) if toolkit == cuda), default=None)
 
 
 def driver_runs(
     variant: str, version: str | None, system: str, *, driver_cuda: tuple[int, int] | None = None
 ) -> bool | None:
     """Whether this driver starts that build; None where neither its version nor its CUDA is known."""
-    cuda = cuda_of(variant)
+    cuda, floor, driver = cuda_of(variant), driver_floor(variant, system), parse_driver(version)
     if cuda is None:
         return True
-    floor, driver = driver_floor(variant, system), parse_driver(version)
     if driver is not None and floor is not None:
         return driver >= floor
     if driver_cuda is not None:
@@ -215,32 +180,23 @@ def driver_runs(
 
 def cuda_of_driver(version: str | None, system: str) -> tuple[int, int] | None:
     """The newest CUDA that this driver carries, by the toolkits' own drivers; None below the table."""
-    driver = parse_driver(version)
-    if driver is None:
-        return None
-    return max((toolkit for toolkit, floor in _toolkits(system) if floor <= driver), default=None)
+    driver = parse_driver(version) or (0,)
+    return max((toolkit for toolkit, floor in toolkits(system) if floor <= driver), default=None)
 
 
 def toolkit_driver(cuda: tuple[int, int], system: str) -> Version | None:
     """The driver that came with a toolkit's first release: what its PTX needs. For a toolkit that is not
     listed,
     the one before it; None below the table."""
-    known = max((toolkit for toolkit, _ in _toolkits(system) if toolkit <= cuda), default=None)
-    return min(floor for toolkit, floor in _toolkits(system) if toolkit == known) if known else None
-
-
-def _column(system: str) -> str:
-    return "windows" if system.lower().startswith("win") else "linux"
+    known = max((toolkit for toolkit, _ in toolkits(system) if toolkit <= cuda), default=None)
+    return min((floor for toolkit, floor in toolkits(system) if toolkit == known), default=None)
 
 
 @functools.cache
-def _toolkits(system: str) -> tuple[tuple[tuple[int, int], Version], ...]:
+def toolkits(system: str) -> tuple[tuple[tuple[int, int], Version], ...]:
     """(CUDA, driver) pairs. NVIDIA prints no Windows number from 13.0 on: there the Linux branch stands."""
     found = []
     for row in load("drivers")["toolkits"]:
-        floor = parse_driver(row[_column(system)])
-        if floor is None and row["linux"]:
-            floor = (parse_driver(row["linux"]) or (0,))[:1]
-        if floor:
-            found.append((version_of(row["cuda"]), floor))
-    return tuple(found)
+        linux = parse_driver(row["linux"]) or ()
+        found.append((version_of(row["cuda"]), parse_driver(row[system.lower()]) or linux[:1]))
+    return tuple((cuda, floor) for cuda, floor in found if floor)

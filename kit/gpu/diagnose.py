@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 
 from kit.gpu.causes import Cause, Reading, causes, facts_in, table
 from kit.gpu.compat import (
+    TEGRA,
     Capability,
     Coverage,
     cuda_of,
     cuda_of_driver,
     driver_floor,
     driver_runs,
-    is_tegra_capability,
     parse_driver,
     text_of,
 )
@@ -256,7 +256,7 @@ def _jetpack_runs(case: Case, capability: Capability) -> bool:
     jetpack = (case.facts.platform.jetpack or "").lower().lstrip("r")
     number = tuple(int(part) for part in jetpack.split(".") if part.isdigit())
     is_new = number >= ((39,) if number and number[0] >= 30 else (7, 2))
-    return is_tegra_capability(capability) and (is_new or (parse_driver(case.driver.version) or (0,)) >= (595,))
+    return capability in TEGRA and (is_new or (parse_driver(case.driver.version) or (0,)) >= (595,))
 
 
 def _devices(case: Case) -> Mapping[str, object]:

@@ -131,13 +131,11 @@ class KernelProof:
     @property
     def ran_without_ptx_jit(self) -> bool | None:
         """None where nothing shows whether the driver compiled what ran."""
-        if not self.ran or self.device == "cpu":
-            return None
-        if self.jit_error is not None:
-            return False
         is_refused = self.jit is not None and self.jit.is_refused
         is_loadable = self.jit_allowed is None or self.jit_allowed.code == 0
-        return True if is_refused and is_loadable else None
+        is_native = True if is_refused and is_loadable else None
+        is_shown = self.ran and self.device != "cpu"
+        return (is_native if self.jit_error is None else False) if is_shown else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,23 +193,20 @@ class MachineFacts:
     def table(self) -> Table:
         """The facts that a person asks for first; everything is in the fields."""
         driver, torch, here = self.driver or Driver(), self.torch or Torch(), self.platform
+        gpus = [
+            (f"GPU {g.index}", f"{g.name}, compute capability {dotted(g.compute_capability)}")
+            for g in driver.gpus or torch.gpus
+        ]
+        supports, code = f"for CUDA up to {dotted(driver.cuda_version)}", " ".join(torch.arch_list) or "no GPU"
         rows = [
             ("system", " ".join(filter(None, (here.os or here.system, here.machine, "in WSL" if here.is_wsl else "")))),
             ("Python", dotted(here.python)),
-            (
-                "driver",
-                f"{driver.version} for CUDA up to {dotted(driver.cuda_version)}" if driver.version else "none seen",
-            ),
-            (
-                "torch",
-                f"{torch.version}, code for {' '.join(torch.arch_list) or 'no GPU'}" if torch.version else "none",
-            ),
+            ("driver", f"{driver.version} {supports}" if driver.version else "none seen"),
+            ("torch", f"{torch.version}, code for {code}" if torch.version else "none"),
+            *(gpus or [("GPU", "none seen")]),
+            *(("unknown", note) for note in self.notes),
         ]
-        rows += [
-            (f"GPU {gpu.index}", f"{gpu.name}, compute capability {dotted(gpu.compute_capability)}")
-            for gpu in driver.gpus or torch.gpus
-        ] or [("GPU", "none seen")]
-        return Table(("fact", "value"), (*rows, *(("unknown", note) for note in self.notes)))
+        return Table(("fact", "value"), tuple(rows))
 
     def __str__(self) -> str:
         return str(self.table)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kit.gpu.causes import Reading
-from kit.gpu.compat import is_tegra_capability
+from kit.gpu.compat import TEGRA
 from kit.gpu.diagnose import Case
 from kit.gpu.facts import Driver, Expectation, Gpu, JitControl, MachineFacts
 from kit.gpu.specs import normalise, possible_capabilities
@@ -255,7 +255,7 @@ def two_witnesses(case: Case) -> Answer | None:
         return say(False, "; ".join(differ), values)
     if case.driver.gpus or facts.nvidia_smi_gpus:
         return say(True, f"driver and torch agree: {', '.join(names)}", values)
-    if facts.platform.is_tegra and all(is_tegra_capability(gpu.compute_capability or (0, 0)) for gpu in case.gpus):
+    if facts.platform.is_tegra and all(gpu.compute_capability in TEGRA for gpu in case.gpus):
         return say(True, f"the system is a Jetson, and torch names {names[0]}", values)
     if facts.has_nvidia_device is False:
         found = f"torch names {names[0]}, and this machine has no NVIDIA device"

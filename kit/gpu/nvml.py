@@ -23,8 +23,6 @@ from kit.units import MiB, cuda_pair, pair
 
 TIMEOUT_S = 10.0
 _FIELDS = ("index", "name", "memory.total", "uuid", "driver_version", "compute_cap")
-_MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
-_PCI_NVIDIA, _PCI_DISPLAY = "0x10de", "0x03"
 _WSL_LIBRARIES = "/usr/lib/wsl/lib"
 LIBCUDA = "nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1"
 _LIBRARY_FOLDERS = (
@@ -55,53 +53,49 @@ def read_driver(
     Older ones do not know `compute_cap`; they are asked once more without it.
     """
     program, kernel = find(), kernel_module_version(root)
-    if not program:
-        return Driver(nvml_error="nvidia-smi is not in PATH", kernel_version=kernel)
-    problems: list[str] = []
-    for fields in (_FIELDS, _FIELDS[:-1]):
+    problems = [] if program else ["nvidia-smi is not in PATH"]
+    for fields in (_FIELDS, _FIELDS[:-1]) if program else ():
         try:
-            version, gpus = _from_smi(program, fields, run)
+            rows = _from_smi(str(program), fields, run)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             problems.append(str(error))
             if isinstance(error, subprocess.TimeoutExpired):
                 # A driver that hangs once hangs again.
                 break
             continue
-        if version:
-            return Driver(version, gpus=gpus, kernel_version=kernel)
+        if rows[0]["driver_version"]:
+            return Driver(rows[0]["driver_version"], gpus=tuple(map(_gpu_of_row, rows)), kernel_version=kernel)
     return Driver(nvml_error="; ".join(dict.fromkeys(problems)), kernel_version=kernel)
 
 
-def _from_smi(program: str, fields: tuple[str, ...], run: Callable[..., Any]) -> tuple[str | None, tuple[Gpu, ...]]:
-    """`nvidia-smi --query-gpu=…`. Raises ValueError where it fails: then its text is no witness."""
+def _from_smi(program: str, fields: tuple[str, ...], run: Callable[..., Any]) -> list[dict[str, str | None]]:
+    """`nvidia-smi --query-gpu=…`, None for what it does not know, which it writes '[N/A]', 'N/A' or '[Not Supported]'.
+
+    Raises ValueError where it fails: then its text is no witness."""
     argv = [program, "--query-gpu=" + ",".join(fields), "--format=csv,noheader,nounits"]
     done = run(argv, capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=TIMEOUT_S)
     text = done.stdout.strip()
     if done.returncode != 0 or not text:
         said = " ".join((text + " " + done.stderr.strip()).split())[:300]
         raise ValueError(f"nvidia-smi ended with exit code {done.returncode}: {said or 'no output'}")
-    found = [row for row in csv.reader(text.splitlines(), skipinitialspace=True) if row]
-    if any(len(row) != len(fields) for row in found):
+    rows = [[part.strip() for part in row] for row in csv.reader(text.splitlines(), skipinitialspace=True) if row]
+    if any(len(row) != len(fields) for row in rows):
         raise ValueError(f"nvidia-smi printed {text.splitlines()[0][:120]!r}, not {len(fields)} fields")
-    rows = [dict(zip(fields, map(_known, row), strict=True)) for row in found]
-    return rows[0]["driver_version"], tuple(map(_gpu_of_row, rows))
+    unknown = ("", "n/a", "not supported", "unknown error")
+    return [
+        {name: None if part.strip("[]").lower() in unknown else part for name, part in zip(fields, row)} for row in rows
+    ]
 
 
 def _gpu_of_row(row: dict[str, str | None]) -> Gpu:
-    index, memory = row["index"], row["memory.total"]
+    index, memory = row["index"], row["memory.total"] or ""
     return Gpu(
         index=int(index) if index else None,
         name=row["name"],
         compute_capability=pair(row.get("compute_cap")),
-        memory_bytes=int(memory) * MiB if memory and memory.isdigit() else None,
+        memory_bytes=int(memory) * MiB if memory.isdigit() else None,
         uuid=row["uuid"],
     )
-
-
-def _known(text: str) -> str | None:
-    """nvidia-smi writes '[N/A]', 'N/A' or '[Not Supported]' for what it does not know."""
-    text = text.strip()
-    return None if not text or text.strip("[]").lower() in ("n/a", "not supported", "unknown error") else text
 
 
 # NVML: through nvidia-ml-py.
@@ -164,11 +158,13 @@ class Nvml:
 
 def read_nvml(notes: list[str]) -> Driver | None:
     """The driver through NVML, or None with a note where nvidia-ml-py is missing."""
+    # The user-mode library on disk, by its file name: it differs from the kernel module after an upgrade.
+    libraries = (path for folder in _LIBRARY_FOLDERS for path in Path(folder).glob("libcuda.so.*.*"))
     around = Driver(
-        library_version=_library_version(),
+        library_version=next((path.name.removeprefix("libcuda.so.") for path in libraries), None),
         kernel_version=kernel_module_version(),
         libcuda=libcuda_kind(),
-        uvm_error=_uvm_error(),
+        uvm_error=_uvm_error(Path("/dev/nvidia-uvm")),
         cuda_init_error=_cu_init(),
     )
     try:
@@ -181,10 +177,10 @@ def read_nvml(notes: list[str]) -> Driver | None:
                 gpus=tuple(_gpu(nvml, index, handle) for index, handle in enumerate(nvml.handles())),
             )
     except NvmlError as error:
-        if error.found.startswith("nvidia-ml-py"):
-            notes.append(f"{error.found}: the driver was not asked through NVML")
-            return None
-        return dataclasses.replace(around, nvml_error=error.found)
+        if not error.found.startswith("nvidia-ml-py"):
+            return dataclasses.replace(around, nvml_error=error.found)
+        notes.append(f"{error.found}: the driver was not asked through NVML")
+        return None
 
 
 def _gpu(nvml: Nvml, index: int, handle: Any) -> Gpu:
@@ -213,12 +209,10 @@ def has_nvidia_hardware(root: Path = Path("/")) -> bool:
     of vendor 10de. On Windows only the driver can tell, so the answer there is False.
     """
     nodes = ("dev/nvidia0", "dev/nvidiactl", "proc/driver/nvidia", "dev/nvgpu", "dev/nvhost-gpu")
-    if any((root / node).exists() for node in nodes):
-        return True
-    for device in (root / "sys/bus/pci/devices").glob("*"):
-        if first_line(device / "vendor") == _PCI_NVIDIA and first_line(device / "class").startswith(_PCI_DISPLAY):
-            return True
-    return False
+    return any((root / node).exists() for node in nodes) or any(
+        first_line(device / "vendor") == "0x10de" and first_line(device / "class").startswith("0x03")
+        for device in (root / "sys/bus/pci/devices").glob("*")
+    )
 
 
 def kernel_module_version(root: Path = Path("/")) -> str | None:
@@ -238,7 +232,7 @@ def is_wsl(root: Path = Path("/")) -> bool:
 def platform_name(system: str | None = None, machine: str | None = None) -> str:
     """'linux_x86_64', 'linux_aarch64', 'windows_x86_64': the platform names of the wheel facts."""
     name = (machine or platform.machine()).lower()
-    return f"{(system or platform.system()).lower()}_{_MACHINES.get(name, name)}"
+    return f"{system or platform.system()}_".lower() + {"amd64": "x86_64", "arm64": "aarch64"}.get(name, name)
 
 
 def first_line(path: Path) -> str:
@@ -248,14 +242,6 @@ def first_line(path: Path) -> str:
             return file.readline().strip()
     except OSError:
         return ""
-
-
-def _library_version() -> str | None:
-    """Of the user-mode library on disk, by its file name; it differs from the kernel module's after an upgrade."""
-    for folder in _LIBRARY_FOLDERS:
-        for path in Path(folder).glob("libcuda.so.*.*"):
-            return path.name.removeprefix("libcuda.so.")
-    return None
 
 
 def libcuda_kind() -> str | None:
@@ -279,13 +265,12 @@ def _cu_init() -> int | None:
         return None
 
 
-def _uvm_error() -> str | None:
-    """Why /dev/nvidia-uvm cannot be opened, which nvidia-smi does not need and CUDA does; None where it can."""
-    path = Path("/dev/nvidia-uvm")
-    if not path.exists():
-        return None
+def _uvm_error(path: Path) -> str | None:
+    """Why a device cannot be opened which nvidia-smi does not need and CUDA does; None where it can, or is not there."""
     try:
         path.open("rb+", buffering=0).close()
+    except FileNotFoundError:
+        return None
     except OSError as error:
         return str(error.strerror)
     return None

@@ -109,6 +109,8 @@ def probe(*, proof_device: str | None = None, with_torch: bool = True, library: 
             proof = prove(proof_device, size=1024 if proof_device == "cpu" else 4096, library=library)
             proof = dataclasses.replace(proof, jit_allowed=control)
         smi = asked.result()
+    # A program that fails may print an old text.
+    rows = [line.split(", ") for line in smi.text.splitlines()[1:]] if smi.exit_code == 0 else []
     return MachineFacts(
         source="live",
         platform=read_platform(),
@@ -118,20 +120,12 @@ def probe(*, proof_device: str | None = None, with_torch: bool = True, library: 
         environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         has_nvidia_device=nvml.has_nvidia_hardware() or bool(driver and driver.gpus),
         nvidia_smi_exit_code=smi.exit_code,
-        nvidia_smi_gpus=_smi_names(smi),
+        nvidia_smi_gpus=tuple(row[1].strip() for row in rows if len(row) > 2),
         packages=_packages(),
         messages=tuple(messages),
         xids=_xids(driver, notes),
         notes=tuple(notes),
     )
-
-
-def _smi_names(smi: Capture) -> tuple[str, ...]:
-    """Names that nvidia-smi printed; none where it failed, since a failing program may print old text."""
-    if smi.exit_code != 0:
-        return ()
-    rows = [line.split(", ") for line in smi.text.splitlines()[1:]]
-    return tuple(row[1].strip() for row in rows if len(row) > 2)
 
 
 def _packages() -> dict[str, str]:
@@ -150,14 +144,12 @@ def _xids(driver: Driver | None, notes: list[str]) -> tuple[int, ...] | None:
     None with a note where nobody may read it."""
     if not (driver and driver.gpus):
         return None
+    ours = {gpu.pci_bus for gpu in driver.gpus}
     for argv in (("dmesg",), ("journalctl", "-k", "-b", "-o", "cat", "--no-pager")):
         log = capture(*argv)
         if log.exit_code == 0 and log.text.strip():
-            ours = {gpu.pci_bus for gpu in driver.gpus}
-            found = [(bus.lower(), int(number)) for bus, number in _XID.findall(log.text)]
-            return tuple(
-                dict.fromkeys(xid for bus, xid in found if xid not in _HARMLESS and (bus in ours or None in ours))
-            )
+            found = [int(number) for bus, number in _XID.findall(log.text) if None in ours or bus.lower() in ours]
+            return tuple(xid for xid in dict.fromkeys(found) if xid not in _HARMLESS)
     notes.append("the kernel log may not be read here: whether it holds Xid errors is not known")
     return None
 
@@ -167,23 +159,21 @@ def _xids(driver: Driver | None, notes: list[str]) -> tuple[int, ...] | None:
 
 def read_platform() -> Platform:
     tegra = nvml.first_line(Path("/etc/nv_tegra_release")) or None
+    name = f"{platform.system()} {platform.release()}".strip() or None
+    try:
+        name = platform.freedesktop_os_release().get("PRETTY_NAME")
+    except OSError:
+        pass
     return Platform(
         system=platform.system() or None,
         machine=nvml.platform_name().partition("_")[2] or None,
-        os=_os_name(),
+        os=name,
         python=(sys.version_info[0], sys.version_info[1]),
         is_wsl=nvml.is_wsl(),
         is_container=nvml.is_container(),
         is_tegra=tegra is not None or "tegra" in platform.release().lower(),
         jetpack=tegra,
     )
-
-
-def _os_name() -> str | None:
-    try:
-        return platform.freedesktop_os_release().get("PRETTY_NAME")
-    except OSError:
-        return f"{platform.system()} {platform.release()}".strip() or None
 
 
 # --- torch --------------------------------------------------------------------------
@@ -229,12 +219,9 @@ def _read_torch(torch: Any) -> Torch:
             cudnn=str(torch.backends.cudnn.version() or "") or None if is_available else None,
         )
     except Exception as caught:  # CUDA's start fails in many ways; each is what the judge has to hear
-        return dataclasses.replace(found, arch_list=_flags(torch), error=str(caught).strip())
-
-
-def _flags(torch: Any) -> tuple[str, ...]:
-    """The architectures that were compiled in; torch's own question answers nothing where CUDA does not start."""
-    return tuple((getattr(torch._C, "_cuda_getArchFlags", lambda: None)() or "").split())
+        # The architectures that were compiled in; torch's own question answers nothing where CUDA does not start.
+        flags = getattr(torch._C, "_cuda_getArchFlags", str)() or ""
+        return dataclasses.replace(found, arch_list=tuple(flags.split()), error=str(caught).strip())
 
 
 def _installed_from() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import json
+import math
 import re
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def prove(device: str = "cuda", *, size: int = SIZE, library: Path | None = None
     proof = None if here else _child(KernelProof, size, library, child_environment())
     proof = proof or _on_gpu(size, library)
     if not proof.ran and _NO_CODE.search(proof.error or ""):
-        compiled = _child(KernelProof, size, library, _may_compile())
+        compiled = _child(KernelProof, size, library, child_environment(**dict.fromkeys(NATIVE_ONLY)))
         if compiled is not None and compiled.ran:
             return dataclasses.replace(compiled, jit=proof.jit, jit_error=proof.error)
     return proof
@@ -85,11 +86,7 @@ def jit_control(device: int = 0) -> JitControl:
 
 def jit_allowed() -> JitControl | None:
     """The control in a process that may compile and keep what it compiled."""
-    return _child(JitControl, 0, None, _may_compile())
-
-
-def _may_compile() -> dict[str, str]:
-    return child_environment(**dict.fromkeys(NATIVE_ONLY))
+    return _child(JitControl, 0, None, child_environment(**dict.fromkeys(NATIVE_ONLY)))
 
 
 def _on_gpu(size: int, library: Path | None) -> KernelProof:
@@ -115,30 +112,29 @@ def _kernel_error(library: Path) -> str | None:
 def _product(device: str, size: int) -> KernelProof:
     import torch
 
+    def wait() -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    proof, before = KernelProof(device, True, size, "float32", limit=LIMIT), torch.get_float32_matmul_precision()
     try:
-        before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
-        try:
-            # Drawn on the device, where it is quick; the check uses the copy, whatever it holds.
-            generator = torch.Generator(device).manual_seed(0)
-            left = torch.randn(size, size, generator=generator, device=device)
-            right = torch.randn(size, size, generator=generator, device=device)
-            _ = left @ right
-            _wait(device)
-            start = time.perf_counter()
-            product = left @ right
-            _wait(device)
-            seconds = time.perf_counter() - start
-            error = _relative_error(product.cpu(), left.cpu(), right.cpu())
-        finally:
-            torch.set_float32_matmul_precision(before)
+        # Drawn on the device, where it is quick; the check uses the copy, whatever it holds.
+        generator = torch.Generator(device).manual_seed(0)
+        left, right = (torch.randn(size, size, generator=generator, device=device) for _ in range(2))
+        _ = left @ right
+        start = wait()
+        product = left @ right
+        seconds = wait() - start
+        error = _relative_error(product.cpu(), left.cpu(), right.cpu())
+        return dataclasses.replace(proof, max_relative_error=error, seconds=seconds)
     except (RuntimeError, AssertionError) as caught:
         # torch raises AssertionError for "Torch not compiled with CUDA enabled"
         text = str(caught).strip() or type(caught).__name__
-        return KernelProof(device=device, ran=False, size=size, dtype="float32", error=text[:2000])
-    return KernelProof(
-        device=device, ran=True, size=size, dtype="float32", max_relative_error=error, limit=LIMIT, seconds=seconds
-    )
+        return dataclasses.replace(proof, ran=False, limit=None, error=text[:2000])
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _relative_error(product, left, right) -> float:
@@ -147,22 +143,15 @@ def _relative_error(product, left, right) -> float:
 
     generator = torch.Generator().manual_seed(1)
     rows = torch.randperm(len(left), generator=generator)[:_CHECKED_ROWS]
-    exact = left[rows].double() @ right.double()
-    by_rows = (product[rows].double() - exact).abs().max() / exact.abs().max()
     signs = torch.randint(0, 2, (len(left),), generator=generator).double() * 2 - 1
-    expected = left.double() @ (right.double() @ signs)
-    by_vector = (product.double() @ signs - expected).abs().max() / expected.abs().max()
-    error = float(torch.maximum(by_rows, by_vector))
+    pairs = (
+        (product[rows].double(), left[rows].double() @ right.double()),
+        (product.double() @ signs, left.double() @ (right.double() @ signs)),
+    )
+    errors = [float((found - exact).abs().max() / exact.abs().max()) for found, exact in pairs]
     # A device that draws zeros would make every product right.
     is_drawn = bool(left.std() > 0.9) and bool(right.std() > 0.9)
-    return error if error == error and is_drawn else 1e30
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        import torch
-
-        torch.cuda.synchronize()
+    return max(errors) if is_drawn and not any(map(math.isnan, errors)) else 1e30
 
 
 def _child(kind: Any, size: int, library: Path | None, environment: dict[str, str]) -> Any:

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from kit.gpu import compat, wheels
 from kit.gpu.causes import table
 from kit.gpu.compat import (
+    TEGRA,
     Capability,
     cuda_of_driver,
     driver_floor,
-    is_tegra_capability,
     parse_driver,
     text_of,
     toolkit_driver,
@@ -52,9 +52,9 @@ class Remedy:
     def __str__(self) -> str:
         return "\n".join([plain(self.summary), *(f"    {plain(command)}" for command in self.commands)])
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self, outcome: Outcome | None = None) -> str:
         commands = "".join(f"<pre>{escape(command)}</pre>" for command in self.commands)
-        return card("What to do", f"<p>{escape(self.summary)}</p>{commands}")
+        return card("What to do", f"<p>{escape(self.summary)}</p>{commands}", outcome)
 
 
 def remedy(verdict: Verdict, facts: MachineFacts) -> Remedy:
@@ -108,7 +108,7 @@ def other_build(case: Case) -> Remedy:
     gpus, version = tuple(dict.fromkeys(own for _, own, _ in case.holdings)), case.driver.version
     if not gpus:
         return _build_for_unknown_gpu(case)
-    if any(is_tegra_capability(gpu) for gpu in gpus):
+    if any(gpu in TEGRA for gpu in gpus):
         return _jetson(case, gpus)
     if gone := [gpu for gpu in gpus if still_driven(gpu, version) is False]:
         branch = f"R{last_driver_branch(gone[0])}"
@@ -159,7 +159,7 @@ def _install(case: Case, gpus: tuple[Capability, ...], wheel: Wheel, note: str, 
     others = [
         row
         for row in _known_wheels(case, wheel.platform, gpus)
-        if row.torch == wheel.torch and row.variant != wheel.variant and _serves_all(row, gpus)
+        if row.torch == wheel.torch and row.variant != wheel.variant and wheels.serves_all(row, gpus)
     ]
     others.sort(key=lambda row: row.cuda or (0, 0), reverse=True)
     return _with_commands(case, summary, [wheel, *others], driver)
@@ -227,10 +227,6 @@ def _known_wheels(case: Case, platform: str, gpus: Iterable[Capability] = ()) ->
     ]
 
 
-def _serves_all(wheel: Wheel, gpus: Iterable[Capability]) -> bool:
-    return all(wheels.serves(wheel, gpu).how == "native" for gpu in gpus)
-
-
 def _no_build(case: Case, gpus: tuple[Capability, ...], choice: wheels.Choice) -> Remedy:
     if choice.driver_advice and (case.driver.version or case.driver.cuda_version):
         branches = [branch for gpu in gpus if (branch := last_driver_branch(gpu))]
@@ -264,7 +260,7 @@ def _build_for_unknown_gpu(case: Case) -> Remedy:
         text = f"No torch 2 build runs on this driver. Install driver {needed}, then ask again."
         return Remedy(text, ("nvidia-smi -L",), driver=needed)
     possible = [capability for capability in families() if _can_drive(case, capability)]
-    reach = {wheel: [gpu for gpu in possible if _serves_all(wheel, [gpu])] for wheel in fitting}
+    reach = {wheel: [gpu for gpu in possible if wheels.serves_all(wheel, [gpu])] for wheel in fitting}
     best = max(fitting, key=lambda wheel: (max(reach[wheel]), len(reach[wheel]), version_of(wheel.torch)))
     summary = (
         f"Install torch {best.release}+{best.variant}. The GPU is not named; this build has code for compute capability"
@@ -279,8 +275,8 @@ def _can_drive(case: Case, capability: Capability) -> bool:
     """Which GPUs may sit behind this driver: not newer than it, not dropped by it, and no Jetson."""
     own = case.driver.cuda_version
     driver = parse_driver(case.driver.version) or (toolkit_driver(own, case.system) if own else None)
-    if is_tegra_capability(capability) or capability < (5, 0) or driver is None:
-        return driver is None and not is_tegra_capability(capability) and capability >= (5, 0)
+    if capability in TEGRA or capability < (5, 0) or driver is None:
+        return driver is None and capability not in TEGRA and capability >= (5, 0)
     first, branch = first_driver(capability, case.system), last_driver_branch(capability)
     return (first is None or first[0] <= driver[0]) and (branch is None or driver[0] < branch + 10)
 

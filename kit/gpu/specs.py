@@ -7,7 +7,6 @@ their documents stand in `data/gpus.json`.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import re
 from collections.abc import Mapping
@@ -19,19 +18,6 @@ from kit.units import pair
 
 _NOISE = re.compile(r"\b(nvidia|geforce|tesla|grid|graphics|device|corporation|gpu)\b|\(r\)|\(tm\)|[®™]")
 _NOT_FULL_CARD = re.compile(r"\b(laptop|notebook|mobile|max q|mig|vgpu)\b|\b\d+[qcba]\b|\bd$|\bd v2$")
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """All chips of one compute capability. first_toolkit, dropped_in: the first CUDA that compiles for it and
-    the first that no longer does. last_driver_branch: 580 where newer drivers leave it out, else None.
-    first_driver_branch: where the product came later than its first toolkit, the branch that it came with."""
-
-    capability: Capability
-    first_toolkit: tuple[int, int] | None
-    dropped_in: tuple[int, int] | None
-    last_driver_branch: int | None
-    first_driver_branch: int | None = None
 
 
 def normalise(name: str) -> str:
@@ -57,77 +43,52 @@ def possible_capabilities(name: str | None) -> tuple[Capability, ...]:
 
 
 def _search(text: str) -> tuple[Capability, ...]:
-    return next((capabilities for pattern, capabilities in _patterns() if pattern.search(text)), ())
+    rows = compat.load("gpus")["names"]
+    found = next((row["capability"] for row in rows if re.search(row["pattern"], text)), [])
+    return tuple(map(version_of, [found] if isinstance(found, str) else found))
 
 
 @functools.cache
-def families() -> Mapping[Capability, Family]:
-    return {
-        version_of(row["capability"]): Family(
-            capability=version_of(row["capability"]),
-            first_toolkit=pair(row["first_toolkit"]),
-            dropped_in=pair(row["dropped_in"]),
-            last_driver_branch=row["last_driver_branch"] and int(row["last_driver_branch"]),
-            first_driver_branch=row.get("first_driver_branch"),
-        )
-        for row in compat.load("gpus")["families"]
-    }
+def families() -> Mapping[Capability, Mapping[str, Any]]:
+    """All chips of one compute capability. first_toolkit, dropped_in: the first CUDA that compiles for it and
+    the first that no longer does. last_driver_branch: 580 where newer drivers leave it out, else None.
+    first_driver_branch: where the product came later than its first toolkit, the branch that it came with."""
+    rows = compat.load("gpus")["families"]
+    versions = [{name: pair(row[name]) for name in ("first_toolkit", "dropped_in")} for row in rows]
+    return {version_of(row["capability"]): {**row, **parsed} for row, parsed in zip(rows, versions)}
 
 
 def first_driver(capability: Capability, system: str) -> Version | None:
     """The first driver for this GPU: that of the first toolkit that compiles for it, unless the table names a
     later branch. Inferred from the toolkit, not read in a support list; None where the table has neither."""
-    family = families().get(capability)
-    if family and family.first_driver_branch:
-        return (family.first_driver_branch,)
-    return toolkit_driver(family.first_toolkit, system) if family and family.first_toolkit else None
+    family = families().get(capability, {})
+    branch, toolkit = family.get("first_driver_branch"), family.get("first_toolkit")
+    return (branch,) if branch else toolkit and toolkit_driver(toolkit, system)
 
 
 def last_driver_branch(capability: Capability) -> int | None:
     """580 for Maxwell to Volta, 470 for Kepler, 390 for Fermi; None where newer drivers still serve it."""
-    if capability < (3, 0):
-        return 390
-    family = families().get(capability)
-    return family.last_driver_branch if family else None
+    return 390 if capability < (3, 0) else families().get(capability, {}).get("last_driver_branch")
 
 
 def still_driven(capability: Capability, driver_version: str | None) -> bool | None:
     """Whether this driver still serves the GPU; None where either is unknown."""
     driver, branch = parse_driver(driver_version), last_driver_branch(capability)
-    if driver is None:
-        return None
-    return True if branch is None else driver[0] < branch + 10
+    return (branch is None or driver[0] < branch + 10) if driver else None
 
 
 def peak_flop_per_s(name: str | None, dtype: str) -> float | None:
     """Dense peak of a card for 'bf16', 'fp16', 'tf32', 'fp32' or 'fp8', float32 accumulation; None where unknown."""
-    peak = _card_of(name).get(dtype)
+    peak = card_of(name).get(dtype)
     return peak * 1e12 if peak else None
 
 
 def bandwidth_bytes_per_s(name: str | None) -> float | None:
-    bandwidth = _card_of(name).get("bandwidth_gb_per_s")
+    bandwidth = card_of(name).get("bandwidth_gb_per_s")
     return bandwidth * 1e9 if bandwidth else None
 
 
-def _card_of(name: str | None) -> Mapping[str, Any]:
+def card_of(name: str | None) -> Mapping[str, Any]:
     """The datasheet row of exactly this card; empty for an unknown one, a laptop chip, a vGPU or a MIG slice."""
-    text = normalise(name or "")
-    return {} if not text or _NOT_FULL_CARD.search(text) else _cards().get(text, {})
-
-
-@functools.cache
-def _cards() -> Mapping[str, Mapping[str, Any]]:
-    return {name: row for row in compat.load("gpus")["cards"] for name in row["names"]}
-
-
-@functools.cache
-def _patterns() -> tuple[tuple[re.Pattern[str], tuple[Capability, ...]], ...]:
-    rows = compat.load("gpus")["names"]
-    return tuple(
-        (
-            re.compile(row["pattern"]),
-            tuple(map(version_of, [row["capability"]] if isinstance(row["capability"], str) else row["capability"])),
-        )
-        for row in rows
-    )
+    text, rows = normalise(name or ""), compat.load("gpus")["cards"]
+    return {} if _NOT_FULL_CARD.search(text) else next((row for row in rows if text in row["names"]), {})

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 from kit.gpu import compat
 from kit.gpu.compat import (
+    TEGRA,
     Capability,
     Coverage,
     Version,
@@ -31,6 +32,8 @@ from kit.units import dotted
 
 INDEX = "https://download.pytorch.org/whl"
 _TRUST = {"measured": 2, "read": 2, "reported": 1, "inferred": 1, "unverified": 0}
+# Machines of these chips are aarch64.
+_GRACE = ("GH200", "GB200", "GB300", "GB10", "T4G")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +69,6 @@ class Choice:
     """The build to install, or None with the reason. driver_advice: what a driver change would need or bring."""
 
     wheel: Wheel | None
-    index_url: str | None
     reason: str
     driver_advice: str | None = None
 
@@ -92,14 +94,13 @@ def wheels() -> tuple[Wheel, ...]:
     )
 
 
-def checked() -> str:
-    """The date on which the rows were last compared with their sources."""
-    return compat.load("wheels")["checked"]
-
-
 def serves(wheel: Wheel, capability: Capability) -> Coverage:
     """How a wheel serves a GPU: native, ptx or none, with the reason in words."""
     return cover(wheel.arch_list, capability, cuda=wheel.cuda)
+
+
+def serves_all(wheel: Wheel, gpus: Iterable[Capability]) -> bool:
+    return all(serves(wheel, gpu).how == "native" for gpu in gpus)
 
 
 def choose(
@@ -119,33 +120,34 @@ def choose(
     is. Unknown driver: the build that the oldest driver still starts, and `driver_advice`
     names that driver. driver_cuda: what the driver reports, where its version is unknown.
     """
-    gpus = tuple(dict.fromkeys(capabilities))
+    gpus, span = tuple(dict.fromkeys(capabilities)), (version_of(torch_min), version_of(torch_max))
+    system, which = "Windows" if platform.startswith("windows") or is_wsl else "Linux", " and ".join(map(dotted, gpus))
     if not gpus:
-        return Choice(None, None, "The compute capability of the GPU is not known, so no build can be chosen.")
-    system = "Windows" if platform.startswith("windows") or is_wsl else "Linux"
-    pool = [
-        wheel
-        for wheel in wheels()
-        if wheel.variant != "cpu"
-        and wheel.platform == platform
-        and version_of(torch_min) <= version_of(wheel.torch) <= version_of(torch_max)
-    ]
-    coded = [w for w in pool if all(serves(w, gpu).how == "native" for gpu in gpus)]
-    fitting = [w for w in coded if python is None or w.python_min <= python <= w.python_max]
-    running = [
-        w for w in fitting if driver_runs(w.variant, driver_version, system, driver_cuda=driver_cuda) is not False
-    ]
-    if not running:
-        reason = _why_none(gpus, platform, python, coded, fitting, f"{torch_min} to {torch_max}")
-        return Choice(None, None, reason, _driver_needed(fitting, system))
+        return Choice(None, "The compute capability of the GPU is not known, so no build can be chosen.")
+    pool = [row for row in wheels() if row.platform == platform and span[0] <= version_of(row.torch) <= span[1]]
+    coded = [row for row in pool if row.variant != "cpu" and serves_all(row, gpus)]
+    if not coded:
+        together = " together" if len(gpus) > 1 else ""
+        text = f"No official torch build from {torch_min} to {torch_max} for {platform} has native code for"
+        return Choice(None, f"{text} {which}{together}.")
+    fitting = [row for row in coded if python is None or row.python_min <= python <= row.python_max]
+    if not fitting:
+        return Choice(None, f"{_names(coded)} would serve {which}, but not on Python {dotted(python)}.")
+    starts = [driver_runs(row.variant, driver_version, system, driver_cuda=driver_cuda) for row in fitting]
+    needs = {row: needed_driver(row.variant, gpus, system) for row, runs in zip(fitting, starts) if runs is not False}
+    if not needs:
+        floors = {row.variant: driver_floor(row.variant, system) or (0,) for row in fitting}
+        least = min(floors.values())
+        variants = ", ".join(sorted(variant for variant, floor in floors.items() if floor == least))
+        text = f"{_names(fitting)} would serve {which}, but the driver is too old for every one of them."
+        return Choice(None, text, f"driver {text_of(least)} or newer ({system}) for {variants}")
     own = driver_cuda or cuda_of_driver(driver_version, system)
     is_known = parse_driver(driver_version) is not None or driver_cuda is not None
-    if not is_known:
-        lowest = min(needed_driver(wheel.variant, gpus, system) for wheel in running)
-        running = [wheel for wheel in running if needed_driver(wheel.variant, gpus, system) == lowest]
-    best = max(running, key=lambda wheel: _rank(wheel, own))
-    advice = None if is_known else f"driver {text_of(needed_driver(best.variant, gpus, system))} or newer ({system})"
-    return Choice(best, best.index_url, _why(best, gpus), advice)
+    running = [row for row in needs if is_known or needs[row] == min(needs.values())]
+    best = max(running, key=lambda row: _rank(row, own))
+    covered = "; ".join(f"GPU {dotted(gpu)}: {serves(best, gpu).reason}" for gpu in gpus)
+    advice = None if is_known else f"driver {text_of(needs[best])} or newer ({system})"
+    return Choice(best, f"torch {best.release}+{best.variant} ({best.status}). {covered}.", advice)
 
 
 def needed_driver(variant: str, gpus: Iterable[Capability], system: str) -> Version:
@@ -166,46 +168,13 @@ def _rank(wheel: Wheel, own: tuple[int, int] | None) -> tuple[object, ...]:
     return (_TRUST[wheel.status], version_of(wheel.torch), wheel.is_pypi_default, carried, wheel.cuda)
 
 
-def _why(wheel: Wheel, gpus: tuple[Capability, ...]) -> str:
-    covered = "; ".join(f"GPU {dotted(gpu)}: {serves(wheel, gpu).reason}" for gpu in gpus)
-    return f"torch {wheel.release}+{wheel.variant} ({wheel.status}). {covered}."
-
-
-def _names(group: Iterable[Wheel]) -> str:
-    by_variant: dict[str, list[tuple[int, int]]] = {}
-    for wheel in group:
-        by_variant.setdefault(wheel.variant, []).append(version_of(wheel.torch))
+def _names(group: list[Wheel]) -> str:
     parts = []
-    for variant, found in sorted(by_variant.items()):
-        low, high = dotted(min(found)), dotted(max(found))
-        parts.append(f"{variant} (torch {low}{'' if low == high else ' to ' + high})")
+    for variant in sorted({row.variant for row in group}):
+        releases = [version_of(row.torch) for row in group if row.variant == variant]
+        ends = dict.fromkeys((dotted(min(releases)), dotted(max(releases))))
+        parts.append(f"{variant} (torch {' to '.join(ends)})")
     return ", ".join(parts)
-
-
-def _why_none(
-    gpus: tuple[Capability, ...],
-    platform: str,
-    python: tuple[int, int] | None,
-    coded: list[Wheel],
-    fitting: list[Wheel],
-    span: str,
-) -> str:
-    which = " and ".join(map(dotted, gpus))
-    if not coded:
-        together = " together" if len(gpus) > 1 else ""
-        return f"No official torch build from {span} for {platform} has native code for {which}{together}."
-    if not fitting:
-        return f"{_names(coded)} would serve {which}, but not on Python {dotted(python)}."
-    return f"{_names(fitting)} would serve {which}, but the driver is too old for every one of them."
-
-
-def _driver_needed(fitting: list[Wheel], system: str) -> str | None:
-    floors = [(floor, w.variant) for w in fitting if (floor := driver_floor(w.variant, system))]
-    if not floors:
-        return None
-    floor, _ = min(floors)
-    variants = sorted({variant for found, variant in floors if found == floor})
-    return f"driver {text_of(floor)} or newer ({system}) for {', '.join(variants)}"
 
 
 # What a torch build holds for a GPU, from the best source there is for it.
@@ -213,8 +182,6 @@ def _driver_needed(fitting: list[Wheel], system: str) -> str | None:
 # In this order: the arch list that the build itself printed; the range that its warning
 # named; the rows of the wheel table for its version and variant; what its CUDA toolkit
 # can compile at all. Each answer says which source it rests on. Unknown stays unknown.
-
-_AARCH64_CHIPS = frozenset({(12, 1), (8, 7), (7, 2), (11, 0), (10, 1), (6, 2), (5, 3)})
 
 
 def holding(facts: MachineFacts, capability: Capability | None) -> Coverage:
@@ -242,17 +209,13 @@ def variant_of(torch: Torch | None) -> str | None:
 
 def platform_of(facts: MachineFacts, capability: Capability | None = None) -> str | None:
     """'linux_x86_64' and so on, also from a chip that only exists on one machine; None where unknown."""
-    machine = facts.platform.machine
-    if facts.platform.system == "Windows":
+    here, seen = facts.platform, [one.gpus for one in (facts.driver, facts.torch) if one]
+    is_grace = any(mark in (gpu.name or "") for gpus in seen for gpu in gpus for mark in _GRACE)
+    if here.system == "Windows":
         return "windows_x86_64"
-    if machine == "aarch64" or capability in _AARCH64_CHIPS or facts.platform.is_tegra or _is_grace(facts):
+    if here.machine == "aarch64" or capability in TEGRA | {(12, 1)} or here.is_tegra or is_grace:
         return "linux_aarch64"
-    return "linux_x86_64" if facts.platform.system == "Linux" else None
-
-
-def _is_grace(facts: MachineFacts) -> bool:
-    gpus = (facts.driver.gpus if facts.driver else ()) + (facts.torch.gpus if facts.torch else ())
-    return any(mark in (gpu.name or "") for gpu in gpus for mark in ("GH200", "GB200", "GB300", "GB10", "T4G"))
+    return "linux_x86_64" if here.system == "Linux" else None
 
 
 def _from_range(torch: Torch, capability: Capability) -> Coverage:
@@ -294,18 +257,14 @@ def _from_toolkit(torch: Torch, capability: Capability) -> Coverage:
     """A toolkit cannot hold code for chips that it does not know yet, nor for those that it dropped."""
     if torch.cuda is None:
         return Coverage("unknown", "neither the build's list nor its CUDA version is known")
-    usable = [
-        family
-        for family in families().values()
-        if family.capability[0] == capability[0] and family.capability[1] <= capability[1]
-    ]
+    usable = [row for own, row in families().items() if own[0] == capability[0] and own[1] <= capability[1]]
     if not usable:
         return Coverage("unknown", f"compute capability {dotted(capability)} is not in the table")
     cuda = dotted(torch.cuda)
-    if all(family.first_toolkit and family.first_toolkit > torch.cuda for family in usable):
+    if all(row["first_toolkit"] and row["first_toolkit"] > torch.cuda for row in usable):
         why = f"CUDA {cuda} is older than the GPU generation {capability[0]}.x and has no code for it"
         return Coverage("none", why, "toolkit")
-    if all(family.dropped_in and family.dropped_in <= torch.cuda for family in usable):
+    if all(row["dropped_in"] and row["dropped_in"] <= torch.cuda for row in usable):
         return Coverage("none", f"CUDA {cuda} no longer compiles for {dotted(capability)}", "toolkit", is_too_old=True)
     why = f"CUDA {cuda} can compile for {dotted(capability)}; this build's list is not known"
     return Coverage("possible", why, "toolkit")

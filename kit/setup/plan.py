@@ -274,11 +274,11 @@ def _gpu(machine: Machine) -> TorchPick:
         )
     wheel = choice.wheel
     exact = f"torch=={wheel.release}+{wheel.variant}"
-    if choice.index_url is None:
+    if wheel.index_url is None:
         # '===' compares text, so a '+cpu' wheel from a folder or a mirror cannot take its place.
         exact = f"torch==={wheel.release}"
     reason = f"{_names(driver)}, driver {driver.version}: {choice.reason}"
-    return TorchPick("gpu", exact, choice.index_url, reason, wheel.cuda)
+    return TorchPick("gpu", exact, wheel.index_url, reason, wheel.cuda)
 
 
 def _names(driver: Driver) -> str:

@@ -41,8 +41,8 @@ def test_no_build_holds_code_that_its_toolkit_cannot_compile():
         native = [code.capability for code in compat.codes(row.arch_list) if not code.is_ptx and not code.kind]
         for capability in native:
             family = known[capability]
-            assert family.first_toolkit is None or family.first_toolkit <= row.cuda, (row, capability)
-            assert family.dropped_in is None or row.cuda < family.dropped_in, (row, capability)
+            assert family["first_toolkit"] is None or family["first_toolkit"] <= row.cuda, (row, capability)
+            assert family["dropped_in"] is None or row.cuda < family["dropped_in"], (row, capability)
 
 
 def test_a_later_toolkit_never_needs_an_older_driver():
@@ -56,7 +56,7 @@ def test_a_later_toolkit_never_needs_an_older_driver():
 def test_the_minimum_of_a_major_is_the_driver_of_its_first_toolkit():
     """12.0 came with 527.41 on Windows; NVIDIA's table gives the driver of its first update, 528.33."""
     for system, major in itertools.product(("Linux", "Windows"), (12, 13)):
-        shipped = [floor for cuda, floor in compat._toolkits(system) if cuda == (major, 0)]
+        shipped = [floor for cuda, floor in compat.toolkits(system) if cuda == (major, 0)]
         floor = compat.driver_floor(f"cu{major}0", system)
         assert floor[0] == min(shipped)[0] or floor in shipped
 
