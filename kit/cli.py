@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import dataclasses
 import importlib
-import json
 import os
 import re
 import signal
@@ -33,7 +32,7 @@ from kit.errors import (
     is_unwritable,
     unwritable,
 )
-from kit.process import IS_CHECKOUT, ROOT, SHARE, child_environment, progress
+from kit.process import IS_CHECKOUT, ROOT, SHARE, as_typed, child_environment, progress
 from kit.records import Outcome, dumps, fields_of, from_json, loads, to_json
 
 EXIT_CODES = """exit codes:
@@ -124,10 +123,10 @@ def _print(answer: Answer, as_json: bool) -> int:
     if as_json:
         text = "" if answer.record is None else show.in_json(dumps(answer.record))
     else:
-        text = show.coloured(show.plain(answer.text))
+        text = show.coloured(show.plain(as_typed(answer.text)))
     problem = _write_line(sys.stdout, text)
     error = str(unwritable("standard output", problem)) if problem else answer.error
-    _write_line(sys.stderr, f"kit: {show.plain(error)}" if error else "")
+    _write_line(sys.stderr, f"kit: {show.plain(as_typed(error))}" if error else "")
     return EXIT_USAGE if problem else answer.exit_code
 
 
@@ -215,21 +214,18 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message, expected=self.format_usage().strip(), todo=f"see `{self.prog} --help`")
 
 
-class _Version(argparse.Action):
-    """The version, and in a checkout the commit, which is looked up only where it is asked for."""
+def _version() -> str:
+    from kit.report import code_identity
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from kit.report import code_identity
-
-        commit = code_identity()["commit"]
-        print(f"kit {__version__}" + (f" (commit {commit})" if commit else ""))
-        parser.exit()
+    commit = code_identity()["commit"]
+    return f"kit {__version__}" + (f" (commit {commit})" if commit else "")
 
 
 def parser(asked: str | None = None) -> tuple[_Parser, dict[str, _Parser]]:
     """The parser, and that of each command; where one is asked for, the others come without their options."""
     top = _Parser(prog="kit", description="Proves that PyTorch trains natively on this machine's NVIDIA GPU.")
-    top.add_argument("--version", action=_Version, nargs=0, help="the version, and in a checkout the commit")
+    version = _version() if asked == "--version" else ""
+    top.add_argument("--version", action="version", version=version, help="the version, and in a checkout the commit")
     rows = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         row = rows.add_parser(name, help=command.help, description=command.help)
@@ -241,7 +237,7 @@ def parser(asked: str | None = None) -> tuple[_Parser, dict[str, _Parser]]:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    top, commands = parser(next((word for word in argv if word in COMMANDS), ""))
+    top, commands = parser(next((word for word in argv if word == "--version" or word in COMMANDS), ""))
     if argv and argv[0][:1] not in ("-", "") and argv[0] not in commands:
         top.error(f"there is no command {argv[0]!r}{_nearest(argv[0], commands)}")
     args, rest = top.parse_known_args(argv)
@@ -293,7 +289,7 @@ def run_check(args: argparse.Namespace) -> Answer:
     from kit.gpu.check import check
     from kit.gpu.facts import MachineFacts
 
-    facts = from_json(MachineFacts, _read_json(args.facts)) if args.facts else None
+    facts = from_json(MachineFacts, _read(args.facts, loads)) if args.facts else None
     if args.kernel and not args.kernel.is_file():
         raise UsageError(
             f"--kernel {args.kernel}", expected="a shared library", todo="compile one, see docs/witnesses.md"
@@ -537,21 +533,14 @@ def run_lab(args: argparse.Namespace) -> Answer:
     return Answer("", None)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, parse: Callable[[bytes], Any] = bytes) -> Any:
     try:
-        return path.read_bytes()
-    except OSError as error:
+        return parse(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise UsageError(
-            f"{path}: {error.strerror}", expected="a file that can be read", todo="correct the path"
-        ) from error
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return loads(_read(path))
-    except (ValueError, json.JSONDecodeError) as error:
-        raise UsageError(
-            f"{path}: {error}", expected="JSON, as check --save writes it", todo="write it again with check --save"
+            f"{path}: {getattr(error, 'strerror', None) or error}",
+            expected="a file that can be read; of facts the JSON that check --save writes",
+            todo="correct the path, or write the file again",
         ) from error
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
 import sys
 import time
@@ -67,9 +68,14 @@ def keep_bytecode() -> str | None:
 # Notebooks, parameter sets, recorded machines and pins: in the package where it is installed, else the checkout.
 IS_CHECKOUT = not (ROOT / "kit" / "share").is_dir()
 SHARE = ROOT if IS_CHECKOUT else ROOT / "kit" / "share"
-# How a person starts the kit here; on Windows `python3` may be the store's stub.
-COMMAND = "py -m kit" if IS_WINDOWS else "python3 -m kit"
+# How a person starts the kit here: by its name where it is installed; on Windows `python3` may be the store's stub.
+COMMAND = "kit" if Path(sys.argv[0]).stem == "kit" else "py -m kit" if IS_WINDOWS else "python3 -m kit"
 _LOG_EVERY_S = 30.0
+
+
+def as_typed(text: str) -> str:
+    """`text` with the kit called as it was called now."""
+    return text if COMMAND == "python3 -m kit" else re.sub(r"\bpython3? -m kit\b(?!\.)", COMMAND, text)
 
 
 def progress(stream: TextIO | None = None) -> Callable[[str], None]:

@@ -155,6 +155,10 @@ def load_params(path: Path) -> dict[str, Any]:
             expected="a mapping of parameter names to values",
             todo="see params/ for examples",
         )
+    # The notebooks run in a folder of their own.
+    for folder in (path.parent, Path()):
+        if (folder / str(found.get("dataset", ""))).is_file():
+            found["dataset"] = str((folder / found["dataset"]).resolve())
     return found
 
 

@@ -19,11 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import UsageError
-from kit.gpu.check import CheckResult, check, resolve_device
+from kit.evidence.bundle import gather, this_python
+from kit.evidence.redact import redact_value
+from kit.evidence.write import write_atomic
+from kit.gpu.check import check, resolve_device
 from kit.gpu.facts import MachineFacts
 from kit.process import SHARE, begin_proof
 from kit.records import Outcome, dumps, fields_of, from_json, loads, to_json
 from kit.show import Table, card, escape
+from kit.sweep.table import progress_text
 
 # Model of a notebook's parameter `model="auto"`, by device.
 DEFAULT_MODELS = {"cuda": "gpt2", "cpu": "tiny"}
@@ -77,14 +81,7 @@ class Session:
     def keep_json(self, name: str, value: Any) -> None:
         """Writes a value below `out`, without what must not leave the machine."""
         if self.out:
-            from kit.evidence.bundle import gather
-            from kit.evidence.redact import redact_value
-            from kit.evidence.write import write_atomic
-
             write_atomic(self.out / name, dumps(redact_value(to_json(value), gather())) + "\n")
-
-    def keep_check(self, result: CheckResult) -> None:
-        self.keep_json("facts/begin.json", result.facts)
 
     def picture(self, figure, name: str, *, alt: str) -> Picture:
         """Keeps a figure as PNG and SVG, which names the run, and returns it as something a cell can show."""
@@ -93,8 +90,6 @@ class Session:
         told = {"Date": None, "Creator": None, "Description": alt, "Identifier": self.nonce or None}
         figure.savefig(svg, format="svg", metadata=told)
         if self.out:
-            from kit.evidence.write import write_atomic
-
             write_atomic(self.out / "figures" / f"{name}.png", png.getvalue())
             write_atomic(self.out / "figures" / f"{name}.svg", svg.getvalue())
         return Picture(png.getvalue(), alt)
@@ -127,15 +122,11 @@ class Session:
         place = None if self.out else _one_place("The first point is being measured.")
         if place is None:
             return None
-        from kit.sweep.table import progress_text
-
         return lambda done, total, left_s: place(progress_text(done, total, left_s))
 
     def finish(self, outcome: Outcome) -> str:
         """Writes the final record; a notebook without one has not ended. Returns the closing sentence."""
         if self.out:
-            from kit.evidence.bundle import this_python
-
             with contextlib.suppress(Exception):
                 # Of several ranks this kernel is none, so it may not have needed torch.
                 importlib.import_module("torch")
@@ -164,13 +155,15 @@ class Session:
         return f"{self.name}: REHEARSAL on the CPU. Nothing here says anything about a GPU."
 
     def _repr_html_(self) -> str:
-        if self.device == "cuda":
-            return f"<p>{escape(repr(self))}</p>"
-        return card(
-            "<b>REHEARSAL on the CPU</b>",
-            "<p>This machine shows no NVIDIA device, or the CPU was asked for by name. Everything but the GPU "
-            "is exercised; nothing below says anything about a GPU.</p>",
-            Outcome.REHEARSAL,
+        return (
+            f"<p>{escape(repr(self))}</p>"
+            if self.device == "cuda"
+            else card(
+                "<b>REHEARSAL on the CPU</b>",
+                "<p>This machine shows no NVIDIA device, or the CPU was asked for by name. Everything but the GPU "
+                "is exercised; nothing below says anything about a GPU.</p>",
+                Outcome.REHEARSAL,
+            )
         )
 
 

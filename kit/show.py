@@ -145,8 +145,13 @@ def check_lines(
     return lines
 
 
+def _word(verdict: Verdict) -> str | None:
+    """The diagnosis; of a machine on which all is well but what was asked of it, the check that is red."""
+    return verdict.findings[0].id if verdict.outcome in RED and verdict.diagnosis == "ok" else verdict.diagnosis
+
+
 def _head(title: str, verdict: Verdict) -> str:
-    return f"{title}: {verdict.outcome}" + (f" ({plain(verdict.diagnosis)})" if verdict.diagnosis else "")
+    return f"{title}: {verdict.outcome}" + (f" ({plain(word)})" if (word := _word(verdict)) else "")
 
 
 def verdict_text(verdict: Verdict, *, title: str = "Verdict") -> str:
@@ -190,7 +195,7 @@ def coloured(text: str) -> str:
 
 
 def verdict_html(verdict: Verdict, *, title: str = "Verdict") -> str:
-    detail = f" · {escape(verdict.diagnosis)}" if verdict.diagnosis else ""
+    detail = f" · {escape(word)}" if (word := _word(verdict)) else ""
     rows = [[badge(check.outcome), Html(f"<code>{escape(check.id)}</code>"), _found(check)] for check in verdict.checks]
     return card(
         f"{escape(title)}: {badge(verdict.outcome)}{detail}",

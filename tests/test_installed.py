@@ -74,7 +74,7 @@ def test_an_installed_kit_checks_explains_and_finds_its_files(installed):
     done = installed("explain", text="CUDA error: no kernel image is available for execution on the device")
     assert "arch_missing_from_build" in done.stdout, done.stderr
     assert installed("test").returncode == 2
-    program = "from kit.session import recorded_machines; print(recorded_machines('h100'))"
+    program = "import kit; print(kit.recorded_machines('h100'))"
     done = subprocess.run([sys.executable, "-c", program], cwd=installed.empty, capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(installed.own)})  # fmt: skip
     assert "PASS" in done.stdout, done.stderr
