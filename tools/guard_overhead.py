@@ -68,18 +68,18 @@ class Arm:
             self.callback = GpuGuardCallback(device=job.config.device)
             self.callback.on_train_begin(None, None, None, model=job.model, optimizer=job.optimizer)
             self.guard = self.callback._guard
-            self.callback._leave()
+            self.guard.__exit__(Exception)
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
         if self.guard is None:
             yield
             return
-        hook = self.callback and self.job.model.register_forward_hook(self.callback._count, with_kwargs=True)
         with self.guard:
+            if self.callback:
+                count = self.job.model.register_forward_hook(self.callback._count, with_kwargs=True)
+                self.guard._hooks.append(count)
             yield
-        if hook:
-            hook.remove()
 
     def chunk(self, steps: int) -> None:
         with self._guarded():

@@ -192,7 +192,7 @@ def text_batches(config: TrainConfig, count: int, *, is_packed: bool = False) ->
     """Of the run's texts, on its device, as (input_ids, labels)."""
     endless = data.batches(
         data.load_texts(config.dataset),
-        data.load_tokenizer("gpt2"),
+        data.load_tokenizer(),
         batch_size=config.batch_size,
         seq_len=config.seq_len,
         seed=config.seed,

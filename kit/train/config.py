@@ -138,11 +138,6 @@ def parameters(shape: ModelShape) -> int:
     return (shape.vocab_size + shape.n_positions) * d + shape.n_layer * block + 2 * d
 
 
-def matmul_parameters(shape: ModelShape) -> int:
-    """Weights that meet a matrix product in the forward pass; the tied head counts once, lookups do not."""
-    return 12 * shape.n_layer * shape.n_embd**2 + shape.vocab_size * shape.n_embd
-
-
 def matrix_layers(shape: ModelShape) -> int:
     """Layers that multiply by a weight matrix: four a block, and the head."""
     return 4 * shape.n_layer + 1
@@ -159,8 +154,11 @@ def weight_tensors(shape: ModelShape) -> int:
 
 
 def weight_flop(shape: ModelShape, positions: int) -> int:
-    """FLOP of those products over `positions` = B × T: 6 per weight and position (see `step_flop`)."""
-    return 6 * matmul_parameters(shape) * positions
+    """FLOP of those products over `positions` = B × T: 6 per weight and position (see `step_flop`).
+
+    The weights are those that meet a product in the forward pass; the tied head counts once, lookups do not.
+    """
+    return 6 * (12 * shape.n_layer * shape.n_embd**2 + shape.vocab_size * shape.n_embd) * positions
 
 
 def step_flop(shape: ModelShape, *, batch_size: int, seq_len: int) -> int:

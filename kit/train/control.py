@@ -72,12 +72,15 @@ def train_toy(config: TrainConfig) -> tuple[TrainingRun, tuple[StepRecord, ...]]
     import torch
 
     from kit.train import witness
+    from kit.train.data import batch_of
     from kit.train.loop import training_steps
 
     torch.manual_seed(config.seed)
     model = _toy_model(torch)
     optimizer = _Sgd(torch, model, config.lr)
-    batches = [_ToyBatch(torch, step, config) for step in range(config.steps)]
+    generators = (torch.Generator().manual_seed(step) for step in range(config.steps))
+    ids = [torch.randint(1024, (config.batch_size, config.seq_len), generator=generator) for generator in generators]
+    batches = [batch_of(one, torch.ones_like(one)) for one in ids]
     initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     watch = witness.Watch(model, optimizer, dataclasses.replace(config, device="cuda"), secrets.token_hex(8))
     before = witness.canary_loss(model, batches[0], config)
@@ -129,19 +132,6 @@ class _Sgd:
                 parameter -= self.param_groups[0]["lr"] * parameter.grad
                 state = self.state.setdefault(parameter, {"step": 0})
                 state["step"] += 1
-
-
-class _ToyBatch:
-    """Random ids in the shape of `kit.train.data.Batch`."""
-
-    def __init__(self, torch, number: int, config: TrainConfig) -> None:
-        generator = torch.Generator().manual_seed(number)
-        shape = (config.batch_size, config.seq_len)
-        self.input_ids = torch.randint(1024, shape, generator=generator)
-        self.labels = self.input_ids
-        self.samples, self.tokens = config.batch_size, config.batch_size * config.seq_len
-        self.supervised_tokens = self.tokens - config.batch_size
-        self.sha256 = f"toy{number:013d}"
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Hugging Face's Trainer drives its own loop and stands in `trainer`.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
 import importlib.util
@@ -15,7 +14,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any
 
 import torch
 
@@ -32,26 +31,7 @@ ENGINES = {
 }
 
 
-class Engine(Protocol):
-    """note: what it does, or why it fell back; reason: the latter alone. optimizer: with the state of every parameter."""
-
-    name: str
-    note: str
-    reason: str | None
-    is_fallback: bool
-    optimizer: torch.optim.Optimizer
-
-    def step(self, input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """One optimizer step. Returns loss and gradient norm as tensors on the device, without waiting.
-
-        input_ids, labels: (B, T) int64 on the device, padding on the right. The same values as `eager_step`.
-        """
-
-    def restart(self) -> None:
-        """Fresh optimizer state, and the model's weights as somebody has set them since."""
-
-
-def build_engine(name: str, model, config: TrainConfig) -> Engine:
+def build_engine(name: str, model, config: TrainConfig) -> Any:
     """The engine, ready to step: what must be compiled or captured for config's shape is, the weights unchanged.
 
     model: on config.device, in float32. Call it inside `model.precision(config)`. Raises torch's
@@ -70,7 +50,10 @@ def build_engine(name: str, model, config: TrainConfig) -> Engine:
         engine = getattr(importlib.import_module(module), kind)
         reason = engine.missing(model, config)
         if reason is None:
-            with _without_known_warnings():
+            with warnings.catch_warnings():
+                # What torch says while it compiles and nobody here can act on: IEEE products, its own code.
+                for known in ("TensorFloat32 tensor", "`torch.jit.script_method` is", r"\s*Online softmax is disabled"):
+                    warnings.filterwarnings("ignore", message=known)
                 return engine(model, config)
     except Unsuitable as error:
         reason = str(error)
@@ -93,21 +76,12 @@ def out_of_memory(error: BaseException | None) -> BaseException | None:
     return None
 
 
-@contextlib.contextmanager
-def _without_known_warnings():
-    """Hides what torch says while it compiles and what nobody here can act on: IEEE products, its own code."""
-    with warnings.catch_warnings():
-        for message in (
-            "TensorFloat32 tensor cores",
-            "`torch.jit.script_method` is deprecated",
-            r"\s*Online softmax is disabled",
-        ):
-            warnings.filterwarnings("ignore", message=message)
-        yield
-
-
 class EagerEngine:
-    """The plain loop; also what runs in place of an engine that cannot. reason: why that one cannot, else None."""
+    """The plain loop; also what runs in place of an engine that cannot, and what every engine looks like.
+
+    note: what it does, or why it fell back; reason: the latter alone, else None. optimizer: with the state of every
+    parameter.
+    """
 
     name = "eager"
 
@@ -118,15 +92,20 @@ class EagerEngine:
         self.restart()
 
     def step(self, input_ids, labels):
+        """One optimizer step. Returns loss and gradient norm as tensors on the device, without waiting.
+
+        input_ids, labels: (B, T) int64 on the device, padding on the right. The same values as `eager_step`.
+        """
         loss, grad_norm = eager_step(self._model, self.optimizer, input_ids, labels, self._config)
         return loss.detach(), grad_norm
 
     def restart(self) -> None:
+        """Fresh optimizer state, and the model's weights as somebody has set them since."""
         self._model.zero_grad(set_to_none=True)
         self.optimizer = build_optimizer(self._model, self._config)
 
 
-class CompiledEngine:
+class CompiledEngine(EagerEngine):
     """torch.compile around the model's forward and backward pass; clipping and fused AdamW as torch has them."""
 
     name, is_fallback = "compiled", False
@@ -158,10 +137,6 @@ class CompiledEngine:
         grad_norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._config.max_grad_norm)
         self.optimizer.step()
         return loss, grad_norm
-
-    def restart(self) -> None:
-        self._model.zero_grad(set_to_none=True)
-        self.optimizer = build_optimizer(self._model, self._config)
 
 
 def random_batch(model, config: TrainConfig) -> tuple[torch.Tensor, torch.Tensor]:
@@ -205,7 +180,7 @@ def run_trainer(model, config: TrainConfig, batches: Sequence[tuple[torch.Tensor
 
     Only its weights are changed: accelerate wraps the forward pass for bfloat16, and that is undone.
     """
-    from transformers import PrinterCallback, Trainer, TrainerCallback
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     losses: list[torch.Tensor] = []
     ends: list[float] = []
@@ -234,7 +209,27 @@ def run_trainer(model, config: TrainConfig, batches: Sequence[tuple[torch.Tensor
     before = set(vars(model))
     try:
         with tempfile.TemporaryDirectory() as folder:
-            trainer = Recorded(model, _arguments(config, len(batches), folder), train_dataset=rows, callbacks=[Clock()])
+            arguments = TrainingArguments(
+                output_dir=folder,
+                per_device_train_batch_size=config.batch_size,
+                max_steps=len(batches),
+                learning_rate=config.lr,
+                weight_decay=config.weight_decay,
+                max_grad_norm=config.max_grad_norm,
+                lr_scheduler_type="constant",
+                # TF32 is set around the whole run already, by `model.precision`.
+                bf16=config.dtype == "bfloat16",
+                seed=config.seed,
+                use_cpu=config.device == "cpu",
+                logging_strategy="no",
+                save_strategy="no",
+                report_to=[],
+                disable_tqdm=True,
+                dataloader_pin_memory=config.device == "cuda",
+            )
+            # One GPU, as everything else here: with several in sight it would split each batch over them.
+            arguments._n_gpu = min(arguments.n_gpu, 1)
+            trainer = Recorded(model, arguments, train_dataset=rows, callbacks=[Clock()])
             # Otherwise it divides the loss by the labels before their shift: (T - 1) / T of the mean.
             trainer.model_accepts_loss_kwargs = False
             # It would print its summary to stdout, where an answer as JSON may stand.
@@ -245,29 +240,3 @@ def run_trainer(model, config: TrainConfig, batches: Sequence[tuple[torch.Tensor
             delattr(model, name)
     steps = tuple(end - start for start, end in zip(ends, ends[1:]))
     return TrainerRun(tuple(float(loss) for loss in losses), steps, len(rows), metrics["train_runtime"])
-
-
-def _arguments(config: TrainConfig, steps: int, folder: str):
-    from transformers import TrainingArguments
-
-    arguments = TrainingArguments(
-        output_dir=folder,
-        per_device_train_batch_size=config.batch_size,
-        max_steps=steps,
-        learning_rate=config.lr,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        lr_scheduler_type="constant",
-        # TF32 is set around the whole run already, by `model.precision`.
-        bf16=config.dtype == "bfloat16",
-        seed=config.seed,
-        use_cpu=config.device == "cpu",
-        logging_strategy="no",
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        dataloader_pin_memory=config.device == "cuda",
-    )
-    # One GPU, as everything else here: with several in sight it would split each batch over them.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments

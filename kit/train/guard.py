@@ -108,12 +108,14 @@ class gpu_guard:
         for name, buffer in self.model.named_buffers():
             yield f"buffer {name}", buffer
         for optimizer in self._optimizers:
-            kept = dict(vars(optimizer))
-            kept["state"] = _named(getattr(optimizer, "state", None) or {}, names)
             groups = getattr(optimizer, "param_groups", ())
-            kept["param_groups"] = [
-                {**group, "params": _named(dict.fromkeys(group["params"]), names)} for group in groups
-            ]
+            kept = {
+                **vars(optimizer),
+                "state": _named(getattr(optimizer, "state", None) or {}, names),
+                "param_groups": [
+                    {**group, "params": _named({p: p for p in group["params"]}, names)} for group in groups
+                ],
+            }
             yield from _nested(SimpleNamespace(**kept), type(optimizer).__name__)
         yield from _nested(batch, "batch")
 
@@ -309,8 +311,9 @@ class _Watch(TorchDispatchMode):
     def _weight(self, tensor: Any) -> str:
         """The parameter whose memory this is."""
         start = tensor.untyped_storage().data_ptr()
-        weights = ((n, p) for n, p in self._guard.model.named_parameters() if start and p.device == tensor.device)
-        return next((name for name, p in weights if p.untyped_storage().data_ptr() == start), "")
+        weights = self._guard.model.named_parameters() if start else ()
+        here = (name for name, p in weights if p.device == tensor.device and p.untyped_storage().data_ptr() == start)
+        return next(here, "")
 
     def _place(self) -> tuple[str, str]:
         """Part of the step and dotted name of the module, also in words; from the frames of the program."""
@@ -345,22 +348,15 @@ def _flop(inputs: list[Any], outputs: list[Any]) -> float:
 
 
 def _named(by_parameter: Mapping[Any, Any], names: Mapping[Any, str]) -> dict[str, Any]:
-    """The same by name; the parameters themselves where they have no value."""
-    named = (
-        (names.get(key, f"{index}, outside the model"), key, value)
-        for index, (key, value) in enumerate(by_parameter.items())
-    )
-    return {name: key if value is None else value for name, key, value in named}
+    """The same by name."""
+    numbered = enumerate(by_parameter.items())
+    return {names.get(key, f"{number}, outside the model"): value for number, (key, value) in numbered}
 
 
 def _flat(values: Any) -> list[Any]:
-    found = []
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            found.append(value)
-        elif isinstance(value, (list, tuple)):
-            found += [item for item in value if isinstance(item, torch.Tensor)]
-    return found
+    """The tensors in it, and in the lists in it."""
+    lists = (value if isinstance(value, (list, tuple)) else (value,) for value in values)
+    return [item for some in lists for item in some if isinstance(item, torch.Tensor)]
 
 
 def _optimizers(given: Any) -> list[Any]:
@@ -391,83 +387,73 @@ def _nested(value: Any, name: str, depth: int = 8, seen: frozenset[int] = frozen
             *(k for some in slots for k in ([some] if type(some) is str else some)),
         ]
         inside = [(f"{name}.{key}", getattr(value, key, None)) for key in keys]
+    seen |= {id(value)}
     for what, item in inside:
-        yield from _nested(item, what, depth - 1, seen | {id(value)})
+        yield from _nested(item, what, depth - 1, seen)
 
 
-def __getattr__(name: str) -> Any:
-    """GpuGuardCallback is made when it is first asked for, so that the guard itself needs no transformers."""
-    if name != "GpuGuardCallback":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = _callback_class()
-    return globals()[name]
+class GpuGuardCallback:
+    """The guard inside transformers' Trainer, and a true count of what it trained on.
 
+    samples: rows that went through a whole training forward pass in this process; the Trainer's own figure is what its
+    arguments imply. seconds: from the first step's begin to the last one's end on the device, so that reading it waits
+    for that. A training that begins anew, a retry too, counts anew.
 
-def _callback_class() -> type:
-    from transformers import TrainerCallback
+    The Trainer calls its callbacks by the name of an event. Without its base class the guard needs no transformers.
+    """
 
-    class GpuGuardCallback(TrainerCallback):
-        """The guard inside transformers' Trainer, and a true count of what it trained on.
+    def __init__(self, device: str = "cuda", allow: Any = ()) -> None:
+        self._device, self._allow = device, allow
+        self._guard: Any = None
+        self.samples, self._began, self._ended = 0, None, None
 
-        samples: rows that went through a whole training forward pass in this process; the Trainer's own figure is
-        what its arguments imply. seconds: from the first step's begin to the last one's end on the device, so that
-        reading it waits for that. A training that begins anew, a retry too, counts anew.
-        """
+    def __getattr__(self, name: str) -> Any:
+        """Nothing is done at the other events."""
+        if not name.startswith("on_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return lambda *args, **kwargs: None
 
-        def __init__(self, device: str = "cuda", allow: Any = ()) -> None:
-            self.samples, self._began, self._ended = 0, None, None
-            self._device, self._allow = device, allow
-            self._guard: Any = None
-            self._hook: Any = None
+    @property
+    def seconds(self) -> float:
+        if self._ended is None:
+            return 0.0
+        if self._device == "cpu":
+            return self._ended - self._began
+        self._ended.synchronize()
+        return self._began.elapsed_time(self._ended) / 1000
 
-        @property
-        def seconds(self) -> float:
-            if self._ended is None:
-                return 0.0
-            if self._device == "cpu":
-                return self._ended - self._began
-            self._ended.synchronize()
-            return self._began.elapsed_time(self._ended) / 1000
+    @property
+    def samples_per_s(self) -> float | None:
+        return self.samples / self.seconds if self.seconds else None
 
-        @property
-        def samples_per_s(self) -> float | None:
-            return self.samples / self.seconds if self.seconds else None
-
-        def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, optimizer: Any, **_: Any) -> None:
+        if self._guard is not None:
             # What came before may have raised: the Trainer tells nobody, and its hooks are still there.
-            self._leave()
-            self.samples, self._began, self._ended = 0, None, None
-            self._guard = gpu_guard(model, optimizer, device=self._device, allow=self._allow)
-            # A training that raises tells no callback, and a mode that outlives it would slow all that comes after.
-            self._guard._may_watch_whole = False
-            self._guard.__enter__()
-            self._hook = model.register_forward_hook(self._count, with_kwargs=True)
+            self._guard.__exit__(Exception)
+        self.samples, self._began, self._ended = 0, None, None
+        self._guard = gpu_guard(model, optimizer, device=self._device, allow=self._allow)
+        # A training that raises tells no callback, and a mode that outlives it would slow all that comes after.
+        self._guard._may_watch_whole = False
+        self._guard.__enter__()
+        self._guard._hooks.append(model.register_forward_hook(self._count, with_kwargs=True))
 
-        def on_step_begin(self, args, state, control, **kwargs) -> None:
-            self._began = self._began or self._now()
+    def on_step_begin(self, *_: Any, **more: Any) -> None:
+        self._began = self._began or self._now()
 
-        def on_step_end(self, args, state, control, **kwargs) -> None:
-            self._ended = self._now()
+    def on_step_end(self, *_: Any, **more: Any) -> None:
+        self._ended = self._now()
 
-        def on_train_end(self, args, state, control, **kwargs) -> None:
-            self._leave(None)
+    def on_train_end(self, *_: Any, **more: Any) -> None:
+        self._guard.__exit__(None)
 
-        def _now(self) -> Any:
-            if self._device == "cpu":
-                return time.perf_counter()
-            now = torch.cuda.Event(enable_timing=True)
-            now.record()
-            return now
+    def _now(self) -> Any:
+        if self._device == "cpu":
+            return time.perf_counter()
+        now = torch.cuda.Event(enable_timing=True)
+        now.record()
+        return now
 
-        def _leave(self, kind: Any = Exception) -> None:
-            if self._hook is not None:
-                self._hook.remove()
-                self._hook = None
-                self._guard.__exit__(kind)
-
-        def _count(self, model, args, kwargs, output) -> None:
-            if model.training and torch.is_grad_enabled():
-                rows = next((tensor for _, tensor in _nested([args, kwargs], "input") if tensor.dim()), None)
-                self.samples += 0 if rows is None else len(rows)
-
-    return GpuGuardCallback
+    def _count(self, model: Any, args: Any, kwargs: Any, output: Any) -> None:
+        if model.training and torch.is_grad_enabled():
+            rows = next((tensor for _, tensor in _nested([args, kwargs], "input") if tensor.dim()), ())
+            self.samples += len(rows)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from kit.gpu.specs import peak_flop_per_s
 from kit.records import Check
@@ -192,15 +192,12 @@ def steps_complete(case: Run) -> Answer:
     todo="the records are broken, or batches are counted twice: run again",
 )
 def counts(case: Run) -> Answer:
-    wrong = [step.step for step in case.steps if not _is_countable(step, case.config)]
+    size, seq_len = case.config.batch_size, case.config.seq_len
+    fine = (0 <= s.supervised_tokens <= s.tokens <= s.samples * seq_len and 1 <= s.samples <= size for s in case.steps)
+    wrong = [step.step for step, is_fine in zip(case.steps, fine) if not is_fine]
     samples, tokens = (sum(getattr(step, name) for step in case.steps) for name in ("samples", "tokens"))
     found = f"impossible counts at steps {wrong[:5]}" if wrong else f"{samples} samples, {tokens} tokens"
     return say(not wrong and bool(case.steps), found)
-
-
-def _is_countable(step: StepRecord, config: TrainConfig) -> bool:
-    is_batch = 1 <= step.samples <= config.batch_size
-    return is_batch and 0 <= step.supervised_tokens <= step.tokens <= step.samples * config.seq_len
 
 
 @TRAINING.rule("integrity.times_ordered", "positive step times in order", todo="the records are broken: run again")
@@ -445,11 +442,8 @@ def cpu_agreement(case: Run) -> Answer:
     gaps = [math.inf if ours is None or not theirs else abs(ours - theirs) / abs(theirs) for ours, theirs in pairs]
     largest = max(gaps, default=math.inf)
     found = f"largest relative difference {largest:.1e} over {len(gaps)} steps, {limit:g} allowed"
-    return say(largest <= limit, found, {"steps": len(gaps), "limit": limit, **_finite("largest", largest)})
-
-
-def _finite(name: str, value: float) -> Mapping[str, float]:
-    return {name: value} if math.isfinite(value) else {}
+    told = {"largest": largest} if math.isfinite(largest) else {}
+    return say(largest <= limit, found, {"steps": len(gaps), "limit": limit, **told})
 
 
 @TRAINING.rule(

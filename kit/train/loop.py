@@ -7,22 +7,13 @@ import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from kit.train.config import TrainConfig
 from kit.train.model import autocast, whole
 from kit.train.steps import StepRecord
-
-
-class Watch(Protocol):
-    """Looks at a step from both sides, outside its time. See `kit.train.witness.Watch`."""
-
-    def begin(self, step: int) -> AbstractContextManager[Any]: ...
-
-    def end(self, step: int, loss: torch.Tensor, input_ids: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]: ...
 
 
 def synchronize(device: str) -> None:
@@ -52,12 +43,13 @@ def training_steps(
     config: TrainConfig,
     *,
     began_s: float,
-    watch: Watch | None = None,
+    watch: Any = None,
 ) -> Iterator[StepRecord]:
     """Yields one record for each of `batches`, synchronised before and after it is timed.
 
-    began_s: `time.perf_counter()` at the start of training, the zero of `started_s`. The copy
-    of the batch to the device is inside the time, waiting for the batch is recorded beside it.
+    began_s: `time.perf_counter()` at the start of training, the zero of `started_s`. watch: looks at a step from both
+    sides, outside its time (`kit.train.witness.Watch`). The copy of the batch to the device is inside the time, waiting
+    for the batch is recorded beside it.
     """
     source, is_cuda = iter(batches), config.device == "cuda"
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2)) if is_cuda else (None, None)
@@ -113,9 +105,9 @@ def training_steps(
 
 def applied_steps(optimizer: torch.optim.Optimizer) -> int:
     """The optimizer's own count: the fewest updates that any of its parameters received."""
-    states = [optimizer.state.get(p) or {"step": 0} for group in optimizer.param_groups for p in group["params"]]
-    counts = [state["step"] for state in states]
+    held = (optimizer.state.get(p) or {"step": 0} for group in optimizer.param_groups for p in group["params"])
+    counts = [torch.as_tensor(state["step"]) for state in held]
     # A fused optimizer counts on the device: one copy for all.
-    there = [count for count in counts if torch.is_tensor(count) and count.device.type != "cpu"]
-    here = [int(count) for count in counts if not (torch.is_tensor(count) and count.device.type != "cpu")]
+    there = [count for count in counts if count.device.type != "cpu"]
+    here = [int(count) for count in counts if count.device.type == "cpu"]
     return min(here + ([int(torch.stack(there).min())] if there else []), default=0)

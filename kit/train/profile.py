@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import dataclasses
 import functools
@@ -32,7 +31,7 @@ KINDS = (
     ("norm", re.compile(r"layer_?norm|rms_?norm|gammabeta", re.I)),
 )
 MATMULS = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"})
-_CPU_ATTENTION = "aten::_scaled_dot_product_flash_attention_for_cpu"
+_PRODUCTS = MATMULS | {"aten::_scaled_dot_product_flash_attention_for_cpu"}
 # A matrix product under this is a scalar's worth of work and not a witness.
 LARGE_FLOP = 1e6
 
@@ -42,7 +41,8 @@ def read_trace(trace: dict[str, Any], *, step_time_s: float) -> KernelProfile:
     the profiled step, which the shares refer to."""
     events = [event for event in trace.get("traceEvents", ()) if event.get("ph") == "X"]
     kernels = [event for event in events if event.get("cat") == "kernel"]
-    copies = [event for event in events if event.get("cat") == "gpu_memcpy" and _is_over_the_bus(event["name"])]
+    moved = [event for event in events if event.get("cat") == "gpu_memcpy"]
+    copies = [event for event in moved if "Device -> Device" not in event["name"] and "DtoD" not in event["name"]]
     by_name: Counter[str] = Counter()
     groups: Counter[str] = Counter()
     for kernel in kernels:
@@ -65,10 +65,6 @@ def kind_of(kernel_name: str) -> str:
     return next((kind for kind, pattern in KINDS if pattern.search(kernel_name)), "other")
 
 
-def _is_over_the_bus(name: str) -> bool:
-    return "Device -> Device" not in name and "DtoD" not in name
-
-
 def _on_cpu(events: Sequence[dict[str, Any]], kernels: Sequence[dict[str, Any]]) -> dict[str, int]:
     """Large matrix products that no kernel belongs to, by operator.
 
@@ -77,48 +73,29 @@ def _on_cpu(events: Sequence[dict[str, Any]], kernels: Sequence[dict[str, Any]])
     Matrix kernels whose launch is not in the trace at all can belong to any operator; where there
     are enough of them for all that is left, nothing is known to have run on the CPU.
     """
-    ids = {_arg(kernel, "External id") for kernel in kernels} - {None}
-    launches = _launches(events, kernels)
+    ids, launched_by = ({_arg(kernel, name) for kernel in kernels} - {None} for name in ("External id", "correlation"))
+    launches = [event for event in events if event.get("cat") in ("cuda_runtime", "cuda_driver")]
+    times: dict[Any, list[float]] = defaultdict(list)
+    for launch in launches:
+        if _arg(launch, "correlation") in launched_by:
+            times[launch.get("tid")].append(launch["ts"])
     found: Counter[str] = Counter()
     for event in events:
-        if event.get("name") not in MATMULS and event.get("name") != _CPU_ATTENTION:
+        if event.get("name") not in _PRODUCTS or _arg(event, "External id") in ids:
             continue
-        if _arg(event, "External id") in ids or _has_launch(event, launches.get(event.get("tid"), ())):
-            continue
-        if matmul_flop(_arg(event, "Input Dims") or ()) >= LARGE_FLOP:
+        has_launch = any(0 <= at - event["ts"] <= event.get("dur", 0) for at in times[event.get("tid")])
+        if not has_launch and matmul_flop(_arg(event, "Input Dims") or ()) >= LARGE_FLOP:
             found[event["name"]] += 1
-    return {} if sum(found.values()) <= _without_launch(events, kernels) else dict(found)
+    # The trace ties a kernel to nothing where it has no launch in it, and no operator with its external id.
+    known = {_arg(launch, "correlation") for launch in launches}
+    operators = {_arg(event, "External id") for event in events if event.get("cat") == "cpu_op"}
+    loose = [k for k in kernels if _arg(k, "correlation") not in known and _arg(k, "External id") not in operators]
+    is_known = sum(found.values()) > sum(kind_of(kernel["name"]) == "matmul" for kernel in loose)
+    return dict(found) if is_known else {}
 
 
 def _arg(event: dict[str, Any], name: str) -> Any:
     return event.get("args", {}).get(name)
-
-
-def _launches(events: Sequence[dict[str, Any]], kernels: Sequence[dict[str, Any]]) -> dict[Any, list[float]]:
-    """Times of kernel launches, in order, by the thread that launched."""
-    correlations = {_arg(kernel, "correlation") for kernel in kernels} - {None}
-    times: dict[Any, list[float]] = defaultdict(list)
-    for event in events:
-        if event.get("cat") in ("cuda_runtime", "cuda_driver") and _arg(event, "correlation") in correlations:
-            times[event.get("tid")].append(event["ts"])
-    return {thread: sorted(found) for thread, found in times.items()}
-
-
-def _has_launch(event: dict[str, Any], times: Sequence[float]) -> bool:
-    first = bisect.bisect_left(times, event["ts"])
-    return first < len(times) and times[first] <= event["ts"] + event.get("dur", 0)
-
-
-def _without_launch(events: Sequence[dict[str, Any]], kernels: Sequence[dict[str, Any]]) -> int:
-    """Matrix kernels that the trace ties to nothing: no launch, and no operator with their external id."""
-    calls = ("cuda_runtime", "cuda_driver")
-    launched = {_arg(event, "correlation") for event in events if event.get("cat") in calls}
-    operators = {_arg(event, "External id") for event in events if event.get("cat") == "cpu_op"}
-    return sum(
-        _arg(kernel, "correlation") not in launched and _arg(kernel, "External id") not in operators
-        for kernel in kernels
-        if kind_of(kernel["name"]) == "matmul"
-    )
 
 
 def matmul_flop(dims: Sequence[Any]) -> float:

@@ -103,7 +103,15 @@ class Recorder:
         device, last = self._device, {}
         if self._error is None:
             try:
-                last = self._last()
+                memory = self._ask("nvmlDeviceGetMemoryInfo", told="memory")
+                enforced, default = "nvmlDeviceGetEnforcedPowerLimit", "nvmlDeviceGetPowerManagementDefaultLimit"
+                last = {
+                    "counters_after": self._counters(),
+                    "power_limit_w": self._ask(enforced, told="power_limit", per=1000),
+                    "power_limit_default_w": self._ask(default, told="power_limit", per=1000),
+                    "device_name": self._ask("nvmlDeviceGetName", told="name"),
+                    "memory_total_bytes": memory and memory.total,
+                }
             except NvmlError as error:
                 self._error = f"NVML stopped answering: {error.found}"
         if not (self._thread and self._thread.is_alive()):
@@ -187,17 +195,6 @@ class Recorder:
         names = ("remapped_uncorrected", "remap_pending", "remap_failure")
         found |= {name: int(value) for name, value in zip(names, rows[1:])}
         return {name: value for name, value in found.items() if value is not None}
-
-    def _last(self) -> dict[str, Any]:
-        memory = self._ask("nvmlDeviceGetMemoryInfo", told="memory")
-        enforced, default = "nvmlDeviceGetEnforcedPowerLimit", "nvmlDeviceGetPowerManagementDefaultLimit"
-        return {
-            "counters_after": self._counters(),
-            "power_limit_w": self._ask(enforced, told="power_limit", per=1000),
-            "power_limit_default_w": self._ask(default, told="power_limit", per=1000),
-            "device_name": self._ask("nvmlDeviceGetName", told="name"),
-            "memory_total_bytes": memory and memory.total,
-        }
 
 
 def thinned(samples: Sequence[TelemetrySample]) -> list[TelemetrySample]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import secrets
@@ -12,9 +13,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from types import SimpleNamespace
+from typing import Any
 
-from kit.errors import GpuNotUsable, TrainingFailed, UsageError
+from kit.errors import GpuNotUsable, TrainingFailed, UsageError, unwritable
 from kit.process import begin_proof, keep_bytecode
 from kit.records import Verdict, dumps
 from kit.show import Table, card, escape
@@ -63,17 +65,13 @@ def start_device(device: str, dtype: str, *, has_kernels: bool = False) -> threa
     taken = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
     def start() -> None:
-        if taken is not None:
-            torch.cuda.set_device(taken)
-        kind = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-        try:
-            left = torch.ones(64, 64, device=device, dtype=kind)
+        with contextlib.suppress(RuntimeError, ImportError, AttributeError):
+            if taken is not None:
+                torch.cuda.set_device(taken)
+            left = torch.ones(64, 64, device=device, dtype=torch.bfloat16 if dtype == "bfloat16" else torch.float32)
             (left @ left).sum()
             torch.cuda.synchronize()
-        except RuntimeError:
-            return
-        if has_kernels:
-            with contextlib.suppress(ImportError, AttributeError):
+            if has_kernels:
                 from triton.runtime.cache import triton_key
 
                 triton_key()
@@ -83,46 +81,77 @@ def start_device(device: str, dtype: str, *, has_kernels: bool = False) -> threa
     return thread
 
 
-class Group(Protocol):
-    """The process as one rank of several, where it is one; made by `kit.extras.scale.group`."""
-
-    def start(self) -> None:
-        """Joins the others and takes its device. Called once torch is known to have one."""
-
-    def all_of(self, value: Any) -> list[Any]:
-        """The values of all ranks, by rank."""
-
-    def share(self, config: TrainConfig, count: int) -> tuple[list, Any]:
-        """This rank's part of `count` global batches, and the texts they came from."""
-
-    def wrap(self, model: Any) -> Any:
-        """`model`, on its device already, so that a step exchanges gradients with the other ranks."""
-
-    def trained(self, model: Any) -> None:
-        """Called after the last step, before anything else changes the weights."""
-
-
 @dataclasses.dataclass(frozen=True)
-class Measured:
-    """What a run recorded, before anybody judges it."""
+class TrainingResult:
+    """A run with its steps, its telemetry and what they say."""
 
     run: TrainingRun
     steps: tuple[StepRecord, ...]
     samples: tuple[TelemetrySample, ...]
 
+    @functools.cached_property
+    def verdict(self) -> Verdict:
+        return Verdict.of(judge_training(self.run, self.steps, self.samples))
 
-def measure(
+    @property
+    def throughput(self) -> Throughput | None:
+        return throughput(self.steps)
+
+    @property
+    def sentence(self) -> str:
+        """The finding in words."""
+        figures, config = self.throughput, self.run.config
+        rate = f", {number(figures.steady_samples_per_s, 2)} samples/s once warm" if figures.steady else ""
+        return (
+            f"{self.verdict.outcome}: {config.model} trained {figures.steps} steps of {config.batch_size} × "
+            f"{config.seq_len} in {config.dtype} on {self.run.device_name} in {seconds(figures.total_s)}{rate}; "
+            f"loss {number(self.steps[0].loss, 4)} → {number(self.steps[-1].loss, 4)} ({self.run.weights_note})."
+        )
+
+    @property
+    def table(self) -> Table:
+        """The run in numbers, each with its definition."""
+        figures = self.throughput
+        steady = figures.steady
+        rows = [
+            ("first step", seconds(figures.first_step_s), "cold, synchronised"),
+            (
+                "steady step",
+                seconds(steady.median) if steady else "–",
+                f"median of n = {steady.n}, IQR {seconds(steady.iqr, 2)}" if steady else "too few steps",
+            ),
+            ("samples/s, steady", number(figures.steady_samples_per_s, 2), "counted samples over the same steps"),
+            ("tokens/s, steady", number(figures.steady_tokens_per_s, 2), "without padding"),
+            (
+                "samples/s, all steps",
+                number(figures.total_samples_per_s, 2),
+                f"{figures.samples} samples, cold start included",
+            ),
+            ("peak memory", memory(figures.peak_memory_bytes), "allocated by torch"),
+        ]
+        return Table(("figure", "value", "definition"), tuple(rows))
+
+    def __str__(self) -> str:
+        return f"{self.sentence}\n\n{self.table}\n\n{self.verdict}"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return card(escape(self.sentence), self.table._repr_html_(), self.verdict.outcome) + self.verdict._repr_html_()
+
+
+def train(
     config: TrainConfig,
     *,
     out: str | Path | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
-    group: Group | None = None,
-) -> Measured:
+    group: Any = None,
+) -> TrainingResult:
     """Trains as `config` says and measures what a verdict needs.
 
     out: a folder for `training.json`, `steps.jsonl` and `telemetry.jsonl`; a step is written as
-    soon as it is done, so nothing measured is lost. group: the other ranks, where there are any; what
-    a repetition or the CPU would show of one process alone is then not measured. Raises
+    soon as it is done, so nothing measured is lost. group: the other ranks, where there are any (a `Group` of
+    `kit.extras.scale`); what a repetition or the CPU would show of one process alone is then not measured. Raises
     GpuNotUsable before any work where the device is cuda and cannot be used, UsageError for bad
     data, TrainingFailed where training broke (what was measured is then already in `out`).
     """
@@ -188,18 +217,16 @@ def measure(
             jit_control=jit_control(torch.cuda.current_device()) if recorder else None,
         )
         if error is None:
-            if group:
-                group.trained(state.model)
-            run = _witnesses(run, state, steps, batches, is_alone=group is None)
+            run = _witnesses(run, state, steps, batches, group)
         times.append(time.perf_counter())
         run = dataclasses.replace(run, timings=Timings(*(end - start for start, end in itertools.pairwise(times))))
         keep("training.json", dumps(run))
     if error is not None:
         raise error
-    return Measured(run, tuple(steps), samples)
+    return TrainingResult(run, tuple(steps), samples)
 
 
-def _start(config: TrainConfig, group: Group | None):
+def _start(config: TrainConfig, group: Any):
     """Imports what the run needs while the device starts beside it. Returns the torch module."""
     begin_proof()
     keep_bytecode()
@@ -228,11 +255,7 @@ def _kept(out: str | Path | None) -> Iterator[Callable[[str, str], None]]:
                 files[name] = stack.enter_context(open(Path(out) / name, "w", 1, encoding="utf-8", newline="\n"))
             files[name].write(text)
         except OSError as error:
-            raise UsageError(
-                f"{Path(out) / name} cannot be written: {error.strerror}",
-                expected="a folder you may write to, with space",
-                todo="name another folder with --out",
-            ) from error
+            raise unwritable(Path(out) / name, error, "name another folder with --out") from error
 
     with contextlib.ExitStack() as stack:
         keep("steps.jsonl", "")
@@ -245,7 +268,7 @@ def _batches(config: TrainConfig):
 
     text_set = data.load_texts(config.dataset)
     endless = data.batches(
-        text_set, data.load_tokenizer("gpt2"), batch_size=config.batch_size, seq_len=config.seq_len, seed=config.seed
+        text_set, data.load_tokenizer(), batch_size=config.batch_size, seq_len=config.seq_len, seed=config.seed
     )
     return list(itertools.islice(endless, config.steps)), text_set
 
@@ -254,28 +277,17 @@ def _prescribed(config: TrainConfig, text_set) -> tuple[str, ...]:
     from kit.train import data
 
     hashes = data.prescribed(
-        text_set, data.load_tokenizer("gpt2"), batch_size=config.batch_size, seq_len=config.seq_len, seed=config.seed
+        text_set, data.load_tokenizer(), batch_size=config.batch_size, seq_len=config.seq_len, seed=config.seed
     )
     return tuple(digest[:16] for digest in itertools.islice(hashes, config.steps))
 
 
-@dataclasses.dataclass
-class _State:
+def _build(config: TrainConfig, group: Any, batches: Sequence) -> SimpleNamespace:
     """What is being trained; `initial` holds the parameters on the CPU as they were before the first step.
 
     network: what computes a step; the model itself, or what exchanges its gradients with other ranks.
     canary_before: loss of the first batch before the first step, where it had to be measured then.
     """
-
-    model: Any
-    network: Any
-    optimizer: Any
-    initial: dict
-    weights_note: str
-    canary_before: float | None
-
-
-def _build(config: TrainConfig, group: Group | None, batches: Sequence) -> _State:
     from kit.train.model import build_model, build_optimizer
     from kit.train.witness import canary_loss
 
@@ -288,7 +300,14 @@ def _build(config: TrainConfig, group: Group | None, batches: Sequence) -> _Stat
         network = group.wrap(model) if group else model
     except RuntimeError as error:
         raise _failed(error, config) from error
-    return _State(model, network, build_optimizer(model, config), initial, note, before)
+    return SimpleNamespace(
+        model=model,
+        network=network,
+        optimizer=build_optimizer(model, config),
+        initial=initial,
+        weights_note=note,
+        canary_before=before,
+    )
 
 
 def _timed(state, batches, config, watch, recorder, each) -> tuple[float | None, float]:
@@ -336,10 +355,12 @@ def _failed(error: RuntimeError, config: TrainConfig) -> TrainingFailed:
     )
 
 
-def _witnesses(run: TrainingRun, state: _State, steps, batches: Sequence, *, is_alone: bool) -> TrainingRun:
+def _witnesses(run: TrainingRun, state, steps, batches: Sequence, group: Any) -> TrainingRun:
     """Everything that is measured after the timed steps, each part on the state the one before it left."""
     from kit.train import witness
 
+    if group:
+        group.trained(state.model)
     config, before = run.config, state.canary_before
     after = witness.canary_loss(state.model, batches[0], config)
     learning = witness.measure_learning(state.model, state.initial, None, after)
@@ -347,7 +368,7 @@ def _witnesses(run: TrainingRun, state: _State, steps, batches: Sequence, *, is_
         # The first batch is full, as the last of a pass over the data may not be.
         profile = witness.profile_step(state.network, state.optimizer, batches[0], config)
     run = dataclasses.replace(run, profile=profile, precision=witness.measure_precision(config))
-    if is_alone:
+    if not group:
         again, before = witness.replay(state, batches, config, [step.loss for step in steps])
         run = dataclasses.replace(run, replay=again, cpu_reference=witness.cpu_reference(state, batches, config))
     return dataclasses.replace(run, learning=dataclasses.replace(learning, canary_before=before))
@@ -362,71 +383,3 @@ def _versions(torch) -> dict[str, str]:
         "cuda": torch.version.cuda or "none",
         "transformers": transformers.__version__,
     }
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingResult:
-    """A run with its steps, its telemetry and what they say."""
-
-    run: TrainingRun
-    steps: tuple[StepRecord, ...]
-    samples: tuple[TelemetrySample, ...]
-    verdict: Verdict
-
-    @property
-    def throughput(self) -> Throughput | None:
-        return throughput(self.steps)
-
-    @property
-    def sentence(self) -> str:
-        """The finding in words."""
-        figures, config = self.throughput, self.run.config
-        rate = f", {number(figures.steady_samples_per_s, 2)} samples/s once warm" if figures.steady else ""
-        return (
-            f"{self.verdict.outcome}: {config.model} trained {figures.steps} steps of {config.batch_size} × "
-            f"{config.seq_len} in {config.dtype} on {self.run.device_name} in {seconds(figures.total_s)}{rate}; "
-            f"loss {number(self.steps[0].loss, 4)} → {number(self.steps[-1].loss, 4)} ({self.run.weights_note})."
-        )
-
-    @property
-    def table(self) -> Table:
-        """The run in numbers, each with its definition."""
-        figures = self.throughput
-        steady = figures.steady
-        rows = [
-            ("first step", seconds(figures.first_step_s), "cold, synchronised"),
-            (
-                "steady step",
-                seconds(steady.median) if steady else "–",
-                f"median of n = {steady.n}, IQR {seconds(steady.iqr, 2)}" if steady else "too few steps",
-            ),
-            ("samples/s, steady", number(figures.steady_samples_per_s, 2), "counted samples over the same steps"),
-            ("tokens/s, steady", number(figures.steady_tokens_per_s, 2), "without padding"),
-            (
-                "samples/s, all steps",
-                number(figures.total_samples_per_s, 2),
-                f"{figures.samples} samples, cold start included",
-            ),
-            ("peak memory", memory(figures.peak_memory_bytes), "allocated by torch"),
-        ]
-        return Table(("figure", "value", "definition"), tuple(rows))
-
-    def __str__(self) -> str:
-        return f"{self.sentence}\n\n{self.table}\n\n{self.verdict}"
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return card(escape(self.sentence), self.table._repr_html_(), self.verdict.outcome) + self.verdict._repr_html_()
-
-
-def train(
-    config: TrainConfig,
-    *,
-    out: str | Path | None = None,
-    on_step: Callable[[StepRecord], None] | None = None,
-) -> TrainingResult:
-    """Trains as `config` says, in this process alone, and judges the run. See `measure`."""
-    found = measure(config, out=out, on_step=on_step)
-    checks = judge_training(found.run, found.steps, found.samples)
-    return TrainingResult(found.run, found.steps, found.samples, Verdict.of(checks))

@@ -64,12 +64,12 @@ class Watch:
         self.nonce = nonce
         self._model, self._optimizer, self._device = model, optimizer, config.device
         self._drawn, self._audited = watched_steps(nonce, config.steps), audited_steps(nonce, config.steps)
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        self._canary = min(reversed(trainable), key=torch.Tensor.numel, default=None)
+        trainable = [p for p in model.parameters() if p.requires_grad] or [*model.parameters()]
+        self._canary = min(reversed(trainable), key=torch.Tensor.numel)
 
     def begin(self, step: int) -> AbstractContextManager[Any]:
         """What the step has to run in."""
-        self._before = None if self._canary is None else _local(self._canary).clone()
+        self._before = _local(self._canary).clone()
         self._operators = Operators(self._device) if step in self._drawn else None
         return self._operators or contextlib.nullcontext()
 
@@ -82,11 +82,11 @@ class Watch:
             self.audits.append(
                 audit_placement(step, self._model, self._optimizer, batch, self._device, dtypes=dtypes, also=also)
             )
-        change = None if self._canary is None else float((_local(self._canary) - self._before).abs().median())
+        change = float((_local(self._canary) - self._before).abs().median())
         return {
             "products": sum(dtypes.values()),
             "elsewhere": tuple(elsewhere[:_NAMED]),
-            "update": change if change is not None and math.isfinite(change) else None,
+            "update": change if math.isfinite(change) else None,
             "is_watched": self._operators is not None,
         }
 

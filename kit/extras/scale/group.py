@@ -57,7 +57,7 @@ TIMEOUT_S = 600.0
 
 
 class Group:
-    """One rank: its place, its device, and what it does together with the others. See `kit.train.train.Group`."""
+    """One rank: its place, its device, and what it does together with the others."""
 
     def __init__(
         self, device: str, parallel: str, environment: Mapping[str, str] = os.environ, *, launcher: int | None = None
@@ -152,7 +152,7 @@ class Group:
 
         texts = data.load_texts(config.dataset)
         whole_size = config.batch_size * self.record.world_size
-        tokenizer = data.load_tokenizer("gpt2")
+        tokenizer = data.load_tokenizer()
         return texts, data.batches(
             texts, tokenizer, batch_size=whole_size, seq_len=config.seq_len, seed=config.seed, is_packed=True
         )

@@ -30,7 +30,7 @@ from kit.train.engines import random_batch
 from kit.train.loop import eager_step, synchronize
 from kit.train.model import build_optimizer, precision
 from kit.train.steps import StepRecord
-from kit.train.train import measure, require_device
+from kit.train.train import require_device, train
 from kit.units import GiB, MiB
 
 # How fast the ranks sum a tensor, and whether the sum is right. Runs inside an initialised process group.
@@ -237,7 +237,7 @@ def train_rank(
 
     out: a folder that gets `rank-<n>/` with the same files as a run of one process, and `rank.json`.
     hang_s: a step that takes longer leaves the stack of this rank in `stack.txt` there, or on stderr
-    where no folder is named. launcher: see `Group`. Raises what `kit.train.train.measure` raises, with `rank.json` written.
+    where no folder is named. launcher: see `Group`. Raises what `kit.train.train.train` raises, with `rank.json` written.
     """
     group = Group(config.device, parallel, launcher=launcher)
     folder = out / folder_name(group.record.rank) if out else None
@@ -252,7 +252,7 @@ def train_rank(
                 on_step(record)
 
         try:
-            found = measure(config, out=folder, on_step=step, group=group)
+            found = train(config, out=folder, on_step=step, group=group)
             watched.again()
             if group.is_first:
                 group.reference(config, min(REFERENCE_STEPS, config.steps))
