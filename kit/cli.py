@@ -492,7 +492,7 @@ def run_verify(args: argparse.Namespace) -> Answer:
         "integrity": found.integrity,
         "reported": found.reported,
         "worth": found.worth,
-        "run_id": found.run_id,
+        "run_id": found.evidence and found.evidence.run_id,
         "checks": to_json(found.checks),
     }
     return Answer(text(found), record, found.exit_code)

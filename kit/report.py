@@ -18,7 +18,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+import types
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from kit.evidence.conclude import conclude
 from kit.evidence.contents import COMPLETE, FAILED, INTERRUPTED, Evidence, NotebookRun, RunRecord, run_nonce
 from kit.evidence.execute import check_parameters, execute, read_parameters
 from kit.evidence.index import write_index
+from kit.evidence.notebook import source_sha256
 from kit.evidence.source import kit_sha256
 from kit.evidence.verify import verify
 from kit.gpu.check import expect, resolve_device
@@ -42,6 +44,7 @@ from kit.session import BUNDLE_VARIABLE, DEFAULT_MODELS
 
 NOTEBOOKS = ("01_env_check", "02_smoke_training", "03_throughput", "04_scaling")
 DEFAULT_PARAMS = {"cuda": "gpu_smoke.yaml", "cpu": "cpu_rehearsal.yaml"}
+BEGIN = "facts/begin.json"
 # What the report itself gives to each notebook, and what it leaves to the kernel's environment.
 _OWN = ("out", "nonce", "device")
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -85,47 +88,43 @@ def report(
     given = load_params(params or SHARE / "params" / DEFAULT_PARAMS[resolve_device(device or "cuda")])
     in_file = given.pop("device", "cuda")
     device = resolve_device(device or in_file)
-    for name, value in (("expect_gpu", expect_gpu), ("min_cuda", min_cuda)):
-        if value is not None:
-            given[name] = value
+    given |= {name: told for name, told in (("expect_gpu", expect_gpu), ("min_cuda", min_cuda)) if told is not None}
     parameters = split_parameters(given)
     _check_values(parameters, device)
     # In a parameter file and a notebook an empty word accepts any; as an argument it is an unset variable.
     wanted = {"expect_gpu": given.get("expect_gpu") or expect_gpu, "min_cuda": given.get("min_cuda") or min_cuda}
-    expectation = expect(device=device, gpus=gpus, **wanted)
-    run_id = _run_id(device)
-    with _Signals() as signals:
-        bundle = open_bundle(out, run_id, ours=(nonce,) if nonce else ())
-        run = _Run(
-            bundle,
-            RunRecord(
-                run_id=run_id,
-                # As long as a commit's hash, so that nothing takes it for a secret or a UUID.
-                nonce=run_nonce(secrets.token_hex(10), nonce),
-                reviewer_nonce=nonce,
-                kit_version=__version__,
-                code=code_identity(),
-                device=device,
-                expectation=expectation,
-                parameters=parameters,
-                notebooks=(),
-                # True at every moment: what this process does not live to change was interrupted.
-                state=INTERRUPTED,
-                started_utc=_utc(time.time()),
-                ended_utc=_utc(time.time()),
-                reason="the run was stopped before its end",
-            ),
-            progress,
-        )
+    now = datetime.datetime.now(datetime.UTC)
+    record = RunRecord(
+        run_id=f"{now:%Y%m%dT%H%M%SZ}-{device}-{secrets.token_hex(2)}",
+        # As long as a commit's hash, so that nothing takes it for a secret or a UUID.
+        nonce=run_nonce(secrets.token_hex(10), nonce),
+        reviewer_nonce=nonce,
+        kit_version=__version__,
+        code=code_identity(),
+        device=device,
+        expectation=expect(device=device, gpus=gpus, **wanted),
+        parameters=parameters,
+        notebooks=(),
+        # True at every moment: what this process does not live to change was interrupted.
+        state=INTERRUPTED,
+        started_utc=now.isoformat(timespec="milliseconds"),
+        ended_utc=now.isoformat(timespec="milliseconds"),
+        reason="the run was stopped before its end",
+    )
+    with _signals() as signals:
+        bundle = open_bundle(out, record.run_id, ours=(nonce,) if nonce else ())
+        run = _Run(bundle, record, progress)
         try:
-            signals.may_interrupt()
+            signals.is_running = True
+            if signals.number:
+                raise KeyboardInterrupt
             run.everything()
-            signals.is_closing = True
+            signals.is_running = False
         except KeyboardInterrupt:
-            signals.is_closing = True
+            signals.is_running = False
             run.note(state=INTERRUPTED, reason=f"interrupted by {signal.Signals(signals.number or signal.SIGINT).name}")
         except Exception as error:  # an error of ours must not cost what was measured
-            signals.is_closing = True
+            signals.is_running = False
             run.note(state=FAILED, reason=f"{type(error).__name__}: {error}")
         return _closed(bundle, signals.number)
 
@@ -143,18 +142,13 @@ def load_params(path: Path) -> dict[str, Any]:
     path = path if path.exists() or not (SHARE / path).is_file() else SHARE / path
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(
-            f"{path}: {error.strerror}", expected="a YAML file of notebook parameters", todo="see params/ for examples"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{path}: {error}", expected="YAML in UTF-8", todo="repair the file") from error
-    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
-        raise UsageError(
-            f"{path} holds a {type(found).__name__}",
-            expected="a mapping of parameter names to values",
-            todo="see params/ for examples",
-        )
+        is_mapping = isinstance(found, dict) and all(isinstance(key, str) for key in found)
+        problem = "" if is_mapping else f"it holds a {type(found).__name__}"
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        problem = str(error)
+    if problem:
+        expected = "a YAML file in UTF-8: a mapping of parameter names to values"
+        raise UsageError(f"{path}: {problem}", expected=expected, todo="see params/ for examples")
     # The notebooks run in a folder of their own.
     for folder in (path.parent, Path()):
         if (folder / str(found.get("dataset", ""))).is_file():
@@ -182,53 +176,42 @@ def _check_values(parameters: Mapping[str, Mapping[str, Any]], device: str) -> N
         model = DEFAULT_MODELS[device] if given["model"] == "auto" else given["model"]
         return kind(**{**fields_of(kind, given), "device": device, "model": model})
 
-    config = plan("02_smoke_training", TrainConfig)
+    config, scaled = plan("02_smoke_training", TrainConfig), parameters["04_scaling"]
     plan("03_throughput", SweepPlan)
     for engine in parameters["03_throughput"].get("short_runs", ()):
         dataclasses.replace(config, engine=engine)
-    scaled = parameters["04_scaling"]
     step = {name: scaled[f"scale_{name}"] for name in ("batch_size", "seq_len", "dtype") if f"scale_{name}" in scaled}
-    ScalePlan(
-        tuple(scaled.get("gpus") or (1,)),
-        scaled_step(device, config.model, **step),
-        **{name: scaled[name] for name in ("parallel", "blocks") if name in scaled},
-    )
+    how = {name: scaled[name] for name in ("parallel", "blocks") if name in scaled}
+    ScalePlan(tuple(scaled.get("gpus") or (1,)), scaled_step(device, config.model, **step), **how)
     load_texts(config.dataset)
 
 
 # --- running ------------------------------------------------------------------------
 
 
-class _Signals:
+@contextlib.contextmanager
+def _signals() -> Iterator[types.SimpleNamespace]:
     """INT, TERM and HUP: the first ends the run, which then closes; the second ends the process at once.
 
-    is_closing: the first changes nothing any more, since the report is about to end. number: of the first, or None.
+    What it gives: the number of the first, or None; and is_running, without which that changes nothing more, since
+    the report has not begun or is about to end.
     """
+    told = types.SimpleNamespace(number=None, is_running=False)
 
-    def __init__(self) -> None:
-        self.number: int | None = None
-        self.is_closing = True
-
-    def __enter__(self) -> _Signals:
-        is_main = threading.current_thread() is threading.main_thread()
-        self._before = {number: signal.signal(number, self._first) for number in _SIGNALS} if is_main else {}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def may_interrupt(self) -> None:
-        self.is_closing = False
-        if self.number:
-            raise KeyboardInterrupt
-
-    def _first(self, number: int, frame: object) -> None:
-        self.number = number
+    def first(number: int, frame: object) -> None:
+        told.number = number
         for other in _SIGNALS:
             signal.signal(other, signal.SIG_DFL)
-        if not self.is_closing:
+        if told.is_running:
             raise KeyboardInterrupt
+
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, first) for number in _SIGNALS} if is_main else {}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Run:
@@ -245,11 +228,13 @@ class _Run:
         now_s = self._clock_s + time.monotonic() - self._began_s
         moved_s, notes = time.time() - now_s, changes.pop("notes", self.record.notes)
         if abs(moved_s) > _CLOCK_STEP_S:
-            told = (
-                f"The machine's clock was moved by {moved_s:+.0f} s during the run; the durations do not depend on it."
+            told = f"The machine's clock was moved by {moved_s:+.0f} s during the run; "
+            notes = (
+                *(note for note in notes if not note.startswith(told[:19])),
+                f"{told}the durations do not depend on it.",
             )
-            notes = (*(note for note in notes if not note.startswith("The machine's clock")), told)
-        self.record = dataclasses.replace(self.record, ended_utc=_utc(now_s), notes=notes, **changes)
+        ended = datetime.datetime.fromtimestamp(now_s, datetime.UTC).isoformat(timespec="milliseconds")
+        self.record = dataclasses.replace(self.record, ended_utc=ended, notes=notes, **changes)
         self.bundle.write_json("raw/run.json", self.record)
 
     def everything(self) -> None:
@@ -267,7 +252,8 @@ class _Run:
         reason = None
         for name in NOTEBOOKS:
             if reason:
-                run = _not_run(name, reason)
+                template = json.loads((SHARE / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
+                run = NotebookRun(name, "not_run", None, 0, 0, None, reason, source_sha256(template))
             elif name == "04_scaling" and self._is_alone():
                 self.progress(f"{name}: left out, one GPU has nothing to be compared with\n")
                 continue
@@ -280,19 +266,18 @@ class _Run:
             if run.state == "interrupted":
                 raise KeyboardInterrupt
         self._look()
-        busiest = max(self._smi[1:], key=_memory_used)
         told = {
             "before the notebooks": self._smi[0],
-            "between two cells of the training notebook, or after all": busiest,
+            "between two cells of the training notebook, or after all": max(self._smi[1:], key=_memory_used),
             "how the GPUs are joined": capture("nvidia-smi", "topo", "-m"),
         }
         self.bundle.write("nvidia_smi.txt", "\n".join(f"# {when}\n{found}" for when, found in told.items()))
-        facts = str(self.bundle.path / "facts" / "begin.json")
-        self._capture(
-            "cuda_check.txt", sys.executable, "-m", "kit", "check", "--facts", facts, "--device", self.record.device
-        )
+        again = ("kit", "check", "--facts", str(self.bundle.path / BEGIN), "--device", self.record.device)
+        self._capture("cuda_check.txt", sys.executable, "-m", *again)
         self.bundle.write_json("facts/end.json", probe(with_torch=False))
-        self.note(state=FAILED if reason else COMPLETE, reason=reason)
+        # Read again: each notebook imported what stood there when its kernel began.
+        code = {**self.record.code, "source_sha256_at_end": kit_sha256.__wrapped__()}
+        self.note(state=FAILED if reason else COMPLETE, reason=reason, code=code)
 
     def _one(self, name: str) -> NotebookRun:
         begun = set()
@@ -332,26 +317,18 @@ class _Run:
 
     def _unusable(self) -> str | None:
         """Why training must not start: the environment's verdict is red. No step runs on the CPU instead."""
-        files = {name: self.bundle.path / name for name in ("raw/run.json", "facts/begin.json")}
-        if not files["facts/begin.json"].is_file():
-            return f"{NOTEBOOKS[0]} left no facts/begin.json"
+        files = {name: self.bundle.path / name for name in ("raw/run.json", BEGIN)}
+        if not files[BEGIN].is_file():
+            return f"{NOTEBOOKS[0]} left no {BEGIN}"
         checks = conclude({name: path.read_bytes() for name, path in files.items()}).verdict.checks
-        red = Verdict.of(
-            c for c in checks if c.claim in ("environment", "native") and c.id != "environment.still_there"
-        )
+        claims = [check for check in checks if check.claim in ("environment", "native")]
+        red = Verdict.of(check for check in claims if check.id != "environment.still_there")
         return None if red.outcome is not Outcome.FAIL else f"the GPU is not usable: {red.findings[0].found}"
 
     def _is_alone(self) -> bool:
         """Whether torch saw one GPU only: then no bundle claims anything about several."""
-        facts = from_json(MachineFacts, loads((self.bundle.path / "facts" / "begin.json").read_bytes()))
+        facts = from_json(MachineFacts, loads((self.bundle.path / BEGIN).read_bytes()))
         return self.record.device == "cuda" and (facts.torch is None or len(facts.torch.gpus) < 2)
-
-
-def _not_run(name: str, reason: str) -> NotebookRun:
-    from kit.evidence.notebook import source_sha256
-
-    template = json.loads((SHARE / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
-    return NotebookRun(name, "not_run", None, 0, 0, None, reason, source_sha256(template))
 
 
 # --- the one place where a report ends ----------------------------------------------
@@ -367,31 +344,31 @@ def _closed(bundle: Bundle, number: int | None) -> Report:
     except KitError as error:
         todo = f"{error.todo}; then: python -m kit report --close {bundle.path}"
         raise type(error)(error.found, expected=error.expected, todo=todo) from error
-    found = verify(path)
-    notes = (*_remedy(files), *bundle.notes)
+    found, notes = verify(path), [*_remedy(evidence, files), *bundle.notes]
     if found.integrity is not Outcome.PASS:
-        notes = (*notes, f"This report does not verify: python -m kit verify {path}")
+        notes.append(f"This report does not verify: python -m kit verify {path}")
     try:
         write_index(path.parent)
     except Exception as error:  # the neighbours are not ours, and this report is whole
-        notes = (*notes, f"The list of reports was not written: {error}")
-    is_stopped = evidence.state == INTERRUPTED
-    return Report(path, evidence, notes, 128 + (number or signal.SIGINT) if is_stopped else found.exit_code)
+        notes.append(f"The list of reports was not written: {error}")
+    code = 128 + (number or signal.SIGINT) if evidence.state == INTERRUPTED else found.exit_code
+    return Report(path, evidence, tuple(notes), code)
 
 
 def _published(bundle: Bundle) -> tuple[Path, Evidence, Mapping[str, bytes]]:
-    """Raw files from which nothing can be concluded are left out, and what is not whole is not called COMPLETE."""
+    """Raw files from which nothing can be concluded are left out, and what is not whole is not called COMPLETE. Where
+    no report can be made of a run that is not, as when a word of it is private, nothing but that is told."""
     while True:
         files = bundle.settle()
         record = from_json(RunRecord, loads(files["raw/run.json"]))
-        unreadable: list[str] = []
+        out: list[str] = []
         try:
             evidence = conclude(files)
         except Exception as error:  # whatever a notebook wrote
             told = str(getattr(error, "found", error))
             raw = [name for name in files if name != "raw/run.json"]
-            unreadable = [name for name in raw if told.startswith(name)] or raw
-            if not unreadable:
+            out = [name for name in raw if told.startswith(name)] or raw
+            if not out:
                 raise
         else:
             try:
@@ -399,24 +376,24 @@ def _published(bundle: Bundle) -> tuple[Path, Evidence, Mapping[str, bytes]]:
             except BundleInvalid as error:
                 told = error.found
                 if record.state != COMPLETE:
-                    raise
-        for name in unreadable:
+                    out = [name for name in bundle.names() if name != "raw/run.json"]
+                    if not (out or record.notebooks):
+                        raise
+                    record = dataclasses.replace(record, state=FAILED, notebooks=(), notes=(), reason=told)
+        for name in out:
             bundle.leave_out(name)
         state = FAILED if record.state == COMPLETE else record.state
         bundle.write_json("raw/run.json", dataclasses.replace(record, state=state, reason=record.reason or told))
 
 
-def _remedy(files: Mapping[str, bytes]) -> tuple[str, ...]:
+def _remedy(evidence: Evidence, files: Mapping[str, bytes]) -> tuple[str, ...]:
     """What to do about a machine that cannot train, in lines."""
-    record = from_json(RunRecord, loads(files["raw/run.json"]))
-    if "facts/begin.json" not in files or record.device == "cpu":
+    if evidence.device == "cpu" or BEGIN not in files:
         return ()
-    facts = from_json(MachineFacts, loads(files["facts/begin.json"]))
-    found = judge(facts, record.expectation)
-    if found.outcome is Outcome.PASS:
-        return ()
+    facts = from_json(MachineFacts, loads(files[BEGIN]))
+    found = judge(facts, from_json(RunRecord, loads(files["raw/run.json"])).expectation)
     cure = remedy(found, facts)
-    return (cure.summary, *(f"    {command}" for command in cure.commands))
+    return (cure.summary, *(f"    {command}" for command in cure.commands)) if found.outcome is not Outcome.PASS else ()
 
 
 def code_identity() -> dict[str, Any]:
@@ -442,15 +419,6 @@ def _git(*args: str) -> str | None:
         if done.returncode == 0:
             return done.stdout.decode("utf-8", errors="replace").strip()
     return None
-
-
-def _run_id(device: str) -> str:
-    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-    return re.sub(r"[^A-Za-z0-9-]", "-", f"{stamp}-{device}-{secrets.token_hex(2)}")
-
-
-def _utc(unix_s: float) -> str:
-    return datetime.datetime.fromtimestamp(unix_s, datetime.UTC).isoformat(timespec="milliseconds")
 
 
 def _memory_used(found: Capture) -> int:

@@ -41,7 +41,7 @@ class Rule:
     that would decide where evidence is missing. required: whether it counts towards the verdict. is_gpu_claim: in a
     rehearsal on a CPU nothing is claimed, so what is missing there is REHEARSAL; what contradicts is FAIL anywhere.
     promise: the number of the report's promise that rests on it. stops: where it is red, the rules after it mean
-    nothing and are not reached."""
+    nothing and are not reached. red: what an answer that is not good makes of it."""
 
     id: str
     ask: Callable[[Any], Answer | None]
@@ -52,6 +52,7 @@ class Rule:
     is_gpu_claim: bool = False
     promise: int | None = None
     stops: bool = False
+    red: Outcome = Outcome.FAIL
 
     def check(self, case: Any, *, is_rehearsal: bool = False) -> Check | None:
         """The answer as a check; None where the question does not apply."""
@@ -60,7 +61,7 @@ class Rule:
             return None
         changes = dict(answer.changes)
         outcome = changes.pop(
-            "outcome", {True: Outcome.PASS, False: Outcome.FAIL, None: Outcome.INCONCLUSIVE}[answer.is_good]
+            "outcome", {True: Outcome.PASS, False: self.red, None: Outcome.INCONCLUSIVE}[answer.is_good]
         )
         rule = dataclasses.replace(self, **changes)
         if rule.is_gpu_claim and is_rehearsal and outcome in (Outcome.PASS, Outcome.INCONCLUSIVE):

@@ -7,11 +7,11 @@ This module decides nothing: what the evidence says comes from `conclude`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import getpass
 import hashlib
 import hmac
-import json
 import os
 import platform
 import re
@@ -21,13 +21,13 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from kit.errors import BundleInvalid, KitError, UsageError
 from kit.evidence import notebook, redact
 from kit.evidence.contents import COMPLETE, FAILED, Evidence
-from kit.evidence.manifest import EVIDENCE, MANIFEST, is_allowed, is_text, missing
+from kit.evidence.manifest import EVIDENCE, MANIFEST, PRIVACY, is_allowed, is_text, missing
 from kit.evidence.redact import Secrets
 from kit.evidence.render import derived
 from kit.evidence.write import WriteFailed, failed, sync_folder, write_atomic
@@ -37,23 +37,20 @@ from kit.units import MiB, memory
 
 # Three times what a full report takes.
 NEEDED_BYTES = 60 * MiB
-PRIVACY = "raw/privacy.json"
 _RUN_ID = r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}"
 
 
 class Bundle:
-    """A bundle that is being written, in a partial folder. notes: what a person should be told of it."""
+    """A bundle that is being written, in a partial folder. notes: what a person should be told of it.
+
+    lock: what tells other processes that this one still writes. Raises UsageError where another does.
+    """
 
     def __init__(self, path: Path, secrets: Secrets) -> None:
         self.path, self.folder, self.secrets = path, path.parent, secrets
         self.run_id = path.name.removeprefix(".").removesuffix(".partial")
         self.notes: tuple[str, ...] = ()
-
-    def __enter__(self) -> Bundle:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing is held: what was not finished stays in the partial folder."""
+        self.lock = _locked(path)
 
     def write(self, name: str, data: bytes | str) -> Path:
         """Writes one file, redacted: text by every rule, a PNG without its metadata."""
@@ -70,27 +67,25 @@ class Bundle:
         the scan still finds something is taken out; raw/privacy.json says which and why, and the
         run's record becomes FAILED.
         """
-        for name in self._names():
-            path = self.path / PurePosixPath(name)
+        for name in self.names():
+            path = self.path / name
             if path.is_symlink() or not path.is_file() or not is_allowed(name):
                 self.leave_out(name)
                 continue
             data = path.read_bytes()
-            if name.endswith(".ipynb") and not _is_json(data):
+            if name.endswith(".ipynb") and not _is_object(data):
                 # Its kernel or this process ended while it was written.
                 self.leave_out(name)
-                continue
-            clean = cleaned(name, data, self.secrets)
-            if clean != data:
+            elif (clean := cleaned(name, data, self.secrets)) != data:
                 write_atomic(path, clean)
         files = self._read()
         hits = redact.scan(files, self.secrets)
         if hits:
             for name in {hit.file for hit in hits}:
-                (self.path / PurePosixPath(name)).unlink()
+                (self.path / name).unlink()
             self.write_json(PRIVACY, {"hits": hits})
             record = loads(files["raw/run.json"])
-            self.write_json("raw/run.json", {**record, "state": FAILED, "reason": _hits_text(hits)})
+            self.write_json("raw/run.json", {**record, "state": FAILED, "reason": _told(hits)})
             files = self._read()
         return {name: data for name, data in files.items() if name.startswith(("facts/", "raw/"))}
 
@@ -107,23 +102,24 @@ class Bundle:
             raise BundleInvalid("private values were taken out", expected="a state other than COMPLETE")
         made = {EVIDENCE: (dumps(evidence) + "\n").encode()}
         made |= derived(evidence, {**files, **made})
-        lacking = missing({**files, **made}, evidence)
-        if lacking:
+        if lacking := missing({**files, **made}, evidence):
             found = f"a {evidence.state} report lacks {', '.join(lacking)}"
             raise BundleInvalid(found, expected="every required file", todo="run it again")
-        manifest = made.pop(MANIFEST)
-        hits = redact.scan(made, self.secrets)
+        private = redact.scan({name: data for name, data in made.items() if name != MANIFEST}, self.secrets)
+        # A host may be called as one of our own words; what came from outside was looked at before.
+        hits = tuple(hit for hit in private if hit.kind not in ("user", "host"))
         if hits:
-            raise BundleInvalid(_hits_text(hits), expected="no private value in a report")
-        for name, data in [*made.items(), (MANIFEST, manifest)]:
+            raise BundleInvalid(_told(hits), expected="no private value in a report")
+        # The manifest is the last of them.
+        for name, data in made.items():
             write_atomic(self._place(name), data)
         return self._publish()
 
     def leave_out(self, name: str) -> None:
         """Moves a file out of the bundle, beside it."""
-        aside = self.folder / f".{self.run_id}.left-out" / PurePosixPath(name)
+        aside = self.folder / f".{self.run_id}.left-out" / name
         aside.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(self.path / PurePosixPath(name), aside)
+        os.replace(self.path / name, aside)
         self.notes += (f"{name} may not enter a bundle and was moved to {aside.parent.name}",)
 
     def _publish(self) -> Path:
@@ -148,14 +144,15 @@ class Bundle:
     def _place(self, name: str) -> Path:
         if not is_allowed(name):
             raise KitError(f"{name!r} may not enter a bundle", expected="a name that kit.evidence.manifest allows")
-        return self.path / PurePosixPath(name)
+        return self.path / name
 
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
+        """All that stands in the folder, whether it may or not."""
         found = (path for path in sorted(self.path.rglob("*")) if path.is_symlink() or not path.is_dir())
         return [path.relative_to(self.path).as_posix() for path in found]
 
     def _read(self) -> dict[str, bytes]:
-        return {name: (self.path / PurePosixPath(name)).read_bytes() for name in self._names()}
+        return {name: (self.path / name).read_bytes() for name in self.names()}
 
 
 def open_bundle(folder: Path, run_id: str, *, secrets: Secrets | None = None, ours: tuple[str, ...] = ()) -> Bundle:
@@ -199,52 +196,57 @@ def _secrets_at(folder: Path, ours: tuple[str, ...]) -> Secrets:
     return dataclasses.replace(found, paths=(*found.paths, (str(folder.resolve()), "<out>")), ours=ours)
 
 
+def _locked(path: Path) -> int | None:
+    """A lock on a folder that ends with this process, however that ends. None where folders cannot be locked, as on
+    Windows and on some network file systems. Raises UsageError where another process has it."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+        # Windows, which has no such module, opens no folder.
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return handle
+    except BlockingIOError:
+        found = f"the run of {path} is still alive"
+        raise UsageError(
+            found, expected="the folder of a run that was stopped", todo="let it end, or stop it"
+        ) from None
+    except OSError:
+        return None
+
+
 def cleaned(name: str, data: bytes, secrets: Secrets) -> bytes:
-    """`data` of a file called `name`, redacted. JSON stays JSON; what is not changed stays byte for byte."""
+    """`data` of a file called `name`, redacted. JSON stays JSON; what is not changed stays as it is."""
     if name.endswith(".png"):
-        try:
+        with contextlib.suppress(ValueError):
             return redact.strip_png(data)
-        except ValueError:
-            return data
     if not is_text(name):
         return data
     text = redact.decode(data)
-    if name.endswith((".json", ".ipynb")):
-        try:
-            return _cleaned_json(name, data, secrets)
-        except ValueError:
-            # Not JSON: it is text like any other, and `conclude` will say what is wrong with it.
-            pass
-    if name.endswith(".jsonl"):
-        return "".join(_cleaned_line(line, secrets) for line in text.splitlines(keepends=True)).encode()
-    return redact.redact_text(text, secrets).encode()
+    parts = text.splitlines(keepends=True) if name.endswith(".jsonl") else [text]
+    return "".join(_cleaned(name, part, secrets) for part in parts).encode()
 
 
-def _cleaned_json(name: str, data: bytes, secrets: Secrets) -> bytes:
-    value = before = loads(data)
-    if name.endswith(".ipynb") and isinstance(value, Mapping):
-        value = notebook.stripped(value)
-    clean = redact.redact_value(value, secrets)
-    return data if clean == before else (json.dumps(clean, indent=1, ensure_ascii=False) + "\n").encode()
+def _cleaned(name: str, text: str, secrets: Secrets) -> str:
+    if name.endswith((".json", ".jsonl", ".ipynb")):
+        # What is no JSON is text like any other, and `conclude` will say what is wrong with it.
+        with contextlib.suppress(ValueError):
+            before = loads(text)
+            is_notebook = name.endswith(".ipynb") and isinstance(before, Mapping)
+            clean = redact.redact_value(notebook.stripped(before) if is_notebook else before, secrets)
+            indent = None if name.endswith(".jsonl") else 1
+            return text if clean == before else dumps(clean, indent=indent) + "\n"
+    return redact.redact_text(text, secrets)
 
 
-def _is_json(data: bytes) -> bool:
+def _is_object(data: bytes) -> bool:
     try:
         return isinstance(loads(data), dict)
     except ValueError:
         return False
 
 
-def _cleaned_line(line: str, secrets: Secrets) -> str:
-    try:
-        value = loads(line)
-    except ValueError:
-        return redact.redact_text(line, secrets)
-    clean = redact.redact_value(value, secrets)
-    return line if clean == value else dumps(clean, indent=None) + "\n"
-
-
-def _hits_text(hits: tuple[redact.Hit, ...]) -> str:
+def _told(hits: tuple[redact.Hit, ...]) -> str:
     return "private values: " + "; ".join(f"{hit.kind} in {hit.file}" for hit in hits[:10])
 
 
@@ -255,17 +257,15 @@ def gather() -> Secrets:
     """The known secrets of this process."""
     home = Path.home()
     paths = [(sys.prefix, "<python>"), (str(ROOT), "<kit>"), (str(home), "~"), (str(home.resolve()), "~")]
-    values = [(name, value) for name, value in os.environ.items() if redact.hides(name, value)]
-    passwords = (m for value in os.environ.values() for m in re.findall(r"://(?:[^/\s:@]*:)?([^/\s:@]{6,})@", value))
+    values = [
+        (f"value of {name}", value)
+        for name, value in os.environ.items()
+        if redact.hides(name, value) and len(value) >= (12 if value.isalpha() or value.isdigit() else 6)
+    ]
+    for value in os.environ.values():
+        values += [("url userinfo", m) for m in re.findall(r"://(?:[^/\s:@]*:)?([^/\s:@]{6,})@", value)]
     return Secrets(
-        values=(
-            *(
-                (f"value of {name}", value)
-                for name, value in values
-                if len(value) >= (12 if value.isalpha() or value.isdigit() else 6)
-            ),
-            *(("url userinfo", found) for found in passwords),
-        ),
+        values=tuple(values),
         users=tuple(dict.fromkeys(name for name in (_user(), home.name) if name)),
         host=socket.gethostname() or None,
         paths=tuple(dict.fromkeys((path, name) for path, name in paths if len(Path(path).parts) > 1)),
@@ -285,8 +285,12 @@ def salt(folder: Path | None = None) -> bytes:
     Where the folder cannot be written, as in many containers, the salt lasts for this process
     and its children, so pseudonyms of two runs cannot be linked; nothing else changes.
     """
-    path = (folder or private_folder()) / "salt"
-    for text in (os.environ.get("KIT_SALT", ""), _text(path)):
+    home = os.environ.get("APPDATA") if os.name == "nt" else os.environ.get("XDG_CONFIG_HOME")
+    path = (folder or Path(home or Path.home() / ".config") / "kit") / "salt"
+    texts = [os.environ.get("KIT_SALT", "")]
+    with contextlib.suppress(OSError):
+        texts.append(path.read_text(encoding="ascii", errors="replace").strip())
+    for text in texts:
         if re.fullmatch(r"[0-9a-f]{64}", text):
             return bytes.fromhex(text)
     fresh = secrets.token_bytes(32)
@@ -295,19 +299,6 @@ def salt(folder: Path | None = None) -> bytes:
     except WriteFailed:
         os.environ["KIT_SALT"] = fresh.hex()
     return fresh
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def private_folder() -> Path:
-    if os.name == "nt" and os.environ.get("APPDATA"):
-        return Path(os.environ["APPDATA"]) / "kit"
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "kit"
 
 
 def _user() -> str | None:

@@ -10,17 +10,17 @@ import dataclasses
 import datetime
 import functools
 import hashlib
-from collections.abc import Callable, Mapping
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 from kit import units
 from kit.errors import BundleInvalid, KitError
-from kit.gpu.facts import MachineFacts
 from kit.gpu.judge_machine import Expectation
 from kit.records import Outcome, Verdict, from_json, loads
-from kit.sweep.table import BenchResult, Ceilings, Row, SameLosses
-from kit.train.steps import ControlRecord, StepRecord, TelemetrySample, TrainingRun
+from kit.sweep.table import Ceilings, Row
 
+T = TypeVar("T")
 SCHEMA_VERSION = "2.0"
 
 COMPLETE = "COMPLETE"
@@ -128,24 +128,15 @@ class RunRecord:
 
 
 @dataclasses.dataclass(frozen=True)
-class Raw:
-    """The parsed files; None or empty for those that are not there."""
+class SweepRecord:
+    """raw/sweep.json: what was asked for, what this machine can do, and each measured point."""
 
-    run: RunRecord
-    begin: MachineFacts | None
-    end: MachineFacts | None
-    training: TrainingRun | None
-    steps: tuple[StepRecord, ...]
-    telemetry: tuple[TelemetrySample, ...]
-    control: ControlRecord | None
-    ceilings: Ceilings | None
+    plan: Mapping[str, Any]
+    ceilings: Ceilings
     rows: tuple[Row, ...]
-    losses: SameLosses | None
-    bench: BenchResult | None
-    records: Mapping[str, Mapping[str, Any]]
 
 
-def one(files: Mapping[str, bytes], name: str, kind: Any) -> Any:
+def one(files: Mapping[str, bytes], name: str, kind: type[T]) -> T | None:
     """A JSON file as a value of `kind`; None where it is not there."""
     return parsed(name, functools.partial(_value, kind, files[name])) if name in files else None
 
@@ -154,37 +145,10 @@ def _value(kind: Any, text: str | bytes) -> Any:
     return from_json(kind, loads(text))
 
 
-def lines(files: Mapping[str, bytes], name: str, kind: Any) -> tuple[Any, ...]:
+def lines(files: Mapping[str, bytes], name: str, kind: type[T]) -> tuple[T, ...]:
     """A JSON-lines file as values of `kind`, one a line; empty where it is not there."""
     text = files.get(name, b"").decode("utf-8", errors="strict").splitlines()
     return tuple(parsed(f"{name} line {n}", functools.partial(_value, kind, line)) for n, line in enumerate(text, 1))
-
-
-def read(files: Mapping[str, bytes]) -> Raw:
-    """Raises BundleInvalid where a file cannot be read, or the record of the run is missing."""
-    run = one(files, "raw/run.json", RunRecord)
-    if run is None:
-        raise BundleInvalid("raw/run.json is missing", expected="the record of the run")
-    sweep = parsed("raw/sweep.json", lambda: loads(files["raw/sweep.json"])) if "raw/sweep.json" in files else None
-    records = {
-        name.split("/")[-1].removesuffix(".json"): parsed(name, functools.partial(_value, Mapping[str, Any], data))
-        for name, data in files.items()
-        if name.startswith("raw/records/")
-    }
-    return Raw(
-        run=run,
-        begin=one(files, "facts/begin.json", MachineFacts),
-        end=one(files, "facts/end.json", MachineFacts),
-        training=one(files, "raw/training.json", TrainingRun),
-        steps=lines(files, "raw/steps.jsonl", StepRecord),
-        telemetry=lines(files, "raw/telemetry.jsonl", TelemetrySample),
-        control=one(files, "raw/negative_control.json", ControlRecord),
-        ceilings=parsed("raw/sweep.json", lambda: from_json(Ceilings, sweep["ceilings"])) if sweep else None,
-        rows=parsed("raw/sweep.json", lambda: from_json(tuple[Row, ...], sweep["rows"])) if sweep else (),
-        losses=one(files, "raw/losses.json", SameLosses),
-        bench=one(files, "raw/bench.json", BenchResult),
-        records=records,
-    )
 
 
 def parsed(name: str, make: Callable[[], Any]) -> Any:
@@ -212,20 +176,32 @@ def utc(told: str) -> datetime.datetime | None:
     return moment if moment.utcoffset() == datetime.timedelta(0) else None
 
 
+def points(numbers: Iterable[Number]) -> dict[tuple[int, int, str], dict[str, Number]]:
+    """The time of a step at each point of the sweep: by its batch, length and precision, and there by engine."""
+    found: dict[tuple[int, int, str], dict[str, Number]] = {}
+    for one in numbers:
+        if told := re.fullmatch(r"step_(\d+)x(\d+)_([a-z0-9]+)_(\w+)_s", one.name):
+            found.setdefault((int(told[1]), int(told[2]), told[3]), {})[told[4]] = one
+    return found
+
+
+def efficiencies(numbers: Iterable[Number]) -> dict[int, Number]:
+    """How much of so many times one GPU's speed a number of ranks reached, where that is known."""
+    found = ((re.fullmatch(r"weak_scaling_(\d+)_ranks_efficiency", one.name), one) for one in numbers)
+    return {int(told[1]): one for told, one in found if told and one.value}
+
+
 def value(number: Number) -> str:
     """The number with its unit, or 'unknown' with the reason."""
-    return (
-        _quantity(number.value, number.unit)
-        if number.value is not None
-        else f"unknown: {number.reason or 'no reason given'}"
-    )
+    if number.value is None:
+        return f"unknown: {number.reason or 'no reason given'}"
+    return _quantity(number.value, number.unit)
 
 
 def value_range(number: Number) -> str:
     """'1.7 to 1.9 s', or nothing where no spread is known."""
-    if number.low is None or number.high is None:
-        return ""
-    return f"{_quantity(number.low, number.unit)} to {_quantity(number.high, number.unit)}"
+    ends = [_quantity(end, number.unit) for end in (number.low, number.high) if end is not None]
+    return " to ".join(ends) if len(ends) == 2 else ""
 
 
 def _quantity(amount: float | int, unit: str) -> str:
@@ -235,5 +211,5 @@ def _quantity(amount: float | int, unit: str) -> str:
         return units.seconds(amount)
     if unit in ("FLOP/s", "B/s", "FLOP"):
         return units.quantity(amount, unit)
-    digits = units.number(amount, 3) if not isinstance(amount, int) else f"{amount:,}"
+    digits = f"{amount:,}" if isinstance(amount, int) else units.number(amount, 3)
     return digits if unit == "1" else f"{digits} {unit}".strip()

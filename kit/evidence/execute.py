@@ -8,7 +8,7 @@ and a run counts only by what the cells themselves recorded.
 from __future__ import annotations
 
 import ast
-import dataclasses
+import contextlib
 import difflib
 import json
 import os
@@ -31,63 +31,43 @@ _CELL_S = 1800
 _TELL_S = 20.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Parameter:
-    """A parameter of a notebook: its type as written, and its default."""
-
-    name: str
-    kind: str
-    default: Any
-
-
-def read_parameters(path: Path) -> dict[str, Parameter]:
-    """The parameters cell of a notebook, parsed and never run."""
-    notebook = json.loads(path.read_text(encoding="utf-8"))
-    cells = [cell for cell in notebook["cells"] if "parameters" in cell.get("metadata", {}).get("tags", ())]
+def read_parameters(path: Path) -> dict[str, tuple[str, Any]]:
+    """Type as written and default of each parameter of a notebook: its parameters cell, parsed and never run."""
     found = {}
-    for cell in cells:
-        for node in ast.parse(text(cell["source"])).body:
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        is_theirs = "parameters" in cell.get("metadata", {}).get("tags", ())
+        for node in ast.parse(text(cell["source"])).body if is_theirs else ():
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
-                name, kind = node.target.id, ast.unparse(node.annotation)
-                found[name] = Parameter(name, kind, ast.literal_eval(node.value))
+                found[node.target.id] = ast.unparse(node.annotation), ast.literal_eval(node.value)
     return found
 
 
-def check_parameters(given: Mapping[str, Any], known: Mapping[str, Parameter], *, where: str) -> dict[str, Any]:
+def check_parameters(given: Mapping[str, Any], known: Mapping[str, tuple[str, Any]], *, where: str) -> dict[str, Any]:
     """`given` with the types that `known` asks for. Raises UsageError that names every problem at once."""
     problems_found, expected, checked = [], [], {}
     for name, value in given.items():
-        if name not in known:
+        kind, default = known.get(name, ("", None))
+        checked[name] = _as_kind(value, kind, default)
+        if not kind:
             close = difflib.get_close_matches(name, known, n=1)
             problems_found.append(f"unknown parameter {name!r}" + (f", did you mean {close[0]!r}?" if close else ""))
             expected.append("one of " + ", ".join(sorted(known)))
-            continue
-        kind = known[name].kind
-        converted = _as_kind(value, kind, known[name].default)
-        if converted is None:
+        elif checked[name] is None:
             problems_found.append(f"{name}={value!r} is a {type(value).__name__}")
-            expected.append(f"{name}: {kind}, for example {known[name].default!r}")
-        else:
-            checked[name] = converted
+            expected.append(f"{name}: {kind}, for example {default!r}")
     if problems_found:
-        raise UsageError(
-            f"{where}: {'; '.join(problems_found)}",
-            expected="; ".join(dict.fromkeys(expected)),
-            todo="correct it and run again; nothing was run",
-        )
+        found, wanted = "; ".join(problems_found), "; ".join(dict.fromkeys(expected))
+        raise UsageError(f"{where}: {found}", expected=wanted, todo="correct it and run again; nothing was run")
     return checked
 
 
 def _as_kind(value: Any, kind: str, default: Any) -> Any:
     """`value` where its type fits, an int as a float where one is asked for, else None."""
-    if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
+    if kind == "float" and type(value) is int:
         return float(value)
     wanted: Any = {"str": str, "int": int, "float": float, "bool": bool, "list": list}.get(kind, type(default))
-    if wanted is not type(value):
-        return None
-    if wanted is list and default and any(type(item) is not type(default[0]) for item in value):
-        return None
-    return value
+    items = {type(item) for item in value} if wanted is type(value) is list and default else set()
+    return value if wanted is type(value) and items <= {type(default[0]) if items else None} else None
 
 
 def execute(
@@ -133,31 +113,26 @@ def execute(
 
 def _outcome(name, template, executed: Path, state: str, caught: str | None, seconds: float) -> NotebookRun:
     """Believes the executed notebook's cells, not the engine."""
-    try:
+    done: dict[str, Any] = {"cells": []}
+    with contextlib.suppress(OSError, ValueError):
         done = json.loads(executed.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        done = {"cells": []}
     code = [cell for cell in done["cells"] if cell["cell_type"] == "code" and text(cell["source"]).strip()]
-    found = problems(done)
-    failing = next((i for i, cell in enumerate(done["cells"]) if _has_error(cell)), None)
+    red = [any(one.get("output_type") == "error" for one in cell.get("outputs", ())) for cell in done["cells"]]
+    found = list(problems(done))
+    if source_sha256(done) != source_sha256(template):
+        found.append("the executed cells are not those of the template")
     if state == "ok" and found:
         state, caught = "failed", found[0]
-    if state == "ok" and source_sha256(done) != source_sha256(template):
-        state, caught = "failed", "the executed cells are not those of the template"
     return NotebookRun(
         name=name,
         state=state,
         seconds=seconds,
         cells=len(code),
         cells_run=sum(cell.get("execution_count") is not None for cell in code),
-        failing_cell=failing,
+        failing_cell=red.index(True) if any(red) else None,
         error=caught and caught.strip()[:2000],
         template_sha256=source_sha256(template),
     )
-
-
-def _has_error(cell: Mapping[str, Any]) -> bool:
-    return any(output.get("output_type") == "error" for output in cell.get("outputs", ()))
 
 
 def _last_words(log: IO[bytes]) -> str:
@@ -178,13 +153,14 @@ def _use_engine(name: str, start: float, progress: Progress, kernel: Mapping[str
     class KitEngine(Engine):
         @classmethod
         def execute_managed_notebook(cls, nb_man, kernel_name, *, execution_timeout, cwd=None, **_):
-            begin, count, at, is_over = nb_man.cell_start, len(nb_man.nb.cells), [1], threading.Event()
+            begin, at, is_over = nb_man.cell_start, 1, threading.Event()
 
             def tell() -> None:
-                progress(name, at[0], count, time.monotonic() - start)
+                progress(name, at, len(nb_man.nb.cells), time.monotonic() - start)
 
             def cell_start(cell, cell_index=None, **more):
-                at[0] = (cell_index or 0) + 1
+                nonlocal at
+                at = (cell_index or 0) + 1
                 tell()
                 return begin(cell, cell_index, **more)
 

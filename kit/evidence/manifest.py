@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from kit.evidence.contents import COMPLETE, Evidence
 from kit.records import dumps
@@ -19,6 +19,7 @@ MANIFEST = "manifest.json"
 SIGNATURE = "manifest.json.sig"
 SUMS = "SHA256SUMS"
 EVIDENCE = "evidence.json"
+PRIVACY = "raw/privacy.json"
 
 CAPTURES = ("env_info.txt", "torch_version.txt", "cuda_check.txt", "nvidia_smi.txt", "training_log.txt")
 TEXT_SUFFIXES = (".txt", ".md", ".json", ".jsonl", ".csv", ".html", ".svg", ".ipynb", SUMS)
@@ -70,75 +71,48 @@ def is_text(path: str) -> bool:
 
 def missing(names: Iterable[str], evidence: Evidence) -> tuple[str, ...]:
     """The required files that are not among `names`, for the state and device that `evidence` tells."""
-    return tuple(sorted(set(_required(evidence)) - set(names)))
+    required = {"README.md", "index.html", EVIDENCE, "ro-crate-metadata.json", "raw/run.json"}
+    if evidence.state == COMPLETE:
+        required |= {*CAPTURES, "facts/begin.json", "facts/end.json", "raw/training.json", "raw/steps.jsonl"}
+        required |= {"raw/telemetry.jsonl", "raw/negative_control.json"} if evidence.device != "cpu" else set()
+        for run in evidence.notebooks:
+            required |= {f"notebooks/{run.name}.{kind}" for kind in ("ipynb", "html")} | {
+                f"raw/records/{run.name}.json"
+            }
+    return tuple(sorted(required - set(names)))
 
 
-def _required(evidence: Evidence) -> Iterator[str]:
-    yield from ("README.md", "index.html", EVIDENCE, "ro-crate-metadata.json", "raw/run.json")
-    if evidence.state != COMPLETE:
-        return
-    yield from (*CAPTURES, "facts/begin.json", "facts/end.json", "raw/training.json", "raw/steps.jsonl")
-    if evidence.device != "cpu":
-        yield from ("raw/telemetry.jsonl", "raw/negative_control.json")
-    for run in evidence.notebooks:
-        yield from (
-            f"notebooks/{run.name}.ipynb",
-            f"notebooks/{run.name}.html",
-            f"raw/records/{run.name}.json",
-        )
-
-
-def sums(entries: Iterable[Entry]) -> bytes:
+def sums(entries: Iterable[Entry], _: Evidence) -> bytes:
     """SHA256SUMS for `sha256sum -c`: every file but itself, the manifest and the signature."""
-    left_out = (SUMS, MANIFEST, SIGNATURE)
-    rows = sorted((entry.path, entry.sha256) for entry in entries if entry.path not in left_out)
+    rows = sorted((e.path, e.sha256) for e in entries if e.path not in (SUMS, MANIFEST, SIGNATURE))
     return "".join(f"{sha256}  {path}\n" for path, sha256 in rows).encode()
 
 
 def build(entries: Iterable[Entry], evidence: Evidence) -> bytes:
     """The bytes of manifest.json: every file but itself and its signature, and one root hash over them."""
     rows = sorted((e for e in entries if e.path not in (MANIFEST, SIGNATURE)), key=lambda entry: entry.path)
-    content = {
-        "format": "kit-evidence",
-        "schema_version": evidence.schema_version,
-        "run_id": evidence.run_id,
-        "nonce": evidence.nonce,
-        "state": evidence.state,
-        "root": root(rows),
-        "files": rows,
-    }
-    return (dumps(content) + "\n").encode()
+    told = {name: getattr(evidence, name) for name in ("schema_version", "run_id", "nonce", "state")}
+    return (dumps({"format": "kit-evidence", **told, "root": root(rows), "files": rows}) + "\n").encode()
 
 
 def root(entries: Iterable[Entry]) -> str:
     """One SHA-256 over the lines 'sha256  size  path', sorted by path: it stands for the bundle."""
-    lines = sorted(f"{entry.path}\0{entry.sha256}  {entry.size}  {entry.path}\n" for entry in entries)
-    return hashlib.sha256("".join(line.partition("\0")[2] for line in lines).encode()).hexdigest()
+    rows = sorted((entry.path, entry.sha256, entry.size) for entry in entries)
+    return hashlib.sha256("".join(f"{sha256}  {size}  {path}\n" for path, sha256, size in rows).encode()).hexdigest()
 
 
 # How large a bundle may be that is not ours: reading it must cost little whatever somebody wrote into it.
-
 MAX_FILES = 2_000
-
-
 MAX_FILE_BYTES = 32 * MiB
-
-
 MAX_TOTAL_BYTES = 256 * MiB
-
-
+# facts/ and raw/ together, which are held in memory.
+MAX_RAW_BYTES = 64 * MiB
 # What may be parsed: bytes in one line; in one file commas, colons and brackets, which
 # bound the number of Python objects (about 100 bytes each) that a parser makes.
 MAX_LINE_BYTES = 1 * MiB
-
-
 MAX_JSON_PARTS = 1_000_000
 # A file of lines holds the steps of a long run: at 35 values a step, 85,000 of them.
 MAX_LINES_PARTS = 3_000_000
-
-
-# facts/ and raw/ together, which are held in memory.
-MAX_RAW_BYTES = 64 * MiB
 
 
 def check_json_size(data: bytes, limit: int = MAX_JSON_PARTS) -> None:
@@ -149,11 +123,8 @@ def check_json_size(data: bytes, limit: int = MAX_JSON_PARTS) -> None:
 
 def check_line_sizes(data: bytes) -> None:
     """Raises ValueError where a line is over the limit or the last one was cut."""
-    start = 0
-    while start < len(data):
-        end = data.find(b"\n", start)
-        if end < 0:
-            raise ValueError("the last line was cut")
-        if end - start > MAX_LINE_BYTES:
-            raise ValueError(f"a line of {memory(end - start)}, over {memory(MAX_LINE_BYTES)}")
-        start = end + 1
+    if data and not data.endswith(b"\n"):
+        raise ValueError("the last line was cut")
+    longest = max((found.end() - found.start() for found in re.finditer(rb"[^\n]+", data)), default=0)
+    if longest > MAX_LINE_BYTES:
+        raise ValueError(f"a line of {memory(longest)}, over {memory(MAX_LINE_BYTES)}")

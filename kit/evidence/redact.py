@@ -19,7 +19,7 @@ import json
 import re
 import struct
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -81,18 +81,9 @@ class Hit:
     kind: str
 
 
-@dataclasses.dataclass(frozen=True)
-class _Rule:
-    """hints: in lower case, one of them stands in every text that the pattern can match, which costs little to ask.
-
-    is_whole: it is asked of a whole text, bytes that are no text included; the others of one line at a time.
-    """
-
-    kind: str
-    pattern: re.Pattern[str]
-    replacement: str | Callable[[re.Match[str]], str]
-    hints: tuple[str, ...]
-    is_whole: bool = False
+# Kind, pattern, what stands for it, and hints: in lower case, one of them stands in every text that the pattern can
+# match, which costs little to ask.
+_Rule = tuple[str, re.Pattern[str], Any, Iterable[str]]
 
 
 def pseudonym(uuid: str, salt: bytes) -> str:
@@ -107,22 +98,22 @@ def redact_text(text: str, secrets: Secrets) -> str:
 
 
 def _redacted(text: str, secrets: Secrets, *, is_text: bool = True) -> tuple[str, list[str]]:
-    """The text as it may leave, and the kinds of what was replaced."""
-    kinds: list[str] = []
-
-    def without(part: str, rules: tuple[_Rule, ...]) -> str:
-        low = part.lower()
-        for rule in rules:
-            if any(hint in low for hint in rule.hints):
-                clean = rule.pattern.sub(rule.replacement, part)
-                kinds.extend([rule.kind] * (clean != part))
-                part = clean
-        return part
-
+    """The text as it may leave, and the kinds of what was replaced. Known values are looked for in bytes too."""
     whole, by_line = _rules(secrets)
-    text = without(text, whole)
-    if is_text:
-        text = "".join(without(line, by_line) for line in text.splitlines(keepends=True))
+    text, kinds = _without(text, whole)
+    if not is_text:
+        return text, kinds
+    lines = [_without(line, by_line) for line in text.splitlines(keepends=True)]
+    return "".join(line for line, _ in lines), [*kinds, *(kind for _, more in lines for kind in more)]
+
+
+def _without(text: str, rules: Iterable[_Rule]) -> tuple[str, list[str]]:
+    kinds, low = [], text.lower()
+    for kind, pattern, replacement, hints in rules:
+        if any(hint in low for hint in hints):
+            clean = pattern.sub(replacement, text)
+            kinds += [kind] * (clean != text)
+            text = clean
     return text, kinds
 
 
@@ -131,14 +122,11 @@ def redact_value(value: Any, secrets: Secrets) -> Any:
     if isinstance(value, str):
         return redact_text(value, secrets)
     if isinstance(value, Mapping):
-        return {redact_text(str(key), secrets): _item(str(key), item, secrets) for key, item in value.items()}
+        return {redact_text(str(key), secrets): _under(str(key), item, secrets) for key, item in value.items()}
     if not isinstance(value, (list, tuple)):
         return value
-    flags = [isinstance(item, str) and item.startswith("--") and item.lstrip("-") for item in ("", *value)]
-    parts = [
-        "<secret>" if flag and hides(flag, item, is_flag=True) else redact_value(item, secrets)
-        for flag, item in zip(flags, value)
-    ]
+    names = [name if isinstance(name, str) and name.startswith("--") else "" for name in ("", *value)]
+    parts = [_under(name, item, secrets, is_flag=True) for name, item in zip(names, value)]
     if parts and all(isinstance(item, str) for item in value) and all(item.endswith("\n") for item in value[:-1]):
         # A notebook keeps text as a list of lines: a secret may go over several of them. Other lists are no text.
         whole = redact_text("".join(value), secrets)
@@ -146,22 +134,25 @@ def redact_value(value: Any, secrets: Secrets) -> Any:
     return parts
 
 
-def _item(key: str, value: Any, secrets: Secrets) -> Any:
-    if key == "image/png":
+def _under(name: str, value: Any, secrets: Secrets, *, is_flag: bool = False) -> Any:
+    """What stands under a key, or after a flag, as it may leave."""
+    if name == "image/png":
         return value
-    return "<secret>" if isinstance(value, str) and hides(key, value) else redact_value(value, secrets)
+    return (
+        "<secret>"
+        if hides(name.lstrip("-") if is_flag else name, value, is_flag=is_flag)
+        else redact_value(value, secrets)
+    )
 
 
-def hides(name: str, value: str, *, is_flag: bool = False) -> bool:
+def hides(name: str, value: Any, *, is_flag: bool = False) -> bool:
     """Whether `value`, which stands under `name`, is a secret."""
     if not isinstance(value, str) or _HARMLESS.fullmatch(value):
         return False
     if _STRONG.fullmatch(name) or _VARIABLE.fullmatch(name):
         return True
-    if not _WEAK.fullmatch(name):
-        return False
-    if is_flag:
-        return len(value) > 4
+    if is_flag or not _WEAK.fullmatch(name):
+        return is_flag and len(value) > 4 and _WEAK.fullmatch(name) is not None
     least = 5 if re.search("(?i)p(ass|wd)s?$", name) else 8
     is_code = not value.isascii() or re.search(r"[\s/._:]", value) is not None
     return not is_code and (len(value) > 20 or (len(value) > least and re.search(r"\d", value) is not None))
@@ -169,16 +160,14 @@ def hides(name: str, value: str, *, is_flag: bool = False) -> bool:
 
 def scan(files: Mapping[str, bytes], secrets: Secrets) -> tuple[Hit, ...]:
     """What redaction would still change, file by file; text by every rule, other bytes by known values."""
-    return tuple(hit for name in sorted(files) for hit in _scan_file(name, files[name], secrets))
-
-
-def _scan_file(name: str, data: bytes, secrets: Secrets) -> Iterator[Hit]:
-    is_png = data.startswith(b"\x89PNG")
-    if is_png and strip_png(data) != data:
-        yield Hit(name, "metadata")
-    text = data.decode("latin-1") if is_png else _unescaped(name, _PICTURE.sub("", decode(data)))
-    for kind in dict.fromkeys(_redacted(text, secrets, is_text=not is_png)[1]):
-        yield Hit(name, kind)
+    found = []
+    for name in sorted(files):
+        data, is_png = files[name], files[name].startswith(b"\x89PNG")
+        text = data.decode("latin-1") if is_png else _unescaped(name, _PICTURE.sub("", decode(data)))
+        kinds = ["metadata"] if is_png and strip_png(data) != data else []
+        kinds += _redacted(text, secrets, is_text=not is_png)[1]
+        found += [Hit(name, kind) for kind in dict.fromkeys(kinds)]
+    return tuple(found)
 
 
 def _unescaped(name: str, text: str) -> str:
@@ -194,47 +183,37 @@ def _unescaped(name: str, text: str) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def _rules(secrets: Secrets) -> tuple[tuple[_Rule, ...], tuple[_Rule, ...]]:
-    """The rules for a whole text, and those for one line."""
-    shapes = [
-        _Rule(kind, re.compile(pattern), make if isinstance(make, str) else functools.partial(make, secrets), hints)
-        for kind, pattern, make, hints in _SHAPES
-    ]
-    private_key = _Rule("private key", _PRIVATE_KEY, "<private key>", ("private key",), is_whole=True)
-    rules = (private_key, *_known_rules(secrets), *shapes, *_name_rules(secrets))
-    return tuple(rule for rule in rules if rule.is_whole), tuple(rule for rule in rules if not rule.is_whole)
-
-
-def _known_rules(secrets: Secrets) -> Iterator[_Rule]:
+def _rules(secrets: Secrets) -> tuple[list[_Rule], list[_Rule]]:
+    """The rules for a whole text, bytes that are none included, and those for one line."""
+    whole: list[_Rule] = [("private key", re.compile(_PRIVATE_KEY), "<private key>", ("private key",))]
     for kind, value in sorted(set(secrets.values), key=lambda pair: -len(pair[1])):
         parts = [value, *(line for line in value.splitlines() if len(line) >= 16)]
-        yield _known(kind, {form for part in parts for form in _escaped(part) | _packed(part)}, f"<{kind}>")
+        whole.append(_known(kind, {form for part in parts for form in _escaped(part) | _packed(part)}, f"<{kind}>"))
     for path, stands_for in sorted(set(secrets.paths), key=lambda pair: -len(pair[0])):
-        spellings = {form for spelt in (path, path.replace("\\", "/")) for form in _escaped(spelt)}
-        yield _known("path", spellings, stands_for, r"(?i)(?<![\w.~-])", r"(?![\w.-]*\w)")
-        if len(path) > 5:
-            yield _known("path", _packed(path), stands_for)
-
-
-def _name_rules(secrets: Secrets) -> Iterator[_Rule]:
-    """Users and host: everywhere where the name is a rare word, else only where it stands as a name."""
+        spellings = _escaped(path) | _escaped(path.replace("\\", "/"))
+        whole.append(_known("path", spellings, stands_for, r"(?i)(?<![\w.~-])", r"(?![\w.-]*\w)"))
+        whole += [_known("path", _packed(path), stands_for)] if len(path) > 5 else []
+    by_line: list[_Rule] = [
+        (kind, re.compile(pattern), make if isinstance(make, str) else functools.partial(make, secrets), hints)
+        for kind, pattern, make, hints in _SHAPES
+    ]
     host = secrets.host or ""
     names = [*(("user", user) for user in secrets.users), ("host", host), ("host", host.partition(".")[0])]
     for kind, name in dict.fromkeys(pair for pair in names if pair[1]):
-        spelt = re.escape(name)
+        # Everywhere where the name is a rare word, else only where it stands as a name.
         if COMMON_NAMES.fullmatch(name) or (len(name) < 4 and name.isascii()):
+            spelt = re.escape(name)
             around = rf"(?:(?<=@){spelt}{_END}|{_EDGE}{spelt}(?=@)|(?<=[\\/]){spelt}(?=@))"
-            yield _Rule(kind, re.compile(around), f"<{kind}>", ("@",))
+            by_line.append((kind, re.compile(around), f"<{kind}>", ("@",)))
             continue
-        yield _known(kind, _escaped(name), f"<{kind}>", f"(?i){_EDGE}", _END)
-        if len(name.encode()) >= 6:
-            yield _known(kind, _packed(name), f"<{kind}>")
+        whole.append(_known(kind, _escaped(name), f"<{kind}>", f"(?i){_EDGE}", _END))
+        whole += [_known(kind, _packed(name), f"<{kind}>")] if len(name.encode()) >= 6 else []
+    return whole, by_line
 
 
 def _known(kind: str, forms: set[str], stands_for: str, before: str = "", after: str = "") -> _Rule:
     spelt = "|".join(re.escape(form) for form in sorted(forms, key=lambda form: (-len(form), form)))
-    hints = tuple({form.lower() for form in forms})
-    return _Rule(kind, re.compile(f"{before}(?:{spelt}){after}"), stands_for, hints, is_whole=True)
+    return kind, re.compile(f"{before}(?:{spelt}){after}"), stands_for, {form.lower() for form in forms}
 
 
 def _named(_: Secrets, match: re.Match[str]) -> str:
@@ -254,21 +233,18 @@ def _uuid(secrets: Secrets, match: re.Match[str]) -> str:
 def _random(secrets: Secrets, match: re.Match[str]) -> str:
     """A run of letters and digits that changes its kind too often to be made of words. Names of kernels break up at
     '_', hashes of ours have a length of theirs, and what a compiler mangled begins with _Z."""
-    token = match[0]
+    token, before = match[0], match.string[max(0, match.start() - 1) : match.start() + 1]
     run = max(re.findall("[A-Za-z0-9]+", token), key=len)
-    words, is_mixed = _WORD.findall(run), bool(re.search("[a-z]", run) and re.search("[A-Z]", run))
-    if re.fullmatch("(?i)[0-9a-f]{32}", run) and token not in secrets.ours:
+    is_ours = token in secrets.ours
+    if re.fullmatch("(?i)[0-9a-f]{32}", run) and not is_ours:
         return pseudonym(token if token[:4].upper() in ("GPU-", "MIG-") else run, secrets.salt)
-    if (
-        token in secrets.ours
-        or _PICTURE.match(token)
-        or match.string[max(0, match.start() - 1) : match.start() + 1] == "_Z"
-    ):
+    if is_ours or _PICTURE.match(token) or before == "_Z":
         return token
-    if len(run) < (12 if is_mixed else 20) or _HASH.fullmatch(run) or run.isdigit() or len(run) > 3.4 * len(words):
-        return token if not re.fullmatch(r"(?=.*\d)(?=.*[A-Z])[A-Z0-9]{20,}", run) else "<secret>"
-    in_words = sum(map(len, re.findall("[a-z]{3,}", run)))
-    return "<secret>" if in_words < 0.45 * len(run) else token
+    least = 12 if re.search("[a-z]", run) and re.search("[A-Z]", run) else 20
+    is_words = len(run) < least or _HASH.fullmatch(run) or run.isdigit() or len(run) > 3.4 * len(_WORD.findall(run))
+    if is_words:
+        return "<secret>" if re.fullmatch(r"(?=.*\d)(?=.*[A-Z])[A-Z0-9]{20,}", run) else token
+    return "<secret>" if sum(map(len, re.findall("[a-z]{3,}", run))) < 0.45 * len(run) else token
 
 
 def _ip(_: Secrets, match: re.Match[str]) -> str:
@@ -292,7 +268,7 @@ _DOMAIN = (
 )
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 _IPV6 = r"[0-9a-f]{3,4}(?::P){0,6}::(?:P(?::P){0,6})?|(?:P:){7}P".replace("P", "[0-9a-f]{1,4}")
-_PRIVATE_KEY = re.compile(r"-----BEGIN[A-Z ]*PRIVATE KEY-----[^\"]*?(?:-----END[A-Z ]*-----|(?=\")|\Z)")
+_PRIVATE_KEY = r"-----BEGIN[A-Z ]*PRIVATE KEY-----[^\"]*?(?:-----END[A-Z ]*-----|(?=\")|\Z)"
 # Kind, pattern, what stands for it, and hints.
 _SHAPES: tuple[tuple[Any, ...], ...] = (
     ("url userinfo", r"(?<=://)(?!<)[^/\s@\"'<>]{1,300}@", "<userinfo>@", ("://",)),
@@ -314,18 +290,13 @@ _SHAPES: tuple[tuple[Any, ...], ...] = (
 
 def _escaped(value: str) -> set[str]:
     """`value` as programs write it: composed or not, with the escapes of Python, JSON, HTML and URLs."""
-    spelt = {unicodedata.normalize(form, value) for form in ("NFC", "NFD")} | {value}
+    spelt = {value, *(unicodedata.normalize(form, value) for form in ("NFC", "NFD"))}
     for text in tuple(spelt):
         data = text.encode()
         escapes = {json.dumps(text)[1:-1], ascii(text)[1:-1], repr(data)[2:-1]}
         spelt |= escapes | {escape.replace("\\", "\\\\") for escape in escapes}
-        spelt |= {
-            html.escape(text),
-            text.encode("ascii", "xmlcharrefreplace").decode(),
-            quote(text),
-            quote(text, safe=""),
-        }
-        spelt.add("".join(f"%{byte:02x}" for byte in data))
+        spelt |= {html.escape(text), text.encode("ascii", "xmlcharrefreplace").decode()}
+        spelt |= {quote(text), quote(text, safe=""), "".join(f"%{byte:02x}" for byte in data)}
     return spelt
 
 
@@ -334,10 +305,9 @@ def _packed(value: str) -> set[str]:
     forms = set()
     for data in {unicodedata.normalize(form, value).encode() for form in ("NFC", "NFD")}:
         forms |= {data.hex(), data.hex().upper()}
-        for offset in range(3 if len(data) >= 6 else 0):
-            text = base64.b64encode(b"\0" * offset + data).decode()
-            stable = text[(0, 2, 3)[offset] : (offset + len(data)) * 8 // 6]
-            forms |= {stable, stable.replace("+", "-").replace("/", "_")}
+        for offset, cut in ((0, 0), (1, 2), (2, 3)) if len(data) >= 6 else ():
+            text = base64.b64encode(b"\0" * offset + data)[cut : (offset + len(data)) * 8 // 6].decode()
+            forms |= {text, text.replace("+", "-").replace("/", "_")}
     return forms
 
 
@@ -357,15 +327,11 @@ def strip_png(data: bytes) -> bytes:
     """The PNG without text, time and EXIF chunks. Raises ValueError where it is no PNG."""
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         raise ValueError("not a PNG")
-    kept, at = [data[:8]], 8
-    while at + 12 <= len(data):
+    kept, at, kind = bytearray(data[:8]), 8, b""
+    while at + 12 <= len(data) and kind != b"IEND":
         size, kind = struct.unpack(">I4s", data[at : at + 8])
-        end = at + 12 + size
-        if end > len(data):
+        start, at = at, at + 12 + size
+        if at > len(data):
             raise ValueError("PNG ends inside a chunk")
-        if kind not in (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"tIME"):
-            kept.append(data[at:end])
-        at = end
-        if kind == b"IEND":
-            break
-    return b"".join(kept)
+        kept += b"" if kind in (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"tIME") else data[start:at]
+    return bytes(kept)

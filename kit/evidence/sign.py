@@ -7,14 +7,12 @@ of allowed signers that the reader trusts, and only in our own namespace.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from kit.errors import BundleInvalid, UsageError
 from kit.evidence.manifest import MANIFEST, SIGNATURE
@@ -37,9 +35,9 @@ def sign(bundle: Path, key: Path) -> Path:
         raise UsageError(f"{bundle} has no {MANIFEST}", expected="the folder of a report", todo="unpack a zip first")
     # Who signs vouches, so nothing is signed that does not verify. An older signature gives way.
     found = verify(Path(bundle))
-    red = [c for c in found.checks if c.outcome is Outcome.INVALID and c.id != "bundle.signature"]
+    red = [c.found for c in found.checks if c.outcome is Outcome.INVALID and c.id != "bundle.signature"]
     if red or found.reported is None:
-        told = red[0].found if red else "it could not be judged"
+        told = (*red, "it could not be judged")[0]
         raise BundleInvalid(f"{bundle} does not verify: {told}", expected="a whole bundle", todo=f"kit verify {bundle}")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / MANIFEST
@@ -47,11 +45,9 @@ def sign(bundle: Path, key: Path) -> Path:
         done = _ssh_keygen("sign", "-f", str(key), "-n", NAMESPACE, str(copy), is_terminal=True)
         made = copy.with_name(SIGNATURE)
         if done.returncode != 0 or not made.is_file():
-            raise UsageError(
-                f"ssh-keygen could not sign with {key}: {_said(done)}",
-                expected="an SSH key that this user may use",
-                todo="make one with ssh-keygen -t ed25519",
-            )
+            refused = f"ssh-keygen could not sign with {key}: {_said(done)}"
+            todo = "make one with ssh-keygen -t ed25519"
+            raise UsageError(refused, expected="an SSH key that this user may use", todo=todo)
         return write_atomic(manifest.with_name(SIGNATURE), made.read_bytes())
 
 
@@ -95,12 +91,13 @@ def _checked(manifest: bytes, signature: Path, allowed: Path | None, identity: s
     key = (re.findall(r"SHA256:[\w+/=]+", _said(done)) or ["unknown"])[0]
     if allowed is None:
         return say(True, f"Signed by key {key}; who owns it was not asked, so nobody vouches")
-    names = [identity] if identity else _principals(signature, allowed)
+    names = [identity] if identity else []
+    if identity is None:
+        done = _ssh_keygen("find-principals", "-s", str(signature), "-f", str(allowed))
+        names = done.stdout.decode("utf-8", "replace").split() if done.returncode == 0 else []
+    how = ("-n", NAMESPACE, "-s", str(signature))
     for name in names:
-        done = _ssh_keygen(
-            "verify", "-f", str(allowed), "-I", name, "-n", NAMESPACE, "-s", str(signature), data=manifest
-        )
-        if done.returncode == 0:
+        if _ssh_keygen("verify", "-f", str(allowed), "-I", name, *how, data=manifest).returncode == 0:
             # With an identity the reader said who; without one the file may only say a pattern.
             if identity is None and set(name) & set("*?!,"):
                 return say(True, f"Signed with key {key}, which the pattern {name!r} admits: no person is named")
@@ -108,34 +105,28 @@ def _checked(manifest: bytes, signature: Path, allowed: Path | None, identity: s
     return say(None, f"the signature holds, but key {key} is not of {identity or 'an allowed signer'}")
 
 
-def _principals(signature: Path, allowed: Path) -> list[str]:
-    done = _ssh_keygen("find-principals", "-s", str(signature), "-f", str(allowed))
-    return done.stdout.decode("utf-8", "replace").split() if done.returncode == 0 else []
-
-
 def _is_canonical(signature: bytes) -> bool:
     """Whether the armour is as ssh-keygen writes it: 70 columns, no byte to spare (PROTOCOL.sshsig)."""
-    body = signature.removeprefix(b"-----BEGIN SSH SIGNATURE-----\n").removesuffix(b"\n-----END SSH SIGNATURE-----\n")
+    head, end = b"-----BEGIN SSH SIGNATURE-----\n", b"\n-----END SSH SIGNATURE-----\n"
+    body = signature.removeprefix(head).removesuffix(end)
     try:
         text = base64.b64encode(base64.b64decode(body.replace(b"\n", b""), validate=True))
-    except (ValueError, binascii.Error):
+    except ValueError:
         return False
-    lines = b"\n".join(text[at : at + 70] for at in range(0, len(text), 70))
-    return signature == b"-----BEGIN SSH SIGNATURE-----\n" + lines + b"\n-----END SSH SIGNATURE-----\n"
+    return signature == head + b"\n".join(text[at : at + 70] for at in range(0, len(text), 70)) + end
 
 
 def _ssh_keygen(action: str, *args: str, data: bytes = b"", is_terminal: bool = False) -> subprocess.CompletedProcess:
     program = shutil.which("ssh-keygen")
     if program is None:
         raise UsageError("ssh-keygen is not installed", expected="OpenSSH 8.2 or newer", todo="install openssh-client")
-    given: dict[str, Any] = {} if is_terminal else {"input": data}
     return subprocess.run(
         [program, "-Y", action, *args],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        input=None if is_terminal else data,
         timeout=_TIMEOUT_S,
         check=False,
-        **given,
     )
 
 

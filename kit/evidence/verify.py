@@ -26,6 +26,7 @@ from kit.evidence.manifest import (
     MANIFEST,
     MAX_LINES_PARTS,
     MAX_RAW_BYTES,
+    PRIVACY,
     SIGNATURE,
     Entry,
     build,
@@ -40,22 +41,24 @@ from kit.evidence.source import Source, kit_sha256, open_source
 from kit.records import Check, Outcome, from_json, to_json, worst
 from kit.rules import Answer, Rules, say
 from kit.show import visible
-from kit.units import memory
+from kit.units import memory, pair
 
 RELATIVE_TOLERANCE = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
 class Verification:
-    """outcome: the worse of `integrity` and the bundle's own verdict; worth: what to think of it."""
+    """outcome: the worse of `integrity` and of what the bundle itself reports; worth: what to think of it.
+
+    evidence: what it says, and reported: its verdict; None where it is not as it was written.
+    """
 
     outcome: Outcome
     integrity: Outcome
     reported: Outcome | None
     checks: tuple[Check, ...]
     worth: str
-    run_id: str | None = None
-    headline: str | None = None
+    evidence: Evidence | None
 
     @property
     def exit_code(self) -> int:
@@ -93,8 +96,8 @@ def text(verification: Verification) -> str:
         lines.append(f"{check.outcome:13} {check.id.partition('.')[2]:12} {visible(check.found, keep='')}")
         lines += [f"{'':26} To do: {visible(check.todo, keep='')}"] if check.todo else []
     lines.append("")
-    if verification.reported:
-        lines.append(f"Bundle {verification.run_id}: {visible(verification.headline or '', keep='')}")
+    if evidence := verification.evidence:
+        lines.append(f"Bundle {evidence.run_id}: {visible(evidence.headline, keep='')}")
         lines.append(f"It says {verification.reported}; its integrity is {verification.integrity}.")
     return visible("\n".join([*lines, verification.worth, f"Verdict: {verification.outcome}"]))
 
@@ -164,33 +167,28 @@ MIXED = "parts of several runs, or an edited file: run it again"
 
 
 def _rule(name: str, expected: str, todo: str = "", **words: Any) -> Callable:
-    """A rule of `BUNDLE`: what is red here is INVALID, and what a stranger's file makes of reading it is an answer."""
+    """A rule of `BUNDLE`: what is red here is INVALID."""
 
     def add(ask: Callable[[Subject], Answer | None]) -> Callable[[Subject], Answer | None]:
-        @BUNDLE.rule(f"bundle.{name}", expected, todo=todo, **words)
-        def guarded(subject: Subject) -> Answer | None:
-            try:
-                answer = ask(subject)
-            except KitError as error:
-                answer = say(False, error.found, None, **({"todo": _literal(error.todo)} if error.todo else {}))
-            # Whatever arithmetic on a stranger's files raises is no crash of ours.
-            except Exception as error:  # noqa: BLE001
-                answer = say(False, f"cannot be read: {type(error).__name__}: {error}")
-            if answer is None or answer.is_good is not False:
-                return answer
-            return dataclasses.replace(answer, changes={"outcome": Outcome.INVALID, **answer.changes})
-
-        return ask
+        guarded = functools.partial(_guarded, ask)
+        return BUNDLE.rule(f"bundle.{name}", expected, todo=todo, red=Outcome.INVALID, **words)(guarded)
 
     return add
 
 
-def _literal(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")
+def _guarded(ask: Callable[[Subject], Answer | None], subject: Subject) -> Answer | None:
+    """What a stranger's file makes of being read is an answer, and no crash of ours."""
+    try:
+        return ask(subject)
+    except KitError as error:
+        todo = error.todo.replace("{", "{{").replace("}", "}}")
+        return say(False, error.found, todo=todo) if todo else say(False, error.found)
+    except Exception as error:  # noqa: BLE001
+        return say(False, f"cannot be read: {type(error).__name__}: {error}")
 
 
-def _problems(problems: list[str], good: str, **changes: Any) -> Answer:
-    return say(not problems, _listed(problems) if problems else good, **(changes if problems else {}))
+def _problems(problems: list[str], good: str) -> Answer:
+    return say(not problems, _listed(problems) if problems else good)
 
 
 def _listed(items: list[str]) -> str:
@@ -222,19 +220,14 @@ def manifest_known(subject: Subject) -> Answer:
     manifest = subject.manifest
     if not isinstance(manifest, dict) or manifest.get("format") != "kit-evidence":
         return say(False, "manifest.json is not of the kit")
-    told, known = _version(manifest.get("schema_version")), _version(SCHEMA_VERSION) or (0, 0)
-    if told is None:
-        return say(False, f"schema {str(manifest.get('schema_version'))[:50]!r}, this verifier knows {SCHEMA_VERSION}")
-    if told != known:
-        age, kit = ("newer", "a newer kit") if told > known else ("older", "the kit that made it")
-        found = f"schema {manifest['schema_version']}, {age} than this verifier's {SCHEMA_VERSION}"
-        return say(None, found, settle=f"verify it with {kit}")
-    return say(True, f"schema {SCHEMA_VERSION}, state {manifest.get('state')}")
-
-
-def _version(told: Any) -> tuple[int, int] | None:
-    found = re.fullmatch(r"(\d{1,4})\.(\d{1,4})", told) if isinstance(told, str) else None
-    return (int(found[1]), int(found[2])) if found else None
+    told = str(manifest.get("schema_version"))
+    if told == SCHEMA_VERSION:
+        return say(True, f"schema {SCHEMA_VERSION}, state {manifest.get('state')}")
+    if not re.fullmatch(r"\d{1,4}\.\d{1,4}", told):
+        return say(False, f"schema {told[:50]!r}, this verifier knows {SCHEMA_VERSION}")
+    is_newer = (pair(told) or (0, 0)) > (pair(SCHEMA_VERSION) or (0, 0))
+    age, kit = ("newer", "a newer kit") if is_newer else ("older", "the kit that made it")
+    return say(None, f"schema {told}, {age} than this verifier's {SCHEMA_VERSION}", settle=f"verify it with {kit}")
 
 
 @_rule(
@@ -259,55 +252,44 @@ def files_whole(subject: Subject) -> Answer:
 @_rule("hashes", "every file as it was written", todo="ask its author for the original", stops=True)
 def hashes(subject: Subject) -> Answer:
     source = subject.source
-    changed: list[str] = []
-    converted: list[str] = []
-    for row in subject.rows:
-        entry = source.entry(row["path"])
-        if dataclasses.asdict(entry) != row:
-            (converted if _differs_by_line_ends(source, row) else changed).append(row["path"])
+    odd = [row for row in subject.rows if vars(source.entry(row["path"])) != row]
+    changed = [row["path"] for row in odd if not _differs_by_line_ends(source, row)]
     entries = [source.entry(name) for name in source if name not in (MANIFEST, SIGNATURE)]
-    if not changed and not converted and build(entries, subject.evidence) == source[MANIFEST]:
+    if not odd and build(entries, subject.evidence) == source[MANIFEST]:
         return say(True, f"{len(entries)} files as written, root {subject.manifest['root']}")
-    crlf = b"\r\n" in source[MANIFEST]
-    if not changed and (converted or crlf):
+    count = len(odd) + (b"\r\n" in source[MANIFEST])
+    if count and not changed:
         todo = "git or an unpacker turned LF into CRLF: copy it as binary (.gitattributes: * -text)"
-        return say(
-            False, f"line ends changed: {len(converted) + crlf} of {sum(map(is_text, source))} text files", todo=todo
-        )
+        return say(False, f"line ends changed: {count} of {sum(map(is_text, source))} text files", todo=todo)
     return say(False, f"changed: {_listed(changed)}" if changed else "manifest.json was changed")
 
 
 def _differs_by_line_ends(source: Source, row: Mapping[str, Any]) -> bool:
     name = row["path"]
-    return is_text(name) and dataclasses.asdict(Entry.of(name, source[name].replace(b"\r\n", b"\n"))) == dict(row)
+    return is_text(name) and vars(Entry.of(name, source[name].replace(b"\r\n", b"\n"))) == row
 
 
 @_rule("one_run", "one run id and nonce everywhere, and the challenge that was asked for", todo=MIXED)
 def one_run(subject: Subject) -> Answer:
-    evidence, problems = subject.evidence, []
-    must = {"raw/run.json": ("run_id", "nonce")}
-    for name, data in subject.raw.items():
-        if name.endswith(".json"):
-            value = subject.json(name)
-            for key in ("run_id", "nonce"):
-                told = value.get(key) if isinstance(value, dict) else None
-                is_due = key in must.get(name, ("nonce",) if name.startswith("raw/records/") else ())
-                if (is_due or told not in (None, "")) and told != getattr(evidence, key):
-                    problems.append(f"{name} has {key} {told!r}")
-        else:
+    evidence, source, problems = subject.evidence, subject.source, []
+    for name in subject.raw:
+        told = subject.json(name) if name.endswith(".json") else {}
+        for key in ("run_id", "nonce") if isinstance(told, dict) else ():
+            # Where a file need not name its run, it may say nothing.
+            is_due = name == "raw/run.json" or (key == "nonce" and name.startswith("raw/records/"))
+            if (is_due or told.get(key) not in (None, "")) and told.get(key) != getattr(evidence, key):
+                problems.append(f"{name} has {key} {told.get(key)!r}")
+        if not name.endswith(".json"):
             try:
-                check_line_sizes(data)
-                check_json_size(data, MAX_LINES_PARTS)
+                check_line_sizes(subject.raw[name])
+                check_json_size(subject.raw[name], MAX_LINES_PARTS)
             except ValueError as error:
                 problems.append(f"{name}: {error}")
-    for run, value in subject.notebooks.items():
-        told = notebook.injected(value, "nonce")
-        if told != evidence.nonce:
-            problems.append(f"notebooks/{run}.ipynb was given nonce {told!r}")
-    for name in subject.source:
-        told = re.search(rb"<dc:identifier>([^<]{0,99})<", subject.source[name]) if name.endswith(".svg") else None
-        if told and told[1].decode("utf-8", "replace") != evidence.nonce:
-            problems.append(f"{name} is of another run")
+    given = {run: notebook.injected(value, "nonce") for run, value in subject.notebooks.items()}
+    problems += [f"notebooks/{n}.ipynb was given nonce {told!r}" for n, told in given.items() if told != evidence.nonce]
+    for name in source:
+        found = re.search(rb"<dc:identifier>([^<]{0,99})<", source[name]) if name.endswith(".svg") else None
+        problems += [f"{name} is of another run"] if found and found[1] != evidence.nonce.encode() else []
     if subject.reviewer_nonce is not None and evidence.reviewer_nonce != subject.reviewer_nonce:
         problems.append(f"the reviewer's nonce is {evidence.reviewer_nonce!r}")
     if evidence.nonce != run_nonce(evidence.nonce[:20], evidence.reviewer_nonce):
@@ -322,21 +304,20 @@ def one_run(subject: Subject) -> Answer:
     "notebooks", "every notebook ran as its template says, cell by cell", todo="outputs do not belong to these cells"
 )
 def notebooks_ran(subject: Subject) -> Answer:
-    problems = []
-    for run in subject.evidence.notebooks:
-        if run.name in subject.notebooks:
-            value = subject.notebooks[run.name]
-            try:
+    runs, problems = subject.evidence.notebooks, []
+    for run in runs:
+        value, told = subject.notebooks.get(run.name), []
+        try:
+            if value is not None:
                 told = list(notebook.problems(value))
-                if notebook.source_sha256(value) != run.template_sha256:
-                    told.append("its cells are not those of the template that ran")
-            except (AttributeError, TypeError, ValueError):
-                told = ["it is not a notebook"]
-            problems += [f"notebooks/{run.name}.ipynb: {problem}" for problem in told]
-    if subject.evidence.state == COMPLETE and not subject.evidence.notebooks:
+                is_same = notebook.source_sha256(value) == run.template_sha256
+                told += [] if is_same else ["its cells are not those of the template that ran"]
+        except (AttributeError, TypeError, ValueError):
+            told = ["it is not a notebook"]
+        problems += [f"notebooks/{run.name}.ipynb: {problem}" for problem in told]
+    if subject.evidence.state == COMPLETE and not runs:
         problems.append("it names no notebook")
-    good = sum(run.state == "ok" for run in subject.evidence.notebooks)
-    return _problems(problems, f"{good} of {len(subject.evidence.notebooks)} notebooks ran to their end")
+    return _problems(problems, f"{sum(run.state == 'ok' for run in runs)} of {len(runs)} notebooks ran to their end")
 
 
 @_rule("recomputed", "verdict, promises and numbers follow from facts/ and raw/", todo="it was edited after the run")
@@ -353,7 +334,7 @@ def recomputed(subject: Subject) -> Answer:
     is_good = outcome in (Outcome.PASS, Outcome.REHEARSAL)
     if told.state not in (COMPLETE, FAILED, INTERRUPTED) or (told.state != COMPLETE and is_good):
         return say(False, f"state {told.state} with verdict {outcome}")
-    if told.state == COMPLETE and "raw/privacy.json" in subject.source:
+    if told.state == COMPLETE and PRIVACY in subject.source:
         return say(False, "private values were found in it, and it says COMPLETE")
     words = "" if subject.is_ours else f"; made by kit {told.kit_version}, so words were not compared"
     return say(True, f"{len(again.verdict.checks)} checks and {len(again.numbers)} numbers derived again{words}")
@@ -361,33 +342,29 @@ def recomputed(subject: Subject) -> Answer:
 
 def _said(evidence: Evidence) -> dict[str, Any]:
     """What two versions of the kit have to agree on: the facts, the values and the verdicts."""
-    plain = to_json(evidence)
-    for name in ("system", "promises", "claims", "headline", "limits"):
-        del plain[name]
-    plain["numbers"] = {number.name: number.value for number in evidence.numbers}
-    plain["verdict"] = {"outcome": evidence.verdict.outcome.value, "diagnosis": evidence.verdict.diagnosis}
-    plain["verdict"]["checks"] = {check.id: check.outcome.value for check in evidence.verdict.checks}
-    return plain
+    words, verdict = ("system", "promises", "claims", "headline", "limits"), evidence.verdict
+    checks = {check.id: check.outcome.value for check in verdict.checks}
+    return {name: told for name, told in to_json(evidence).items() if name not in words} | {
+        "numbers": {number.name: number.value for number in evidence.numbers},
+        "verdict": {"outcome": verdict.outcome.value, "diagnosis": verdict.diagnosis, "checks": checks},
+    }
 
 
 def differences(told: Any, derived_again: Any, where: str = "") -> Iterator[str]:
     """Places where two JSON values differ; numbers may differ by rounding."""
-    if isinstance(told, dict) and isinstance(derived_again, dict):
+    kind = type(told) if type(told) is type(derived_again) else None
+    if kind is dict:
         for key in sorted({*told, *derived_again}):
             yield from differences(told.get(key), derived_again.get(key), f"{where}.{key}" if where else key)
-    elif isinstance(told, list) and isinstance(derived_again, list) and len(told) == len(derived_again):
+    elif kind is list and len(told) == len(derived_again):
         for index, (one, other) in enumerate(zip(told, derived_again, strict=True)):
             name = one.get("id") or one.get("name") if isinstance(one, dict) else None
             yield from differences(one, other, f"{where}[{name or index}]")
-    elif _is_number(told) and _is_number(derived_again):
+    elif {type(told), type(derived_again)} <= {int, float}:
         if not math.isclose(told, derived_again, rel_tol=RELATIVE_TOLERANCE):
             yield f"{where}: {told}, raw/ gives {derived_again}"
-    elif told != derived_again or type(told) is not type(derived_again):
+    elif kind is None or told != derived_again:
         yield f"{where}: {str(told)[:60]!r}, raw/ gives {str(derived_again)[:60]!r}"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 @_rule("captures", "what other programs printed agrees with the facts", todo=MIXED)
@@ -404,26 +381,23 @@ def captures(subject: Subject) -> Answer | None:
         ("nvidia_smi.txt", r"^\d+, ([^,\n]+), [\d.]+, ", names),
         ("nvidia_smi.txt", r"^\d+, [^,\n]+, ([\d.]+), ", {driver.get("version")}),
     ):
-        for told in set(re.findall(pattern, subject.source.get(name, b"").decode("utf-8", "replace"), re.MULTILINE)):
-            seen += 1
-            # What the facts do not know cannot contradict.
-            if told not in expected and expected - {None}:
-                problems.append(f"{name} says {told}, facts/begin.json {_listed(sorted(map(str, expected)))}")
+        told = set(re.findall(pattern, subject.source.get(name, b"").decode("utf-8", "replace"), re.MULTILINE))
+        seen += len(told)
+        # What the facts do not know cannot contradict.
+        if odd := told - expected if expected - {None} else None:
+            known = _listed(sorted(map(str, expected)))
+            problems += [f"{name} says {one}, facts/begin.json {known}" for one in odd]
     return _problems(problems, f"{seen} names and versions agree")
 
 
 @_rule("shown", "what the notebooks show is what the evidence says, figure by figure and check by check", todo=MIXED)
 def shown(subject: Subject) -> Answer | None:
-    pictures, said = set(), []
     if subject.evidence.state != COMPLETE:
         return None
-    for value in subject.notebooks.values():
-        pictures |= notebook.pictures(value)
-        said += notebook.printed(value)
-    problems = []
-    for name in subject.source:
-        if name.startswith("figures/") and name.endswith(".png") and subject.source[name] not in pictures:
-            problems.append(f"{name} is in no notebook")
+    pictures = set().union(*map(notebook.pictures, subject.notebooks.values()))
+    said = [told for value in subject.notebooks.values() for told in notebook.printed(value)]
+    names = [name for name in subject.source if name.startswith("figures/") and name.endswith(".png")]
+    problems = [f"{name} is in no notebook" for name in names if subject.source[name] not in pictures]
     printed = {found for told in said for found in re.findall(r"\b[A-Z]+ +([a-z]+\.[a-z_]+) ", told)}
     # Lines are wrapped where they are long, at spaces and hyphens.
     said = ["".join(told.split()) for told in said]
@@ -439,10 +413,10 @@ def shown(subject: Subject) -> Answer | None:
 )
 def report(subject: Subject) -> Answer:
     """Hashes cover the bytes; this covers a page that was edited and hashed again."""
+    source, version = subject.source, subject.evidence.kit_version
     if not subject.is_ours:
-        found = f"made by kit {subject.evidence.kit_version}, this is {__version__}: its pages were not compared"
+        found = f"made by kit {version}, this is {__version__}: its pages were not compared"
         return say(True, f"{found}, so believe what stands here")
-    source = subject.source
     made = derived(subject.evidence, source, {name: source.entry(name) for name in source})
     differing = sorted(name for name, data in made.items() if source.get(name) != data)
     good = f"{len(made)} files made again, byte for byte"
@@ -466,44 +440,32 @@ def _verified(path: Path, *how: Any) -> tuple[Verification, Subject]:
     # A link that the reader made and named; what it leads to is looked at as strictly as before.
     subject = Subject(path.resolve(), *how)
     try:
-        return _verification(subject, BUNDLE.checks(subject)), subject
+        checks = BUNDLE.checks(subject)
+        integrity = worst(check.outcome for check in checks if check.required)
+        is_whole = any(check.id == "bundle.hashes" and check.outcome is Outcome.PASS for check in checks)
+        evidence = subject.evidence if is_whole else None
+        reported = evidence.verdict.outcome if evidence else None
+        worth = _worth(subject, evidence, integrity)
+        both = integrity if reported is None else worst((integrity, reported))
+        return Verification(both, integrity, reported, checks, worth, evidence), subject
     finally:
         if "source" in vars(subject):
             subject.source.close()
-
-
-def _verification(subject: Subject, checks: tuple[Check, ...]) -> Verification:
-    integrity = worst(check.outcome for check in checks if check.required)
-    by_id = {check.id: check.outcome for check in checks}
-    evidence = subject.evidence if by_id["bundle.hashes"] is Outcome.PASS else None
-    reported = evidence.verdict.outcome if evidence else None
-    return Verification(
-        worst((integrity, reported)) if reported else integrity,
-        integrity,
-        reported,
-        checks,
-        _worth(subject, evidence, integrity),
-        evidence.run_id if evidence else None,
-        evidence.headline if evidence else None,
-    )
 
 
 def _worth(subject: Subject, evidence: Evidence | None, integrity: Outcome) -> str:
     if integrity is Outcome.INVALID or evidence is None:
         return "It is worth nothing as evidence." if integrity is Outcome.INVALID else "It could not be judged."
     unsigned = "Unsigned: it shows accidents and casual edits; whoever made it could have made all of it up"
-    parts = [subject.signature.found if subject.signature else unsigned]
-    end = utc(evidence.ended_utc)
-    if subject.now and end:
-        parts.append(f"Made {max(0, (subject.now - end).days)} days ago")
-    code, same = evidence.code, evidence.code.get("source_sha256") == kit_sha256()
+    code, end = evidence.code, utc(evidence.ended_utc)
     commit = f", commit {str(code['commit'])[:12]}" if code.get("commit") else ""
     others = f"Other sources than this kit's made it ({str(code.get('source_sha256'))[:12]}{commit})"
-    parts.append("The very sources of this kit made it" if same else others)
-    parts += ["The kit that made it had uncommitted changes"] if code.get("is_dirty") else []
-    parts += (
-        ["It answers the reviewer's nonce: the steps that were watched were drawn from it"]
-        if subject.reviewer_nonce
-        else []
-    )
-    return visible(". ".join(parts) + ".", keep="")
+    is_same = code.get("source_sha256") == kit_sha256()
+    parts = (
+        subject.signature.found if subject.signature else unsigned,
+        f"Made {max(0, (subject.now - end).days)} days ago" if subject.now and end else "",
+        "The very sources of this kit made it" if is_same else others,
+        "The kit that made it had uncommitted changes" if code.get("is_dirty") else "",
+        "It answers the reviewer's nonce: the steps that were watched were drawn from it" if subject.reviewer_nonce else "",
+    )  # fmt: skip
+    return visible(". ".join(filter(None, parts)) + ".", keep="")

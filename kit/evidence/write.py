@@ -13,8 +13,6 @@ from pathlib import Path
 from kit.errors import UsageError
 from kit.units import memory
 
-_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
-
 
 class WriteFailed(UsageError):
     """The disk refused; nothing stands under the final name that was not whole before."""
@@ -38,7 +36,9 @@ def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o644) -> Path:
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        _forget(temporary)
+        # The disk that refused the write may refuse this too; the name marks the file as no result.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise failed(path, len(data), error) from error
     return path
 
@@ -55,15 +55,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def failed(path: Path, size: int, error: OSError) -> WriteFailed:
-    is_full = error.errno in _FULL
+    is_full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
     return WriteFailed(
         f"cannot write {path.name} ({memory(size)}): {error.strerror or error}",
         expected="a folder on a disk with room that this user may write",
         todo="free some space" if is_full else "give another folder with --out",
     )
-
-
-def _forget(path: Path) -> None:
-    # The disk that refused the write may refuse this too; the name marks the file as no result.
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)

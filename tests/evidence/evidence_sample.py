@@ -164,9 +164,9 @@ def captures(facts):
 
 def make(folder, *, run_id=RUN_ID, secrets=NO_SECRETS, speed=1.0, **more) -> Path:
     """A finished bundle below `folder`; more: of its record."""
-    with open_bundle(folder, run_id, secrets=secrets) as bundle:
-        fill(bundle, run_record(run_id=run_id, **more), speed)
-        return bundle.finish(conclude(bundle.settle()))
+    bundle = open_bundle(folder, run_id, secrets=secrets)
+    fill(bundle, run_record(run_id=run_id, **more), speed)
+    return bundle.finish(conclude(bundle.settle()))
 
 
 def files_of(path):
@@ -179,7 +179,7 @@ def rehash(path):
     last = ("ro-crate-metadata.json", SUMS, MANIFEST)
     entries = [Entry.of(name, data) for name, data in files_of(path).items() if name not in last]
     for name, make in zip(
-        last, (lambda: ro_crate(evidence, entries), lambda: sums(entries), lambda: build(entries, evidence))
+        last, (lambda: ro_crate(entries, evidence), lambda: sums(entries, evidence), lambda: build(entries, evidence))
     ):
         (path / name).write_bytes(make())
         entries.append(Entry.of(name, (path / name).read_bytes()))

@@ -19,9 +19,9 @@ from kit.evidence.verify import verify
 
 def write_bundles(folder):
     for number in range(10**6):
-        with open_bundle(folder, f"run-{os.getpid()}-{number}", secrets=sample.NO_SECRETS) as bundle:
-            sample.fill(bundle)
-            bundle.finish(sample.conclude(bundle.settle()))
+        bundle = open_bundle(folder, f"run-{os.getpid()}-{number}", secrets=sample.NO_SECRETS)
+        sample.fill(bundle)
+        bundle.finish(sample.conclude(bundle.settle()))
 
 
 def main(folder, kills):
@@ -58,9 +58,9 @@ def main(folder, kills):
                     except ValueError:
                         torn.append(f"{path.name}/{name}")
         # The next run starts clean, at the same place.
-        with open_bundle(place, "after", secrets=sample.NO_SECRETS) as bundle:
-            sample.fill(bundle)
-            final = bundle.finish(sample.conclude(bundle.settle()))
+        bundle = open_bundle(place, "after", secrets=sample.NO_SECRETS)
+        sample.fill(bundle)
+        final = bundle.finish(sample.conclude(bundle.settle()))
         if verify(final).integrity.value != "PASS":
             short.append("the run after the kill")
     print(json.dumps({"kills": kills, **states, "short": short, "torn": torn}))

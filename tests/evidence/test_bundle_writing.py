@@ -28,10 +28,10 @@ def is_whole(path):
 
 
 def test_nothing_stands_under_the_final_name_before_the_end(tmp_path):
-    with opened(tmp_path) as bundle:
-        sample.fill(bundle)
-        assert not (tmp_path / "r1").exists() and not is_whole(bundle.path)
-        final = bundle.finish(sample.conclude(bundle.settle()))
+    bundle = opened(tmp_path)
+    sample.fill(bundle)
+    assert not (tmp_path / "r1").exists() and not is_whole(bundle.path)
+    final = bundle.finish(sample.conclude(bundle.settle()))
     assert final == tmp_path / "r1" and not bundle.path.exists() and is_whole(final)
 
 
@@ -46,26 +46,26 @@ def test_nothing_stands_under_the_final_name_before_the_end(tmp_path):
     ],
 )
 def test_complete_is_refused_where_something_is_missing(tmp_path, gone):
-    with opened(tmp_path) as bundle:
-        sample.fill(bundle)
-        evidence = sample.conclude(bundle.settle())
-        (bundle.path / gone).unlink()
-        with pytest.raises(BundleInvalid, match="lacks"):
-            bundle.finish(evidence)
+    bundle = opened(tmp_path)
+    sample.fill(bundle)
+    evidence = sample.conclude(bundle.settle())
+    (bundle.path / gone).unlink()
+    with pytest.raises(BundleInvalid, match="lacks"):
+        bundle.finish(evidence)
     assert not (tmp_path / "r1").exists() and not is_whole(bundle.path)
 
 
 def test_evidence_of_another_run_is_refused(tmp_path):
-    with opened(tmp_path) as bundle:
-        sample.fill(bundle, sample.run_record(run_id="other"))
-        with pytest.raises(BundleInvalid, match="'other'"):
-            bundle.finish(sample.conclude(bundle.settle()))
+    bundle = opened(tmp_path)
+    sample.fill(bundle, sample.run_record(run_id="other"))
+    with pytest.raises(BundleInvalid, match="'other'"):
+        bundle.finish(sample.conclude(bundle.settle()))
 
 
 def test_failed_run_with_little_measured_is_a_whole_document(tmp_path):
-    with opened(tmp_path) as bundle:
-        bundle.write_json("raw/run.json", sample.run_record("FAILED", run_id="r1"))
-        final = bundle.finish(sample.conclude(bundle.settle()))
+    bundle = opened(tmp_path)
+    bundle.write_json("raw/run.json", sample.run_record("FAILED", run_id="r1"))
+    final = bundle.finish(sample.conclude(bundle.settle()))
     found = verify(final)
     assert found.integrity is Outcome.PASS and found.exit_code == 1
     page = (final / "index.html").read_text(encoding="utf-8")
@@ -88,6 +88,10 @@ def test_only_what_a_stopped_run_left_can_be_opened_again(tmp_path):
     with pytest.raises(UsageError, match="stopped run"):
         reopen(writer.path)
     writer.write_json("raw/run.json", sample.run_record("INTERRUPTED", run_id="r1"))
+    with pytest.raises(UsageError, match="still alive"):
+        reopen(writer.path)
+    # As the end of its process does.
+    os.close(writer.lock)
     assert reopen(writer.path).run_id == "r1"
     with pytest.raises(UsageError, match="stopped run"):
         reopen(sample.make(tmp_path, run_id="r2"))
@@ -139,9 +143,9 @@ def test_disk_that_refuses_any_write_leaves_no_false_report(tmp_path, monkeypatc
         place = tmp_path / str(count)
         calls["left"] = count
         try:
-            with opened(place) as bundle:
-                sample.fill(bundle)
-                bundle.finish(sample.conclude(bundle.settle()))
+            bundle = opened(place)
+            sample.fill(bundle)
+            bundle.finish(sample.conclude(bundle.settle()))
             break
         except (KitError, OSError) as error:
             assert isinstance(error, KitError) and error.todo, f"write {count}: {error!r}"
@@ -181,27 +185,27 @@ def test_too_little_room_is_told_before_anything_is_written(tmp_path, monkeypatc
 
 
 def test_file_that_may_not_enter_is_moved_out(tmp_path):
-    with opened(tmp_path) as bundle:
-        sample.fill(bundle)
-        (bundle.path / "notebooks/core.4711").write_bytes(b"x")
-        (bundle.path / "raw/link.json").symlink_to("/etc/passwd")
-        (bundle.path / ".ipynb_checkpoints").mkdir()
-        (bundle.path / ".ipynb_checkpoints/a.ipynb").write_bytes(b"{}")
-        final = bundle.finish(sample.conclude(bundle.settle()))
-        assert len(bundle.notes) == 3
+    bundle = opened(tmp_path)
+    sample.fill(bundle)
+    (bundle.path / "notebooks/core.4711").write_bytes(b"x")
+    (bundle.path / "raw/link.json").symlink_to("/etc/passwd")
+    (bundle.path / ".ipynb_checkpoints").mkdir()
+    (bundle.path / ".ipynb_checkpoints/a.ipynb").write_bytes(b"{}")
+    final = bundle.finish(sample.conclude(bundle.settle()))
+    assert len(bundle.notes) == 3
     assert is_whole(final)
-    with pytest.raises(KitError, match="may not enter"), opened(tmp_path, "r2") as bundle:
-        bundle.write("model.pt", b"x")
+    with pytest.raises(KitError, match="may not enter"):
+        opened(tmp_path, "r2").write("model.pt", b"x")
 
 
 def test_rename_that_windows_refuses_leaves_a_whole_report(tmp_path, monkeypatch):
     import kit.evidence.bundle as module
 
     monkeypatch.setattr(module.time, "sleep", lambda s: None)
-    with opened(tmp_path) as bundle:
-        sample.fill(bundle)
-        files = bundle.settle()
-        monkeypatch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(PermissionError(13, "in use")))
-        final = bundle.finish(sample.conclude(files))
-        assert "could not be renamed" in bundle.notes[0]
+    bundle = opened(tmp_path)
+    sample.fill(bundle)
+    files = bundle.settle()
+    monkeypatch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(PermissionError(13, "in use")))
+    final = bundle.finish(sample.conclude(files))
+    assert "could not be renamed" in bundle.notes[0]
     assert final == bundle.path and is_whole(final)

@@ -40,8 +40,7 @@ def known(folder):
 def test_parameters_are_read_with_type_and_default(tmp_path):
     found = known(tmp_path)
     assert list(found) == ["steps", "lr", "name", "sizes", "is_fast"]
-    assert (found["steps"].kind, found["steps"].default) == ("int", 14)
-    assert found["lr"].default == 2e-5
+    assert (found["steps"], found["lr"]) == (("int", 14), ("float", 2e-5))
 
 
 def test_a_misspelt_parameter_is_refused_with_the_right_name(tmp_path):

@@ -139,7 +139,11 @@ def test_bombs_are_refused(bundle, tmp_path):
     with zipfile.ZipFile(many, "w") as archive:
         for index in range(MAX_FILES + 1):
             archive.writestr(f"raw/{index}.json", b"")
-    refused(many, "too long")
+    refused(many, f"more than {MAX_FILES} files")
+    with zipfile.ZipFile(many, "w") as archive:
+        for index in range(80):
+            archive.writestr(f"{index}{'x' * 60_000}", b"")
+    refused(many, "list of files is too long")
     deep = tmp_path / "deep"
     (deep / "/".join("abcdefgh")).mkdir(parents=True)
     refused(deep, "nested too deeply")

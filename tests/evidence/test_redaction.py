@@ -204,14 +204,14 @@ def test_a_picture_loses_its_metadata_and_keeps_its_pixels(tmp_path):
 
 
 def test_what_the_last_scan_finds_is_taken_out_and_fails_the_run(tmp_path, monkeypatch):
-    with open_bundle(tmp_path, "r1", secrets=SECRETS) as writer:
-        sample.fill(writer)
-        monkeypatch.setattr(bundle, "cleaned", lambda name, data, secrets: data)
-        (writer.path / "nvidia_smi.txt").write_text("by mgoldberg\n", encoding="utf-8")
-        files = writer.settle()
-        assert json.loads(files["raw/privacy.json"]) == {"hits": [{"file": "nvidia_smi.txt", "kind": "user"}]}
-        assert "user in nvidia_smi.txt" in json.loads(files["raw/run.json"])["reason"]
-        path = writer.finish(sample.conclude(files))
+    writer = open_bundle(tmp_path, "r1", secrets=SECRETS)
+    sample.fill(writer)
+    monkeypatch.setattr(bundle, "cleaned", lambda name, data, secrets: data)
+    (writer.path / "nvidia_smi.txt").write_text("by mgoldberg\n", encoding="utf-8")
+    files = writer.settle()
+    assert json.loads(files["raw/privacy.json"]) == {"hits": [{"file": "nvidia_smi.txt", "kind": "user"}]}
+    assert "user in nvidia_smi.txt" in json.loads(files["raw/run.json"])["reason"]
+    path = writer.finish(sample.conclude(files))
     assert (
         not (path / "nvidia_smi.txt").exists()
         and json.loads((path / "evidence.json").read_bytes())["state"] == "FAILED"

@@ -1,5 +1,6 @@
 """However a report ends, what is left is a bundle that verifies, or a partial folder that `--close` makes one."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -21,7 +22,7 @@ from kit.evidence.notebook import source_sha256
 from kit.evidence.verify import verify
 from kit.gpu.probe import Capture
 from kit.process import SHARE
-from kit.records import Outcome
+from kit.records import Outcome, dumps
 from tools import torture
 
 NAMES = module.NOTEBOOKS
@@ -122,6 +123,21 @@ def test_records_that_cannot_be_read_are_left_out(tmp_path, quick):
     assert any("raw/training.json" in note for note in done.notes)
 
 
+def test_a_host_that_is_called_as_one_of_our_words_costs_nothing(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "evidence")
+    assert [one.state for one in run(tmp_path).evidence.notebooks] == ["ok"] * 4
+
+
+def test_words_that_are_private_only_together_leave_a_report_that_says_so(tmp_path, quick):
+    made = sample.recorded("cpu")[1].run
+    made = dataclasses.replace(made, versions={**made.versions, "--token": "abcdefgh"})
+    quick[NAMES[1]] = lambda out: (out / "raw" / "training.json").write_text(dumps(made), encoding="utf-8")
+    done = run(tmp_path)
+    assert (done.evidence.state, done.exit_code) == ("FAILED", 1) and list(tmp_path.glob(".*.left-out"))
+    reason = json.loads((done.path / "raw" / "run.json").read_text(encoding="utf-8"))["reason"]
+    assert reason.startswith("private values: secret in") and not (done.path / "raw" / "training.json").exists()
+
+
 def test_a_clock_that_was_set_back_is_told_and_harms_nothing(tmp_path, quick, monkeypatch):
     moved, now = [0.0], time.time
     monkeypatch.setattr(time, "time", lambda: now() + moved[0])
@@ -158,10 +174,12 @@ def test_a_list_that_cannot_be_written_changes_nothing(tmp_path, quick, monkeypa
 
 def test_what_a_crash_left_is_closed_by_the_command(tmp_path, capsys):
     """As a second signal leaves it: a notebook half written, a temporary file, a record of one notebook."""
-    with open_bundle(tmp_path, "r1", secrets=sample.NO_SECRETS) as writer:
-        sample.fill(writer, sample.run_record("INTERRUPTED", run_id="r1", code=module.code_identity()))
+    writer = open_bundle(tmp_path, "r1", secrets=sample.NO_SECRETS)
+    sample.fill(writer, sample.run_record("INTERRUPTED", run_id="r1", code=module.code_identity()))
     (writer.path / "notebooks" / "02_smoke_training.ipynb").write_text('{"cells": [', encoding="utf-8")
     (writer.path / "raw" / ".steps.jsonl.77.tmp").write_text("{", encoding="utf-8")
+    assert main(["report", "--close", str(writer.path)]) == 2 and "still alive" in capsys.readouterr().err
+    os.close(writer.lock)
     assert main(["report", "--close", str(writer.path)]) == 130
     assert "INTERRUPTED" in (tmp_path / "r1" / "evidence.json").read_text(encoding="utf-8")
     assert verify(tmp_path / "r1").integrity is Outcome.PASS and "half" not in capsys.readouterr().err

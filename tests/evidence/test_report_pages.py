@@ -318,9 +318,8 @@ def test_hash_of_a_notebook_is_that_of_its_template():
 
 
 def test_notebook_counts_only_when_every_cell_ran_in_order_without_error():
-    assert problems(sample.notebook("a", "b")) == ()
-    assert problems(sample.notebook("a", "b", executed=False))
-    assert problems({"cells": []}) == ("it has no code cell",)
+    assert not list(problems(sample.notebook("a", "b"))) and list(problems(sample.notebook("a", "b", executed=False)))
+    assert list(problems({"cells": []})) == ["it has no code cell"]
 
 
 @pytest.fixture(scope="session")
@@ -333,10 +332,10 @@ def chromium():
 
 def test_browser_makes_no_request_and_shows_no_error(tmp_path, chromium):
     """The page of a run that carries hostile text, opened in headless Chromium with a log of its network."""
-    with open_bundle(tmp_path, "r1", secrets=sample.NO_SECRETS) as writer:
-        sample.fill(writer, sample.run_record(run_id="r1", reviewer_nonce=f"{EVIL[0]} {EVIL[1]}"))
-        (writer.path / "notebooks/01_smoke.ipynb").write_text(json.dumps(hostile_notebook(EVIL[1])), encoding="utf-8")
-        path = writer.finish(sample.conclude(writer.settle()))
+    writer = open_bundle(tmp_path, "r1", secrets=sample.NO_SECRETS)
+    sample.fill(writer, sample.run_record(run_id="r1", reviewer_nonce=f"{EVIL[0]} {EVIL[1]}"))
+    (writer.path / "notebooks/01_smoke.ipynb").write_text(json.dumps(hostile_notebook(EVIL[1])), encoding="utf-8")
+    path = writer.finish(sample.conclude(writer.settle()))
     for name in ("index.html", "notebooks/01_smoke.html"):
         dom, complaints, urls = opened(chromium, path / name, tmp_path)
         assert not complaints and not urls

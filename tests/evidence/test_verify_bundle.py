@@ -204,6 +204,9 @@ FORGERIES = {
     "first loss": ("raw/steps.jsonl", scaled("loss", 1e-4), "integrity.plausible"),
     "device window": ("raw/training.json", scaled("device_window_s", 100), "integrity.plausible"),
     "losses": ("raw/losses.json", lambda one: one["engines"][0].update(losses=[11.0] * 10), "throughput.same_losses"),
+    "a kit that was changed meanwhile": (
+        "raw/run.json", lambda run: run["code"].update(source_sha256_at_end="b"), "integrity.sources",
+    ),
     "another torch": ("raw/training.json", lambda run: run["versions"].update(torch="2.9.0"), "native.device"),
     "another kernel": (
         "raw/records/01_smoke.json", lambda record: record.update(torch="2.9.0+cu128", python="a"), "integrity.kernel",
@@ -430,9 +433,9 @@ def test_missing_path_is_a_usage_error(tmp_path):
 
 
 def test_half_written_folder_is_told_as_such(tmp_path):
-    with open_bundle(tmp_path, "r1", secrets=sample.NO_SECRETS) as writer:
-        sample.fill(writer)
-        found = verify(writer.path)
+    writer = open_bundle(tmp_path, "r1", secrets=sample.NO_SECRETS)
+    sample.fill(writer)
+    found = verify(writer.path)
     assert found.exit_code == 4 and "half-written" in text(found) and "--close" in text(found)
 
 
@@ -507,18 +510,18 @@ def _fuzzed(draw, data, other):
 def test_fifty_megabytes_in_three_seconds(tmp_path, tally):
     draw = random.Random(1)
     figures = [sample.png(extra=_chunk(draw.randbytes(650_000))) for _ in range(30)]
-    with open_bundle(tmp_path, sample.RUN_ID, secrets=sample.NO_SECRETS) as writer:
-        sample.fill(writer)
-        shown = json.dumps(sample.notebook(*sample.SOURCES, pictures=(sample.png(), *figures[:8])), indent=1)
-        writer.write("notebooks/01_smoke.ipynb", shown)
-        for index, figure in enumerate(figures[:8]):
-            writer.write(f"figures/f{index:02}.png", figure)
-        line = (writer.path / "raw/telemetry.jsonl").read_bytes().splitlines(keepends=True)[-1]
-        with (writer.path / "raw/telemetry.jsonl").open("ab") as file:
-            file.write(line * 15_000)
-        for index, figure in enumerate(figures[8:]):
-            writer.write(f"figures/g{index:02}.svg", b"<svg>" + b"x" * len(figure) + b"</svg>")
-        path = writer.finish(sample.conclude(writer.settle()))
+    writer = open_bundle(tmp_path, sample.RUN_ID, secrets=sample.NO_SECRETS)
+    sample.fill(writer)
+    shown = json.dumps(sample.notebook(*sample.SOURCES, pictures=(sample.png(), *figures[:8])), indent=1)
+    writer.write("notebooks/01_smoke.ipynb", shown)
+    for index, figure in enumerate(figures[:8]):
+        writer.write(f"figures/f{index:02}.png", figure)
+    line = (writer.path / "raw/telemetry.jsonl").read_bytes().splitlines(keepends=True)[-1]
+    with (writer.path / "raw/telemetry.jsonl").open("ab") as file:
+        file.write(line * 15_000)
+    for index, figure in enumerate(figures[8:]):
+        writer.write(f"figures/g{index:02}.svg", b"<svg>" + b"x" * len(figure) + b"</svg>")
+    path = writer.finish(sample.conclude(writer.settle()))
     size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
     # Its own time, since the machine may be shared.
     began = time.process_time()

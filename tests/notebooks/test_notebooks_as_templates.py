@@ -83,7 +83,7 @@ def test_the_defaults_of_the_training_notebook_are_those_of_the_config():
     notebook = read_parameters(PATHS[1])
     for field in dataclasses.fields(TrainConfig):
         if field.name not in ("device", "model", "engine"):
-            assert notebook[field.name].default == field.default, field.name
+            assert notebook[field.name][1] == field.default, field.name
 
 
 def test_notebooks_are_stored_with_unix_line_ends_and_stable_ids():

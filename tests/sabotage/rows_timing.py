@@ -57,9 +57,9 @@ def same_device(versions=None, **telemetry):
     training = (
         healthy().with_part("telemetry", **telemetry).with_run(**({"versions": versions} if versions else {})).run
     )
-    raw = types.SimpleNamespace(run=types.SimpleNamespace(device="cuda"), training=training, begin=facts())
+    case = types.SimpleNamespace(run=types.SimpleNamespace(device="cuda"), training=training, begin=facts())
     rule = next(rule for rule in RUN if rule.id == "native.device")
-    return Said.of(Verdict.of([rule.check(types.SimpleNamespace(raw=raw))]))
+    return Said.of(Verdict.of([rule.check(case)]))
 
 
 @row(

@@ -199,9 +199,9 @@ def _list(ranks: Sequence[int]) -> str:
 
 def rank_checks(files: Mapping[str, bytes]) -> Iterator[Check]:
     """Every check of the ranks; none where the bundle holds no ranks."""
-    if "raw/ranks.json" not in files:
-        return
     run = one(files, "raw/ranks.json", RanksRun)
+    if run is None:
+        return
     ranks = {number: rank for number in range(run.world_size) if (rank := _rank(files, number))}
     yield from judge_ranks(run, ranks)
 
