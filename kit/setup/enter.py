@@ -7,7 +7,6 @@ that the command must fail. What it decides is in `plan`; what it does, in `envi
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import subprocess
 import sys
@@ -20,16 +19,11 @@ from kit.errors import SetupFailed, UsageError
 from kit.gpu import nvml
 from kit.process import progress
 from kit.setup import environment as env
-from kit.setup.plan import Machine, Request, TorchPick, missing, no_gpu, pick_torch, read_request
+from kit.setup.plan import DOWNLOAD, Machine, Need, TorchPick, missing, no_gpu, pick_torch, read_request
 
 # torch's longest file name has about 190 characters below its environment.
 _LONG_PATH = 60
 PINS, TEST_PINS = "requirements-gpu.txt", "requirements-test.txt"
-
-
-def home() -> Path:
-    """Where environments are made: in the checkout, or in the user's cache for a kit that was installed."""
-    return process.ROOT if process.IS_CHECKOUT else process.cache_folder("environments")
 
 
 def ensure(argv: Sequence[str], args: argparse.Namespace) -> None:
@@ -37,21 +31,38 @@ def ensure(argv: Sequence[str], args: argparse.Namespace) -> None:
 
     Raises GpuNotUsable, UsageError or SetupFailed where that cannot be.
     """
-    request = read_request(args)
-    absent = missing(request.needs) if request else ()
-    if request is None or not absent:
+    device, needs = read_request(args)
+    absent = missing(needs)
+    if not absent:
         return
     machine = look()
-    device = request.device if request.device != "auto" else "cuda" if machine.has_driver else "cpu"
+    if device == "auto":
+        device = "cuda" if machine.has_driver else "cpu"
     pick = pick_torch(device, machine) if device == "cpu" or machine.has_driver else None
-    found = _ready(request, pick)
+    is_gpu = pick is None or pick.kind == "gpu"
+    # In the checkout, or in the user's cache for a kit that was installed.
+    home = process.ROOT if process.IS_CHECKOUT else process.cache_folder("environments")
+    # A finished environment that serves, its own first. For a rehearsal any build of torch does; where the driver does
+    # not answer, whatever build there is can still show it.
+    names = [".venv-gpu", ".venv-test"] if is_gpu else [".venv-cpu", ".venv-test", ".venv-gpu"]
+    places = [env.Environment(home / name) for name in ([".venv-test"] if args.command == "test" else names)]
+    torch = pick.requirement if pick and is_gpu else None
+    found = next(
+        (p for p in places if not p.unfit(env.stamp(_files(p), torch), needs) and not (is_gpu and p.cuda is None)), None
+    )
     if found is None:
         if pick is None and args.command == "check":
             # The judge itself says what is wrong; it needs no package for that.
             return
         if pick is None:
             raise no_gpu(machine)
-        found = _set_up(request, absent, pick)
+        found = places[0]
+        _set_up(
+            found,
+            pick,
+            needs,
+            f"`kit {args.command}` needs packages that {sys.executable} does not have: {', '.join(absent)}.",
+        )
     if Path(sys.prefix).resolve() == found.folder.resolve():
         (found.folder / env.STAMP).unlink(missing_ok=True)
         raise SetupFailed(
@@ -62,34 +73,15 @@ def ensure(argv: Sequence[str], args: argparse.Namespace) -> None:
     go_on(found.python, argv)
 
 
-def _files(name: str) -> list[Path]:
-    """What is installed into the folder of that name."""
-    return [process.SHARE / pins for pins in ((PINS, TEST_PINS) if name == ".venv-test" else (PINS,))]
+def _files(place: env.Environment) -> list[Path]:
+    """What is installed into it."""
+    return [process.SHARE / pins for pins in ((PINS, TEST_PINS) if place.folder.name == ".venv-test" else (PINS,))]
 
 
-def _wanted(name: str, pick: TorchPick | None) -> dict[str, str]:
-    """The stamp that the folder must carry. For a rehearsal any build of torch does; where the driver does not
-    answer, whatever build there is can still show it."""
-    return env.stamp(process.ROOT, _files(name), pick.requirement if pick and pick.kind == "gpu" else None)
-
-
-def _ready(request: Request, pick: TorchPick | None) -> env.Environment | None:
-    """A finished environment that serves, its own first."""
-    is_gpu = pick is None or pick.kind == "gpu"
-    names = [".venv-gpu", ".venv-test"] if is_gpu else [".venv-cpu", ".venv-test", ".venv-gpu"]
-    for name in [".venv-test"] if request.command == "test" else names:
-        candidate = env.Environment(home() / name)
-        serves = candidate.unfit(_wanted(name, pick), request.needs) is None
-        if serves and not (is_gpu and candidate.cuda is None):
-            return candidate
-    return None
-
-
-def _set_up(request: Request, absent: Sequence[str], pick: TorchPick) -> env.Environment:
-    name = ".venv-test" if request.command == "test" else f".venv-{pick.kind}"
-    place, files = env.Environment(home() / name), _files(name)
-    wanted, say = _wanted(name, pick), progress()
-    why = place.unfit(wanted, request.needs)
+def _set_up(place: env.Environment, pick: TorchPick, needs: Sequence[Need], need: str) -> None:
+    files, say = _files(place), progress()
+    wanted = env.stamp(files, pick.requirement if pick.kind == "gpu" else None)
+    why = place.unfit(wanted, needs)
     if place.is_foreign:
         raise UsageError(
             f"{place.folder} was not made by the kit, and {why}",
@@ -97,12 +89,12 @@ def _set_up(request: Request, absent: Sequence[str], pick: TorchPick) -> env.Env
             todo=f"install the rest into it, or move it away: `{place.python} -m pip install -r {files[0]}`",
         )
     lines = [
-        f"`kit {request.command}` needs packages that {sys.executable} does not have: {', '.join(absent)}.",
+        need,
         *([f"{place.folder} is built anew: {why}."] if place.folder.is_dir() else []),
         f"they are installed once, into {place.folder}; nothing else on this machine is changed.",
         f"  torch     {pick.requirement} from {pick.index_url or 'the ordinary package index'}",
         f"  because   {pick.reason}",
-        f"  download  {pick.size}",
+        f"  download  {DOWNLOAD[pick.kind]}",
     ]
     if process.IS_WINDOWS and len(str(place.folder)) > _LONG_PATH:
         lines += ["  the path is long, and Windows cuts names at 260 characters: if it fails, move nearer to C:\\."]
@@ -110,12 +102,10 @@ def _set_up(request: Request, absent: Sequence[str], pick: TorchPick) -> env.Env
         say(f"kit: {line}\n")
     place.folder.parent.mkdir(parents=True, exist_ok=True)
     with env.locked(place.folder.with_name(place.folder.name + ".lock"), say):
-        if place.unfit(wanted, request.needs):
-            env.build(place, pick, request.needs, files, wanted)
-    return place
+        if place.unfit(wanted, needs):
+            env.build(place, pick, needs, files, wanted)
 
 
-@functools.cache
 def look() -> Machine:
     return Machine(
         driver=nvml.read_driver(),

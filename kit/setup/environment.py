@@ -26,7 +26,7 @@ from pathlib import Path
 from kit import process
 from kit.errors import SetupFailed
 from kit.setup.plan import Need, TorchPick, missing
-from kit.units import memory
+from kit.units import dotted, memory, pair
 
 STAMP = "kit-setup.json"
 PYPI = "https://pypi.org/simple"
@@ -70,18 +70,15 @@ class Environment:
     def cuda(self) -> tuple[int, int] | None:
         """What its torch was built for, from torch/version.py read as text: `cuda: Optional[str] = '12.8'`."""
         try:
-            text = (self.folder if not self.site_packages else self.site_packages / "torch/version.py").read_text(
-                encoding="utf-8"
-            )
+            text = ((self.site_packages or self.folder) / "torch/version.py").read_text(encoding="utf-8")
         except OSError:
             return None
-        match = re.search(r"""^cuda\b[^=\n]*=\s*['"](\d+)\.(\d+)""", text, re.MULTILINE)
-        return (int(match[1]), int(match[2])) if match else None
+        match = re.search(r"""^cuda\b[^=\n]*=\s*['"](\d+\.\d+)""", text, re.MULTILINE)
+        return pair(match[1]) if match else None
 
-    def lacks(self, needs: Sequence[Need]) -> tuple[str, ...]:
-        if not self.python.exists() or self.site_packages is None:
-            return ("Python itself",)
-        return missing(needs, self.site_packages)
+    def lacks(self, needs: Sequence[Need]) -> str:
+        is_there = self.python.exists() and self.site_packages
+        return ", ".join(missing(needs, self.site_packages)) if is_there else "Python itself"
 
     def unfit(self, stamp: Mapping[str, str], needs: Sequence[Need]) -> str | None:
         """Why it does not serve, in words; None where it does. `stamp` says what is wanted of it."""
@@ -92,23 +89,24 @@ class Environment:
                 found = json.loads((self.folder / STAMP).read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 found = {}
-            if not isinstance(found, dict) or not found:
+            if not found:
                 return "its set-up was interrupted"
             for name, wanted in stamp.items():
                 if found.get(name) != wanted:
                     return f"it was made for another {name} ({found.get(name)}, now {wanted})"
         lacking = self.lacks(needs)
-        return f"it lacks {', '.join(lacking)}" if lacking else None
+        return f"it lacks {lacking}" if lacking else None
 
 
-def stamp(root: Path, files: Sequence[Path], torch: str | None) -> dict[str, str]:
+def stamp(files: Sequence[Path], torch: str | None) -> dict[str, str]:
     """What an environment must have been made for. torch: the requirement; None where any build serves."""
     digest = hashlib.sha256()
     for file in files:
         # git may have turned the line ends into Windows ones.
         digest.update(file.read_bytes().replace(b"\r\n", b"\n"))
-    wanted = {"Python": ".".join(map(str, sys.version_info[:2])), "kit": str(root), "pins": digest.hexdigest()[:12]}
-    return wanted if torch is None else {**wanted, "torch": torch}
+    python, kit = ".".join(map(str, sys.version_info[:2])), str(process.ROOT)
+    wanted = {"Python": python, "kit": kit, "pins": digest.hexdigest()[:12], "torch": torch}
+    return {name: value for name, value in wanted.items() if value}
 
 
 def build(environment: Environment, pick: TorchPick, needs: Sequence[Need], files: Sequence[Path],
@@ -133,8 +131,23 @@ def build(environment: Environment, pick: TorchPick, needs: Sequence[Need], file
     work.stage(f"[2/3] {pick.requirement}", folder, *([*install, *torch] for install in installers))
     names, rest = ", ".join(file.name for file in files), [word for file in files for word in ("-r", str(file))]
     work.stage(f"[3/3] {names}", folder, *([*install, *rest] for install in installers))
-    _check_result(environment, pick, needs, work.log)
-    _point_to_kit(environment)
+    # Exit code 0 is not believed: what is needed must be there, and torch carry the right CUDA.
+    lacking, cuda = environment.lacks(needs), environment.cuda
+    if lacking:
+        raise SetupFailed(f"after the installation {folder} still lacks {lacking}", todo=f"read {work.log}")
+    if pick.cuda is not None and cuda != pick.cuda:
+        raise SetupFailed(
+            f"a torch build with {f'CUDA {dotted(cuda)}' if cuda else 'no CUDA'} was installed",
+            expected=f"{pick.requirement} with CUDA {dotted(pick.cuda)}; nothing takes its place",
+            todo=f"see in {work.log} where it came from, and run the same command again",
+        )
+    # Notebooks and kernels of this environment find the kit from any folder: a checkout by a .pth file (which Python
+    # reads in the locale's encoding), an installed kit as a copy, since its neighbours must not come along.
+    site = environment.site_packages or folder
+    if process.IS_CHECKOUT:
+        (site / "kit-checkout.pth").write_text(f"{process.ROOT}\n", encoding="locale", newline="\n")
+    else:
+        shutil.copytree(process.ROOT / "kit", site / "kit", dirs_exist_ok=True)
     (folder / STAMP).write_text(json.dumps({**wanted, "torch": pick.requirement}), encoding="utf-8", newline="\n")
     work.say(f"ready after {time.monotonic() - began:.0f} s: {folder}\n")
 
@@ -165,10 +178,9 @@ class _Work:
             self.stage(title, folder, [uv, "venv", "--seed", "--allow-existing", "--python", python, str(folder)])
             return [[uv, "pip", "install", "--python", str(environment.python)], pip]
         self.say("pip does it; with uv on PATH it is several times quicker (https://docs.astral.sh/uv/).\n")
-        if importlib.util.find_spec("ensurepip"):
-            self.stage(title, folder, [python, "-m", "venv", str(folder)])
-        else:
-            self.stage(title, folder, [python, "-m", "venv", "--without-pip", str(folder)])
+        has_pip = importlib.util.find_spec("ensurepip")
+        self.stage(title, folder, [python, "-m", "venv", *([] if has_pip else ["--without-pip"]), str(folder)])
+        if not has_pip:
             wheel = folder / PIP_URL.rpartition("/")[2]
             wheel.write_bytes(fetch_pip())
             self.stage(
@@ -183,7 +195,17 @@ class _Work:
             with self.log.open("ab") as log:
                 log.write(f"$ {' '.join(argv)}\n".encode())
                 log.flush()
-                code = self._run(argv, log, title, began)
+                child = subprocess.Popen(argv, env=self.environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            try:
+                while (code := child.poll()) is None:
+                    self.say(f"{title}: {time.monotonic() - began:.0f} s, at work ({self.log.name})")
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        child.wait(timeout=1)
+            except BaseException:
+                # Interrupted: a pip under way ends with the set-up that started it.
+                child.terminate()
+                child.wait()
+                raise
             if code == 0:
                 grown = _size(folder) - before
                 more = f", {memory(grown)} on disk" if grown > 0 else ""
@@ -196,20 +218,6 @@ class _Work:
             expected="an index, a mirror (PIP_INDEX_URL, UV_DEFAULT_INDEX) or a folder of wheels that has it",
             todo=f"read {self.log}; check network, proxy (HTTPS_PROXY) and disk space, and run it again",
         )
-
-    def _run(self, argv: Sequence[str], log, title: str, began: float) -> int:
-        child = subprocess.Popen(argv, env=self.environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        try:
-            while True:
-                try:
-                    return child.wait(timeout=1)
-                except subprocess.TimeoutExpired:
-                    self.say(f"{title}: {time.monotonic() - began:.0f} s, at work ({self.log.name})")
-        finally:
-            if child.poll() is None:
-                # Interrupted: a pip under way ends with the set-up that started it.
-                child.terminate()
-                child.wait()
 
 
 def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -228,31 +236,6 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
 
 
-def _check_result(environment: Environment, pick: TorchPick, needs: Sequence[Need], log: Path) -> None:
-    """Exit code 0 is not believed: what is needed must be there, and torch carry the right CUDA."""
-    lacking, cuda = environment.lacks(needs), environment.cuda
-    if lacking:
-        raise SetupFailed(
-            f"after the installation {environment.folder} still lacks {', '.join(lacking)}", todo=f"read {log}"
-        )
-    if pick.cuda is not None and cuda != pick.cuda:
-        raise SetupFailed(
-            f"a torch build with {f'CUDA {cuda[0]}.{cuda[1]}' if cuda else 'no CUDA'} was installed",
-            expected=f"{pick.requirement} with CUDA {pick.cuda[0]}.{pick.cuda[1]}; nothing takes its place",
-            todo=f"see in {log} where it came from, and run the same command again",
-        )
-
-
-def _point_to_kit(environment: Environment) -> None:
-    """Notebooks and kernels of this environment find the kit from any folder: a checkout by a .pth file (which Python
-    reads in the locale's encoding), an installed kit as a copy, since its neighbours must not come along."""
-    site = environment.site_packages
-    if site and process.IS_CHECKOUT:
-        (site / "kit-checkout.pth").write_text(f"{process.ROOT}\n", encoding="locale", newline="\n")
-    elif site:
-        shutil.copytree(process.ROOT / "kit", site / "kit", dirs_exist_ok=True)
-
-
 # The network as set-up sees it: is an index there, and pip itself where a Python comes without it.
 
 
@@ -261,22 +244,19 @@ def can_reach(index_url: str, limit_s: float = 3.0) -> bool:
 
     In a daemon thread, because looking up a name has no time limit of its own.
     """
-    answer: list[bool] = []
-    url = f"{index_url.rstrip('/')}/torch/"
-    thread = threading.Thread(target=lambda: answer.append(_answers(url, limit_s)), daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    return bool(answer and answer[0])
-
-
-def _answers(url: str, limit_s: float) -> bool:
     from http.client import HTTPException
 
-    try:
-        with _open(url, limit_s):
-            return True
-    except (OSError, ValueError, HTTPException):
-        return False
+    answer: list[bool] = []
+    url = f"{index_url.rstrip('/')}/torch/"
+
+    def ask() -> None:
+        with contextlib.suppress(OSError, ValueError, HTTPException), _open(url, limit_s):
+            answer.append(True)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    return bool(answer)
 
 
 def fetch_pip(url: str = PIP_URL) -> bytes:
@@ -327,9 +307,7 @@ def _try_lock(descriptor: int) -> bool:
             import fcntl
 
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:
+    except OSError as error:
         # A file system without locks: better no lock than no set-up.
-        return True
+        return not isinstance(error, (BlockingIOError, PermissionError))
     return True

@@ -8,6 +8,7 @@ may hold it, and where none does, pip fails in seconds rather than taking anothe
 from __future__ import annotations
 
 import argparse
+import collections
 import csv
 import dataclasses
 import importlib.machinery
@@ -37,15 +38,6 @@ class Need:
     module: str
     distribution: str
     minimum: tuple[int, ...] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """A command as far as set-up must understand it. device: 'cuda', 'cpu', or 'auto' (whatever is here)."""
-
-    command: str
-    device: str
-    needs: tuple[Need, ...]
 
 
 # `check` judges whatever torch it finds, an old one too, so it names no lowest version.
@@ -89,15 +81,16 @@ NEEDS: dict[str, tuple[tuple[Need, ...], str]] = {
 }
 
 
-def read_request(args: argparse.Namespace) -> Request | None:
-    """What a command line needs; None where the standard library will do, as for `check` of recorded facts."""
+def read_request(args: argparse.Namespace) -> tuple[str, tuple[Need, ...]]:
+    """A command line's device ('cuda', 'cpu', or 'auto': whatever is here), and what it needs; nothing where the
+    standard library will do, as for `check` of recorded facts."""
     needs, default = NEEDS[args.command]
-    if getattr(args, "facts", None):
-        return None
     device = getattr(args, "device", None) or _device_of_file(getattr(args, "params", None)) or default
-    if device == "cuda" and args.command != "check":
+    if getattr(args, "facts", None):
+        needs = ()
+    elif device == "cuda" and args.command != "check":
         needs = (*needs, _NVML)
-    return Request(args.command, device, needs)
+    return device, needs
 
 
 def missing(needs: Sequence[Need], folder: Path | None = None) -> tuple[str, ...]:
@@ -106,41 +99,31 @@ def missing(needs: Sequence[Need], folder: Path | None = None) -> tuple[str, ...
 
 
 def _problem(need: Need, folder: Path | None) -> str | None:
-    if not _is_there(need.module, folder):
+    try:
+        spec = (
+            importlib.machinery.PathFinder.find_spec(need.module, [str(folder)])
+            if folder
+            else importlib.util.find_spec(need.module)
+        )
+    except (ImportError, ValueError):
+        spec = None
+    # A folder without __init__.py is a leftover of a removed package, not the package.
+    if spec is None or spec.origin is None:
         return need.distribution
-    where: dict[str, Any] = {"path": [str(folder)]} if folder is not None else {}
+    where: dict[str, Any] = {"path": [str(folder)]} if folder else {}
     # A module without metadata, as in some vendors' builds, is taken as it is.
     for found in importlib.metadata.distributions(name=need.distribution, **where):
         numbers = tuple(int(part) for part in re.findall(r"\d+", found.version)[:3])
         if need.minimum and numbers < need.minimum:
             return f"{need.distribution} {'.'.join(map(str, need.minimum))} or newer (found {found.version})"
-        for file in _damaged(found, need.module) if folder else ():
-            return f"{need.distribution} whole ({file} is not as it was installed)"
+        # Files at the top of the module that are gone or have another size than its record says.
+        for name, _, size in csv.reader((found.read_text("RECORD") or "").splitlines()) if folder else ():
+            if name.startswith(need.module + "/") and name.count("/") == 1 and size:
+                file = Path(str(found.locate_file(name)))
+                if not file.is_file() or file.stat().st_size != int(size):
+                    return f"{need.distribution} whole ({name} is not as it was installed)"
         break
     return None
-
-
-def _damaged(found: importlib.metadata.Distribution, module: str) -> list[str]:
-    """Files at the top of a module that are gone or have another size than its record says."""
-    wrong = []
-    for name, _, size in csv.reader((found.read_text("RECORD") or "").splitlines()):
-        if name.startswith(module + "/") and name.count("/") == 1 and size:
-            file = Path(str(found.locate_file(name)))
-            if not file.is_file() or file.stat().st_size != int(size):
-                wrong.append(name)
-    return wrong
-
-
-def _is_there(module: str, folder: Path | None) -> bool:
-    if folder is not None:
-        spec = importlib.machinery.PathFinder.find_spec(module, [str(folder)])
-    else:
-        try:
-            spec = importlib.util.find_spec(module)
-        except (ImportError, ValueError):
-            spec = None
-    # A folder without __init__.py is a leftover of a removed package, not the package.
-    return spec is not None and spec.origin is not None
 
 
 def _device_of_file(path: Path | None) -> str | None:
@@ -158,7 +141,6 @@ def _device_of_file(path: Path | None) -> str | None:
 
 # The diagnosis, as kit.gpu.judge_machine names it.
 NO_GPU = "no_driver_or_no_gpu"
-CPU_INDEX = f"{wheels.INDEX}/cpu"
 # The release that the other pins were tried with.
 CPU_TORCH = "torch==2.13.0"
 # Checked 2026-11: numpy 2.4.6 and PyYAML 6.0.3 have no wheels for 3.15.
@@ -197,12 +179,12 @@ class TorchPick:
     reason: str
     cuda: tuple[int, int] | None = None
 
-    @property
-    def size(self) -> str:
-        """What will be downloaded with all packages, and how long that takes at 20 to 100 Mbit/s and more."""
-        if self.kind == "cpu":
-            return "about 0.5 GB, 2 GB on disk: half a minute to four minutes"
-        return "about 3.5 GB, 8 GB on disk: two to twenty minutes"
+
+# What will be downloaded with all packages, and how long that takes at 20 to 100 Mbit/s and more.
+DOWNLOAD = {
+    "cpu": "about 0.5 GB, 2 GB on disk: half a minute to four minutes",
+    "gpu": "about 3.5 GB, 8 GB on disk: two to twenty minutes",
+}
 
 
 def pick_torch(device: str, machine: Machine) -> TorchPick:
@@ -215,45 +197,38 @@ def pick_torch(device: str, machine: Machine) -> TorchPick:
         )
     if device == "cuda" and not machine.has_driver:
         raise no_gpu(machine)
-    if device == "cpu":
-        return _cpu("the CPU was asked for by name")
-    if not machine.has_driver:
-        return _cpu("this machine shows no NVIDIA driver")
+    if device == "cpu" or not machine.has_driver:
+        why = "the CPU was asked for by name" if device == "cpu" else "this machine shows no NVIDIA driver"
+        return TorchPick("cpu", CPU_TORCH, f"{wheels.INDEX}/cpu", f"{why}.")
     return _gpu(machine)
 
 
 def no_gpu(machine: Machine) -> GpuNotUsable:
     """Why there is no GPU to prove, before anything is installed."""
-    expected = "an NVIDIA GPU with a driver that answers (device=cuda)."
     said = machine.driver.nvml_error or "the driver lists no GPU"
     if not machine.has_hardware:
-        return GpuNotUsable(
-            f"{NO_GPU}: no NVIDIA GPU was found ({said}).", expected=expected, todo=f"{REHEARSE}.", diagnosis=NO_GPU
-        )
-    if "mismatch" in said.lower():
-        todo = "restart the machine: the driver was upgraded while its old kernel module stayed loaded."
-    elif machine.is_container:
-        todo = "start the container with the driver's libraries (docker run --gpus all)."
+        found, todo = f"no NVIDIA GPU was found ({said}).", f"{REHEARSE}."
     else:
-        todo = "install the NVIDIA driver and restart."
-    return GpuNotUsable(
-        f"{NO_GPU}: an NVIDIA GPU is there, but its driver does not answer ({said}).",
-        expected=expected,
-        todo=f"{todo} Until then {REHEARSE}.",
-        diagnosis=NO_GPU,
-    )
-
-
-def _cpu(why: str) -> TorchPick:
-    return TorchPick("cpu", CPU_TORCH, CPU_INDEX, f"{why}.")
+        if "mismatch" in said.lower():
+            cure = "restart the machine: the driver was upgraded while its old kernel module stayed loaded."
+        elif machine.is_container:
+            cure = "start the container with the driver's libraries (docker run --gpus all)."
+        else:
+            cure = "install the NVIDIA driver and restart."
+        found = f"an NVIDIA GPU is there, but its driver does not answer ({said})."
+        todo = f"{cure} Until then {REHEARSE}."
+    expected = "an NVIDIA GPU with a driver that answers (device=cuda)."
+    return GpuNotUsable(f"{NO_GPU}: {found}", expected=expected, todo=todo, diagnosis=NO_GPU)
 
 
 def _gpu(machine: Machine) -> TorchPick:
     driver = machine.driver
+    counts = collections.Counter(gpu.name or "an unnamed GPU" for gpu in driver.gpus)
+    names = ", ".join(name if n == 1 else f"{n} x {name}" for name, n in counts.items())
     capabilities = [gpu.compute_capability for gpu in driver.gpus]
     if None in capabilities:
         raise GpuNotUsable(
-            f"driver {driver.version} names {_names(driver)} but not its compute capability.",
+            f"driver {driver.version} names {names} but not its compute capability.",
             expected="the compute capability, which picks the torch build.",
             todo="update the NVIDIA driver (nvidia-smi tells it from R510 on).",
         )
@@ -265,23 +240,15 @@ def _gpu(machine: Machine) -> TorchPick:
         driver_cuda=driver.cuda_version,
         is_wsl=machine.is_wsl,
     )
-    if choice.wheel is None:
+    wheel = choice.wheel
+    if wheel is None:
         advice = f"install {choice.driver_advice}" if choice.driver_advice else "use another GPU or another Python"
         raise GpuNotUsable(
-            f"no torch build serves {_names(driver)} with driver {driver.version}. {choice.reason}",
+            f"no torch build serves {names} with driver {driver.version}. {choice.reason}",
             expected="a published torch build with code for the GPU that this driver starts.",
             todo=f"{advice}. {REHEARSE}.",
         )
-    wheel = choice.wheel
-    exact = f"torch=={wheel.release}+{wheel.variant}"
-    if wheel.index_url is None:
-        # '===' compares text, so a '+cpu' wheel from a folder or a mirror cannot take its place.
-        exact = f"torch==={wheel.release}"
-    reason = f"{_names(driver)}, driver {driver.version}: {choice.reason}"
+    # '===' compares text, so a '+cpu' wheel from a folder or a mirror cannot take its place.
+    exact = f"torch=={wheel.release}+{wheel.variant}" if wheel.index_url else f"torch==={wheel.release}"
+    reason = f"{names}, driver {driver.version}: {choice.reason}"
     return TorchPick("gpu", exact, wheel.index_url, reason, wheel.cuda)
-
-
-def _names(driver: Driver) -> str:
-    names = [gpu.name or "an unnamed GPU" for gpu in driver.gpus]
-    counts = {name: names.count(name) for name in names}
-    return ", ".join(name if n == 1 else f"{n} x {name}" for name, n in counts.items())

@@ -73,19 +73,19 @@ def test_commands_without_packages_never_set_anything_up(line, monkeypatch, caps
     ],
 )
 def test_device_is_cuda_unless_the_cpu_is_asked_for_by_name(line, device):
-    assert request(line).device == device
+    assert request(line)[0] == device
 
 
 def test_a_parameter_file_may_ask_for_the_cpu_by_name(tmp_path):
     file = tmp_path / "rehearsal.yaml"
     file.write_text("# a comment\r\nbatch_size: 2\r\ndevice: cpu  # by name\r\n", newline="")
-    assert request(f"report --params {file}").device == "cpu"
-    assert request(f"report --params {file} --device cuda").device == "cuda"
-    assert request(f"report --params {tmp_path / 'absent.yaml'}").device == "cuda"
+    assert request(f"report --params {file}")[0] == "cpu"
+    assert request(f"report --params {file} --device cuda")[0] == "cuda"
+    assert request(f"report --params {tmp_path / 'absent.yaml'}")[0] == "cuda"
 
 
 def test_each_command_needs_no_more_than_it_uses():
-    modules = {line: {need.module for need in request(line).needs} for line in ("report", "report --device cpu")}
+    modules = {line: {need.module for need in request(line)[1]} for line in ("report", "report --device cpu")}
     assert "pynvml" in modules["report"] and "pynvml" not in modules["report --device cpu"]
     assert not modules["report"] & {"jupyterlab", "nbval", "pytest", "importlinter"}
 
@@ -122,7 +122,7 @@ def test_a_damaged_package_is_not_taken_for_whole(tmp_path, damage):
 def test_looking_for_all_packages_imports_none_of_them():
     program = (
         "import sys; from kit.cli import parser; from kit.setup.plan import missing, read_request\n"
-        "missing(read_request(parser()[0].parse_args(['test'])).needs)\n"
+        "missing(read_request(parser()[0].parse_args(['test']))[1])\n"
         "print(sorted({'torch', 'numpy', 'transformers', 'papermill', 'pandas'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from kit import process
-from kit.cli import main
+from kit.cli import main, parser
 from kit.errors import SetupFailed
 from kit.gpu.facts import Driver, Gpu
 from kit.setup import enter, plan
@@ -224,7 +224,7 @@ def test_the_cuda_device_without_a_gpu_fails_before_any_installation(place, caps
 
 def test_check_without_a_gpu_leaves_the_answer_to_the_judge(place, monkeypatch):
     monkeypatch.setattr("kit.cli.run_check", lambda args: pytest.fail("the table holds the function"))
-    args = type("Args", (), {"command": "check", "device": "cuda", "facts": None, "params": None})()
+    args = parser()[0].parse_args(["check"])
     assert enter.ensure(["check"], args) is None and not place.calls
 
 
