@@ -18,7 +18,7 @@ EXCEPTIONS = {
         "read_driver(root=)", "read_driver(run=)", "fetch_pip(url=)", "can_reach(limit_s=)",
     },
     "read from a data file": {
-        "Cause.alone", "Cause.do", "Cause.lines", "Cause.needs", "Cause.never", "Cause.unless", "Reading(rows=)",
+        "Reading(rows=)",
     },
     "called by another package": {
         "execute_managed_notebook(cwd=)", "causal_attention(dropout=)", "causal_attention(scaling=)",

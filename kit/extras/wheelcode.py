@@ -65,15 +65,11 @@ def scan_wheel(path: Path) -> Scan:
             total = sum(info.file_size for info in members)
             if total > _MAX_BYTES:
                 raise UsageError(f"{path.name} unpacks to {total:,} bytes", expected=f"at most {_MAX_BYTES:,} bytes")
-            found = []
-            for info in members:
-                with wheel.open(info) as file:
-                    found.append(Library(info.filename, _count(file)))
+            return _scan(path.name, ((info.filename, wheel.open(info)) for info in members))
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
         raise UsageError(
             f"{path}: {error}", expected="a wheel (.whl), which is a zip file", todo="Check the path."
         ) from None
-    return _scan(path.name, found)
 
 
 def scan_installed(package: str) -> Scan:
@@ -81,16 +77,28 @@ def scan_installed(package: str) -> Scan:
     found = next(iter(importlib.metadata.Distribution.discover(name=package)), None)
     if found is None:
         raise UsageError(f"{package!r} is not installed here", expected="an installed package", todo="See `pip list`.")
-    libraries = []
-    for file in found.files or ():
-        path = Path(str(found.locate_file(file)))
-        if _LIBRARY.search(path.name) and path.is_file():
-            try:
-                with path.open("rb") as opened:
-                    libraries.append(Library(path.name, _count(opened)))
-            except OSError as error:
-                raise UsageError(f"{path}: {error}", expected="a library that can be read") from None
-    return _scan(f"{package} {found.version}", libraries)
+    paths = [Path(str(found.locate_file(file))) for file in found.files or ()]
+    libraries = [path for path in paths if _LIBRARY.search(path.name) and path.is_file()]
+    try:
+        return _scan(f"{package} {found.version}", ((path.name, path.open("rb")) for path in libraries))
+    except OSError as error:
+        raise UsageError(f"{error}", expected="a library that can be read") from None
+
+
+def _scan(name: str, libraries: Iterable[tuple[str, IO[bytes]]]) -> Scan:
+    read = []
+    for library, file in libraries:
+        with file:
+            counts = Counter(str(code) for code in images(file))
+        read.append(Library(library, {code: counts[code] for code in in_order(counts)}))
+    held = tuple(library for library in read if library.counts)
+    return Scan(name, in_order(code for library in held for code in library.counts), held, len(read))
+
+
+def in_order(codes: Iterable[str]) -> tuple[str, ...]:
+    """Native code before PTX, lowest first."""
+    apart = ((text.startswith("compute"), int(re.sub(r"\D", "", text)), text) for text in set(codes))
+    return tuple(text for _, _, text in sorted(apart))
 
 
 def check(scan: Scan, capability: Capability | None) -> Check:
@@ -102,46 +110,23 @@ def check(scan: Scan, capability: Capability | None) -> Check:
     if not scan.arch_list or capability is None:
         what = " ".join(scan.arch_list) or f"no GPU code in {scan.files_read} libraries"
         return Check("native.package_code", Outcome.INCONCLUSIVE, f"{scan.name} holds {what}", expected, values=values)
-    held = {library.name: cover(tuple(library.counts), capability) for library in _deciding(scan, capability)}
-    native = [name for name, found in held.items() if found.how == "native"]
-    lacking = [name for name in held if name not in native]
-    values["lacking"] = lacking
-    todo = "Update the package, or build it from source for this GPU (TORCH_CUDA_ARCH_LIST)."
+    every = {library.name: cover(library.counts, capability) for library in scan.libraries}
+    own = [library for library in scan.libraries if ".libs/" not in library.name] or scan.libraries
+    decide = [x for x in own if every[x.name].how != "none" or not all(code.endswith("a") for code in x.counts)] or own
+    native = [library.name for library in decide if every[library.name].how == "native"]
+    lacking = [library.name for library in decide if library.name not in native]
+    main = max(scan.libraries, key=lambda library: (library in decide, sum(library.counts.values()))).name
+    outcome, found = Outcome.FAIL, every[main].reason
     if not lacking:
-        found = f"{scan.name}: {held[native[0]].reason}"
-        return Check("native.package_code", Outcome.PASS, found, expected, values=values)
-    main = max(scan.libraries, key=lambda library: (library.name in held, sum(library.counts.values())))
-    if native and main.name in native:
-        found = f"{scan.name}: {', '.join(native[:3])} serve this GPU, {', '.join(lacking[:3])} do not"
-        return Check("native.package_code", Outcome.INCONCLUSIVE, found, expected, todo, values)
-    return Check("native.package_code", Outcome.FAIL, f"{scan.name}: {held[main.name].reason}", expected, todo, values)
-
-
-def _deciding(scan: Scan, capability: Capability) -> list[Library]:
-    own = [library for library in scan.libraries if ".libs/" not in library.name] or list(scan.libraries)
-    for_others = [
-        library
-        for library in own
-        if all(name.endswith("a") for name in library.counts) and cover(tuple(library.counts), capability).how == "none"
-    ]
-    return [library for library in own if library not in for_others] or own
-
-
-def _scan(name: str, libraries: list[Library]) -> Scan:
-    held = [library for library in libraries if library.counts]
-    return Scan(name, _sorted(code for library in held for code in library.counts), tuple(held), len(libraries))
-
-
-def _sorted(codes: Iterable[str]) -> tuple[str, ...]:
-    def key(text: str) -> tuple[bool, int, str]:
-        return text.startswith("compute"), int(re.sub(r"\D", "", text)), text
-
-    return tuple(sorted(set(codes), key=key))
-
-
-def _count(file: IO[bytes]) -> Mapping[str, int]:
-    counts = Counter(str(code) for code in images(file))
-    return {name: counts[name] for name in _sorted(counts)}
+        outcome, found = Outcome.PASS, every[native[0]].reason
+    elif main in native:
+        outcome, found = (
+            Outcome.INCONCLUSIVE,
+            f"{', '.join(native[:3])} serve this GPU, {', '.join(lacking[:3])} do not",
+        )
+    todo = "Update the package, or build it from source for this GPU (TORCH_CUDA_ARCH_LIST)." if lacking else ""
+    values["lacking"] = lacking
+    return Check("native.package_code", outcome, f"{scan.name}: {found}", expected, todo, values)
 
 
 # --- the format ----------------------------------------------------------------------
@@ -150,7 +135,13 @@ def _count(file: IO[bytes]) -> Mapping[str, int]:
 def images(file: IO[bytes]) -> Iterator[Code]:
     """Each cubin and PTX image of a file that can seek, in the order of the file."""
     window, place = _Window(file), 0
-    while (place := window.find(_MAGIC, place)) >= 0:
+    while window.at(place, len(_MAGIC)):
+        found = window.held.find(_MAGIC, place - window.start)
+        if found < 0:
+            # A mark may begin in the last bytes.
+            place = max(place + 1, window.start + len(window.held) - len(_MAGIC) + 1)
+            continue
+        place = window.start + found
         header = window.at(place, _CONTAINER.size)
         if len(header) < _CONTAINER.size:
             return
@@ -160,58 +151,26 @@ def images(file: IO[bytes]) -> Iterator[Code]:
             place += len(_MAGIC)
             continue
         end, place = place + header_size + size, place + header_size
-        while place + _IMAGE.size <= end:
-            found = _image(window.at(place, _IMAGE.size))
-            if found is None:
+        while place + _IMAGE.size <= end and len(image := window.at(place, _IMAGE.size)) == _IMAGE.size:
+            kind, _, header_size, size, _, _, _, _, arch, _, _, flags = _IMAGE.unpack(image)
+            if kind not in _KINDS or not _IMAGE.size <= header_size <= 4096 or not 20 <= arch < 1000:
                 break
-            code, length = found
-            yield code
-            place += length
-
-
-def _image(header: bytes) -> tuple[Code, int] | None:
-    """(code, length with its header), or None where this is no image header."""
-    if len(header) < _IMAGE.size:
-        return None
-    kind, _, header_size, size, _, _, _, _, arch, _, _, flags = _IMAGE.unpack(header)
-    if kind not in _KINDS or not _IMAGE.size <= header_size <= 4096 or not 20 <= arch < 1000:
-        return None
-    letter = "a" if flags & _ARCH_SPECIFIC else "f" if flags & _FAMILY_SPECIFIC else ""
-    return Code((arch // 10, arch % 10), _KINDS[kind], letter), header_size + size
+            letter = "a" if flags & _ARCH_SPECIFIC else "f" if flags & _FAMILY_SPECIFIC else ""
+            yield Code((arch // 10, arch % 10), _KINDS[kind], letter)
+            place += header_size + size
 
 
 class _Window:
-    """A part of a file in memory; moves forward, and skips what is not asked for."""
+    """A part of a file in memory, from `start` on; moves forward, and skips what is not asked for."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._start, self._held = file, 0, b""
+        self._file, self.start, self.held = file, 0, b""
 
     def at(self, place: int, length: int) -> bytes:
         """Up to `length` bytes from `place` on; fewer at the end of the file."""
-        if not self._start <= place <= self._start + len(self._held):
-            self._move(place)
-        while self._start + len(self._held) < place + length and self._more():
-            pass
-        return self._held[place - self._start : place - self._start + length]
-
-    def find(self, mark: bytes, place: int) -> int:
-        """Where `mark` stands next, or -1."""
-        if not self._start <= place <= self._start + len(self._held):
-            self._move(place)
-        while True:
-            found = self._held.find(mark, max(0, place - self._start))
-            if found >= 0:
-                return self._start + found
-            keep = max(place, self._start + len(self._held) - len(mark) + 1)
-            self._held, self._start = self._held[keep - self._start :], keep
-            if not self._more():
-                return -1
-
-    def _move(self, place: int) -> None:
-        self._file.seek(place)
-        self._start, self._held = place, b""
-
-    def _more(self) -> bool:
-        chunk = self._file.read(_CHUNK)
-        self._held += chunk
-        return bool(chunk)
+        if not self.start <= place <= self.start + len(self.held):
+            self._file.seek(place)
+            self.start, self.held = place, b""
+        while self.start + len(self.held) < place + length and (chunk := self._file.read(_CHUNK)):
+            self.held, self.start = self.held[place - self.start :] + chunk, place
+        return self.held[place - self.start : place - self.start + length]

@@ -7,7 +7,6 @@ docs/adding-a-cause.md says what a row holds.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import re
 import tomllib
@@ -21,35 +20,25 @@ _REACH = 24_000
 _LONG_LINE = 600
 
 
-@dataclasses.dataclass(frozen=True)
-class Cause:
-    """One row, as it stands in the file; docs/adding-a-cause.md explains the fields."""
+Row = Mapping[str, Any]
+# What a row says where the file says nothing; docs/adding-a-cause.md explains the fields.
+EMPTY: Row = {
+    **dict.fromkeys(("lines", "needs", "unless", "commands", "ask"), ()),
+    **dict.fromkeys(("also", "never", "word", "because", "do", "remedy", "source"), ""),
+    "alone": False,
+    "kind": "environment",
+    "confidence": "high",
+}
 
-    id: str
-    lines: Sequence[str] = ()
-    alone: bool = False
-    also: str = ""
-    never: str = ""
-    needs: Sequence[str] = ()
-    unless: Sequence[str] = ()
-    word: str = ""
-    kind: str = "environment"
-    confidence: str = "high"
-    because: str = ""
-    do: str = ""
-    remedy: str = ""
-    commands: Mapping[str, Sequence[str]] | Sequence[str] = ()
-    ask: Sequence[str] = ()
-    source: str = ""
 
-    def fits(self, facts: Collection[str], text: str) -> bool:
-        """Whether no fact contradicts the row."""
-        return (
-            all(fact in facts for fact in self.needs)
-            and not any(fact in facts for fact in self.unless)
-            and (not self.also or _regex(self.also).search(text) is not None)
-            and (not self.never or _regex(self.never).search(text) is None)
-        )
+def fits(row: Row, facts: Collection[str], text: str) -> bool:
+    """Whether no fact contradicts the row."""
+    return (
+        all(fact in facts for fact in row["needs"])
+        and not any(fact in facts for fact in row["unless"])
+        and (not row["also"] or _regex(row["also"]).search(text) is not None)
+        and (not row["never"] or _regex(row["never"]).search(text) is None)
+    )
 
 
 @functools.cache
@@ -58,14 +47,15 @@ def table() -> Mapping[str, Any]:
 
 
 @functools.cache
-def causes() -> tuple[Cause, ...]:
+def causes() -> tuple[Row, ...]:
     """All rows; of those that fit, the first decides."""
-    return tuple(Cause(**row) for row in table()["cause"])
+    return tuple({**EMPTY, **row} for row in table()["cause"])
 
 
-def facts_in(text: str) -> set[str]:
+@functools.lru_cache(maxsize=1)
+def facts_in(text: str) -> frozenset[str]:
     """The facts that a lower-case text states about its machine: 'mac', 'amd', 'wsl' …"""
-    return {name for name, patterns in table()["facts"].items() if _any(patterns, text)}
+    return frozenset(name for name, patterns in table()["facts"].items() if _any(patterns, text))
 
 
 class Reading:
@@ -73,9 +63,9 @@ class Reading:
     (or sentence of a long one) that reports one, by form alone. places: (row, start, end) of everything in the text
     that a row of the table speaks of."""
 
-    def __init__(self, lines: Iterable[str], rows: Sequence[Cause] | None = None) -> None:
+    def __init__(self, lines: Iterable[str], rows: Sequence[Row] | None = None) -> None:
         plain = [" ".join(line.split()) for line in lines]
-        self.text = _low(" ".join(plain))
+        self.text = _low(" ".join(filter(None, plain)))
         kept = _bounded(list(dict.fromkeys(filter(None, plain))))
         self._flat = " ".join(kept)
         self.low = _low(self._flat)
@@ -83,7 +73,7 @@ class Reading:
         self.places = tuple(
             (row, match.start(), match.end())
             for row in (causes() if rows is None else rows)
-            for pattern in row.lines
+            for pattern in row["lines"]
             if plain_part(pattern) in self.low
             for match in _regex(pattern).finditer(self.low)
         )
@@ -92,17 +82,17 @@ class Reading:
         """What each fitting row has met: id -> the words in the text, in the order of the table."""
         found: dict[str, str] = {}
         for row, start, end in self.places:
-            if row.id not in found and row.fits(facts, self.text):
+            if row["id"] not in found and fits(row, facts, self.text):
                 lines = (line for line, first, last in self.failures if first < end and start < last)
-                found[row.id] = next(lines, self._flat[start:end])[:200]
+                found[row["id"]] = next(lines, self._flat[start:end])[:200]
         return found
 
     def unexplained(self, facts: Collection[str]) -> tuple[str, ...]:
         """The failures that no fitting row touches. What only passes another failure on counts as explained where a row
         explains that one; a match that only runs on into a failure's first word touches it not."""
-        fitting = [place for place in self.places if place[0].fits(facts, self.text)]
-        is_told = any(row.word for row, _, _ in fitting)
-        spans = [(start, end) for row, start, end in fitting if is_told or row.kind != "wrapper"]
+        fitting = [place for place in self.places if fits(place[0], facts, self.text)]
+        is_told = any(row["word"] for row, _, _ in fitting)
+        spans = [(start, end) for row, start, end in fitting if is_told or row["kind"] != "wrapper"]
         left = [
             line[:300]
             for line, first, last in self.failures

@@ -11,7 +11,7 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 
-from kit.gpu.causes import Cause, Reading, causes, facts_in, table
+from kit.gpu.causes import Reading, Row, causes, facts_in, fits, table
 from kit.gpu.compat import (
     TEGRA,
     Capability,
@@ -83,7 +83,7 @@ class Diagnosis:
     ask: str = ""
     kind: str = "environment"
     unexplained: tuple[str, ...] = ()
-    row: Cause | None = None
+    row: Row | None = None
 
 
 class Case:
@@ -168,16 +168,18 @@ class Case:
         """The diagnosis of the first row of the table that fits; where none does, what is known and what is open."""
         met, unexplained = self.reading.met(self.known), self.reading.unexplained(self.known)
         for row in causes():
-            if row.word and (row.id in met if row.lines and not row.alone else row.fits(self.known, self.reading.text)):
-                return _decided(self, row, met.get(row.id, ""), unexplained)
+            if row["word"] and (
+                row["id"] in met if row["lines"] and not row["alone"] else fits(row, self.known, self.reading.text)
+            ):
+                return _decided(self, row, met.get(row["id"], ""), unexplained)
         fine = None if unexplained or "failed" in self.known else _fine(self)
         if fine or not unexplained:
             why = "something failed, and the facts do not tell why" if met else ""
             why = why or "nothing here tells whether the GPU is usable"
             return fine or Diagnosis("other", "low", "unknown", (why,), ask(self))
-        fits = "build, driver and GPU fit; " if "build_native" in self.known or self.torch.is_available else ""
-        why = f"{fits}this line is another matter, and no row of the table explains it: {unexplained[0]}"
-        confidence = "medium" if fits else "low"
+        healthy = "build, driver and GPU fit; " if "build_native" in self.known or self.torch.is_available else ""
+        why = f"{healthy}this line is another matter, and no row of the table explains it: {unexplained[0]}"
+        confidence = "medium" if healthy else "low"
         return Diagnosis("other", confidence, "unexplained", (why,), ask(self), "", unexplained)
 
 
@@ -305,13 +307,13 @@ def _driver(case: Case) -> Mapping[str, object]:
     }
 
 
-def _decided(case: Case, row: Cause, said: str, unexplained: tuple[str, ...]) -> Diagnosis:
+def _decided(case: Case, row: Row, said: str, unexplained: tuple[str, ...]) -> Diagnosis:
     """What a row of the table says of this case. said: the words in the text that it explains."""
     torch, known, gpu, python = case.torch, case.known, case.gpu and case.gpu.name, case.facts.platform.python
     capability = case.holdings[0][1] if case.holdings else None
     left = any(name.startswith("nvidia-cuda-runtime") for name in case.facts.packages) or "pip_replaced" in known
-    because = row.because.format(
-        why=next((known[fact] for fact in row.needs if known.get(fact)), ""),
+    because = row["because"].format(
+        why=next((known[fact] for fact in row["needs"] if known.get(fact)), ""),
         gpu=f"{gpu or 'the GPU'}" + (f" ({dotted(capability)})" if capability else ""),
         build=torch.version or "this torch",
         sees=f"; the driver sees {gpu}" if gpu else "",
@@ -323,17 +325,17 @@ def _decided(case: Case, row: Cause, said: str, unexplained: tuple[str, ...]) ->
         python=f" (Python {dotted(python)})" if python else "",
     )
     quoted = (f"it says: {said}",) if case.text and said and said.lower() not in because.lower() else ()
-    is_guess = "build_guessed" in known and not said and {"build_lacks", "build_ptx"} & set(row.needs)
+    is_guess = "build_guessed" in known and not said and {"build_lacks", "build_ptx"} & set(row["needs"])
     is_doubted = unexplained or is_guess or any("several" in note for note in case.facts.notes)
-    confidence = "medium" if row.confidence == "high" and is_doubted else row.confidence
+    confidence = "medium" if row["confidence"] == "high" and is_doubted else row["confidence"]
     asked = ask(case, row, is_sure=confidence == "high")
-    return Diagnosis(row.word, confidence, row.id, (because, *quoted), asked, row.kind, unexplained, row)
+    return Diagnosis(row["word"], confidence, row["id"], (because, *quoted), asked, row["kind"], unexplained, row)
 
 
-def ask(case: Case, row: Cause | None = None, *, is_sure: bool = False) -> str:
+def ask(case: Case, row: Row | None = None, *, is_sure: bool = False) -> str:
     """The first thing to paste next that is not there yet and can run on that machine; '' where nothing is open."""
-    keys = row.ask if row else ("traceback",) if case.reading.failures else ()
-    is_told = row and row.remedy and case.holdings and case.driver.version and "torch_unknown" not in case.known
+    keys = row["ask"] if row else ("traceback",) if case.reading.failures else ()
+    is_told = row and row["remedy"] and case.holdings and case.driver.version and "torch_unknown" not in case.known
     if is_sure and (not keys or is_told):
         return ""
     places = [name for name in PLACES if name in case.known] or ["linux"]

@@ -8,7 +8,7 @@ pass; a CPU run asked for by name is a REHEARSAL and claims nothing about a GPU.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kit.gpu.causes import Reading
@@ -116,6 +116,12 @@ def gpu_rule(id: str, expected: str, *, is_gpu_claim: bool = False, **words: Any
     return add
 
 
+def first(values: Mapping[str, Any], *rows: tuple[Any, ...]) -> Answer:
+    """The answer of the first row that applies. A row says whether it does, whether that is good, what was found, and
+    which words of the rule are others then."""
+    return next(say(is_good, found, values, **dict(*words)) for applies, is_good, found, *words in rows if applies)
+
+
 @gpu_rule(
     "environment.driver",
     "an NVIDIA driver that answers and lists the GPU",
@@ -124,18 +130,20 @@ def gpu_rule(id: str, expected: str, *, is_gpu_claim: bool = False, **words: Any
     settle="Run nvidia-smi.",
 )
 def driver(case: Case) -> Answer:
-    driver, must, names = case.driver, not case.ran, [gpu.name for gpu in case.driver.gpus]
+    driver, names = case.driver, [gpu.name for gpu in case.driver.gpus]
     if not (driver.version or names or driver.nvml_error):
         is_absent = case.found.word == "no_driver_or_no_gpu"
         found = case.found.because[0] if is_absent else "nothing is known about the driver"
-        return say(False if is_absent else None, found, required=must)
-    values = {"version": driver.version, "gpus": names, "libcuda": driver.libcuda}
-    if driver.nvml_error:
-        found = f"NVML cannot start: {driver.nvml_error}" + ("; CUDA runs all the same" if case.ran else "")
-        return say(None if case.ran else False, found, values, required=must)
-    found = f"driver {driver.version or 'of unknown version'} lists {', '.join(map(str, names)) or 'no GPU'}"
-    note = ", as on a Jetson; CUDA runs" if case.ran and not names else ""
-    return say(bool(names or note) or case.is_text, found + note, values)
+        return say(False if is_absent else None, found, required=not case.ran)
+    lists = f"driver {driver.version or 'of unknown version'} lists {', '.join(map(str, names)) or 'no GPU'}"
+    broken = f"NVML cannot start: {driver.nvml_error}"
+    return first(
+        {"version": driver.version, "gpus": names, "libcuda": driver.libcuda},
+        (driver.nvml_error and case.ran, None, f"{broken}; CUDA runs all the same", {"required": False}),
+        (driver.nvml_error, False, broken),
+        (case.ran and not names, True, f"{lists}, as on a Jetson; CUDA runs"),
+        (True, bool(names) or case.is_text, lists),
+    )
 
 
 @gpu_rule("environment.driver_state", "no error of the GPU in the kernel log")
@@ -146,7 +154,7 @@ def driver_state(case: Case) -> Answer | None:
         return None if xids is None else say(True, "no Xid error in the kernel log")
     meaning = Case(MachineFacts(source="text"), Reading(f"NVRM: Xid (PCI): {number}" for number in xids)).found
     found = f"the kernel log has Xid {', '.join(map(str, xids))}: {meaning.because[0]}"
-    todo = meaning.row.do if meaning.row else SEE_REMEDY
+    todo = meaning.row["do"] if meaning.row else SEE_REMEDY
     return say(meaning.kind == "program", found, {"xids": list(xids)}, todo=todo)
 
 
@@ -154,27 +162,28 @@ def driver_state(case: Case) -> Answer | None:
     "environment.torch_build", "a torch build with CUDA", todo="Install a CUDA build of torch (see the remedy)."
 )
 def torch_build(case: Case) -> Answer | None:
-    torch = case.torch
+    torch, unknown = case.torch, None if case.is_rehearsal else say(None, "the torch build is not known")
     if case.facts.torch is None:
-        unknown = None if case.is_rehearsal else say(None, "the torch build is not known")
         return unknown if case.is_text else say(False, "torch is not installed")
-    values = {"version": torch.version, "cuda": torch.cuda, "hip": torch.hip, "direct_url": torch.direct_url}
-    if (torch.error or "").startswith("import torch failed"):
-        return say(False, torch.error or "", values, todo=SEE_REMEDY)
-    if case.is_rehearsal:
+    is_broken = (torch.error or "").startswith("import torch failed")
+    if case.is_rehearsal and not is_broken:
         return None
-    if torch.hip:
-        return say(False, f"{torch.version} is built for AMD ROCm {torch.hip}, not for NVIDIA", values)
-    if case.found.word == "cpu_only_build" or torch.is_cpu_build:
-        seen = f"; driver sees {case.driver.gpus[0].name}" if case.driver.gpus else ""
-        return say(False, f"torch build has no CUDA: {torch.version or 'CPU only'}{seen}", values)
+    seen = f"; driver sees {case.driver.gpus[0].name}" if case.driver.gpus else ""
     base, packaged = ((text or "").split("+")[0] for text in (torch.version, torch.metadata_version))
-    if base and packaged and base != packaged:
-        found = f"torch says {torch.version}, its metadata {torch.metadata_version}: two installations are mixed"
-        return say(False, found, values, todo="Install torch again in a fresh environment.")
-    if torch.cuda is None:
-        return say(None, f"torch {torch.version or 'of unknown version'}; its CUDA is not known", values)
-    return say(True, f"torch {torch.version} for CUDA {dotted(torch.cuda)}", values)
+    mixed = f"torch says {torch.version}, its metadata {torch.metadata_version}: two installations are mixed"
+    return first(
+        {"version": torch.version, "cuda": torch.cuda, "hip": torch.hip, "direct_url": torch.direct_url},
+        (is_broken, False, torch.error, {"todo": SEE_REMEDY}),
+        (torch.hip, False, f"{torch.version} is built for AMD ROCm {torch.hip}, not for NVIDIA"),
+        (
+            torch.is_cpu_build or case.found.word == "cpu_only_build",
+            False,
+            f"torch build has no CUDA: {torch.version or 'CPU only'}{seen}",
+        ),
+        (base and packaged and base != packaged, False, mixed, {"todo": "Install torch again in a fresh environment."}),
+        (torch.cuda is None, None, f"torch {torch.version or 'of unknown version'}; its CUDA is not known"),
+        (True, True, f"torch {torch.version} for CUDA {dotted(torch.cuda)}"),
+    )
 
 
 @gpu_rule(
@@ -183,19 +192,20 @@ def torch_build(case: Case) -> Answer | None:
     todo="Install a build for an older CUDA, or a newer driver (see the remedy).",
 )
 def driver_for_build(case: Case) -> Answer | None:
-    variant, version, cuda = case.variant, case.driver.version, case.driver.cuda_version
-    if not variant or variant == "cpu":
+    variant, version, cuda, starts = case.variant, case.driver.version, case.driver.cuda_version, case.starts
+    if variant in (None, "cpu"):
         return None
-    shown = version or (f"with CUDA {dotted(cuda)}" if cuda else "of unknown version")
-    values = {"driver": version, "driver_cuda": cuda, "variant": variant}
-    if case.starts is False and (case.ran or case.torch.is_available):
-        found = f"driver {shown} is below the table's minimum for {variant}, yet CUDA runs: forward compatibility"
-        return say(True, found, values)
-    if case.starts is False or case.found.word == "driver_too_old_for_runtime":
-        return say(False, f"driver {shown} is too old for {variant}", values)
-    if case.starts is None:
-        return say(None, f"driver {shown}", values, required=not case.ran)
-    return say(True, f"driver {shown} runs {variant}", values)
+    shown = f"driver {version or (f'with CUDA {dotted(cuda)}' if cuda else 'of unknown version')}"
+    is_below, runs = starts is False, case.ran or case.torch.is_available
+    compatible = f"{shown} is below the table's minimum for {variant}, yet CUDA runs: forward compatibility"
+    is_too_old = is_below or case.found.word == "driver_too_old_for_runtime"
+    return first(
+        {"driver": version, "driver_cuda": cuda, "variant": variant},
+        (is_below and runs, True, compatible),
+        (is_too_old, False, f"{shown} is too old for {variant}"),
+        (starts is None, None, shown, {"required": not case.ran}),
+        (True, True, f"{shown} runs {variant}"),
+    )
 
 
 @gpu_rule(
@@ -209,13 +219,14 @@ def driver_for_build(case: Case) -> Answer | None:
 def cuda_starts(case: Case) -> Answer:
     available, found = case.torch.is_available, case.found
     mask = {name: value for name, value in case.facts.environment.items() if "VISIBLE" in name}
-    if available or case.ran:
-        shown = "".join(f", {name}={value!r}" for name, value in mask.items())
-        return say(True, f"CUDA starts{shown}", {"environment": mask})
-    if available is None and found.word == "ok":
+    if available is None and found.word == "ok" and not case.ran:
         return say(None, "whether CUDA starts was not tried")
-    answer, ask = None if available is None and found.confidence == "low" else False, found.ask or SEE_REMEDY
-    return say(answer, "; ".join(found.because), {"environment": mask}, todo=ask, settle=ask)
+    is_open, ask = available is None and found.confidence == "low", found.ask or SEE_REMEDY
+    return first(
+        {"environment": mask},
+        (available or case.ran, True, "CUDA starts" + "".join(f", {name}={value!r}" for name, value in mask.items())),
+        (True, None if is_open else False, "; ".join(found.because), {"todo": ask, "settle": ask}),
+    )
 
 
 @gpu_rule(
@@ -242,25 +253,25 @@ def visible_devices(case: Case) -> Answer | None:
     settle="See what nvidia-smi -L says.",
 )
 def two_witnesses(case: Case) -> Answer | None:
-    facts, names = case.facts, [gpu.name or "?" for gpu in case.torch.gpus]
-    if not names:
-        return None
+    facts, names, differ = case.facts, [gpu.name or "?" for gpu in case.torch.gpus], disagreements(case)
+    is_jetson = facts.platform.is_tegra and all(gpu.compute_capability in TEGRA for gpu in case.gpus)
     values = {
         "torch": names,
         "driver": [gpu.name for gpu in case.driver.gpus],
         "nvidia_smi": list(facts.nvidia_smi_gpus),
         "nvidia_smi_exit_code": facts.nvidia_smi_exit_code,
     }
-    if differ := disagreements(case):
-        return say(False, "; ".join(differ), values)
-    if case.driver.gpus or facts.nvidia_smi_gpus:
-        return say(True, f"driver and torch agree: {', '.join(names)}", values)
-    if facts.platform.is_tegra and all(gpu.compute_capability in TEGRA for gpu in case.gpus):
-        return say(True, f"the system is a Jetson, and torch names {names[0]}", values)
-    if facts.has_nvidia_device is False:
-        found = f"torch names {names[0]}, and this machine has no NVIDIA device"
-        return say(False, found, values, todo="Find out what answers in CUDA's place.")
-    return say(None, "only torch names the GPU; the driver was not heard", values, required=not case.is_text)
+    one, other = names[0] if names else "", {"todo": "Find out what answers in CUDA's place."}
+    alone = {"required": not case.is_text}
+    answer = first(
+        values,
+        (differ, False, "; ".join(differ)),
+        (case.driver.gpus or facts.nvidia_smi_gpus, True, f"driver and torch agree: {', '.join(names)}"),
+        (is_jetson, True, f"the system is a Jetson, and torch names {one}"),
+        (facts.has_nvidia_device is False, False, f"torch names {one}, and this machine has no NVIDIA device", other),
+        (True, None, "only torch names the GPU; the driver was not heard", alone),
+    )
+    return answer if names else None
 
 
 @gpu_rule(
@@ -272,23 +283,23 @@ def two_witnesses(case: Case) -> Answer | None:
 )
 def expected_gpu(case: Case) -> Answer | None:
     wanted, gpu = case.expectation.gpu_name, case.gpu
-    if not wanted:
-        return None
-    if gpu is None or not gpu.name:
-        return say(None, "the name of the GPU is not known")
+    if not wanted or gpu is None or not gpu.name:
+        return say(None, "the name of the GPU is not known") if wanted else None
     other = partner(gpu, case.driver.gpus)
-    values = {"expected": wanted, "name": gpu.name, "uuid": gpu.uuid, "mig": is_slice(gpu, other)}
-    if is_slice(gpu, other) and "mig" not in wanted.lower():
-        profiles = [
-            f" {each.mig_profile}" for each in (gpu, other) if each and each.mig_profile not in (None, "enabled")
-        ]
-        found = f"the device is a MIG slice{''.join(profiles[:1])} of {gpu.name}, not the full card"
-        return say(False, found, values, todo="Use the full card, or expect the MIG slice by name.")
-    if matches(wanted, gpu.name):
-        return say(True, f"the GPU in use is {gpu.name}", values)
-    position = next((gpu.index for gpu in case.gpus[1:] if matches(wanted, gpu.name or "")), None)
-    todo = {} if position is None else {"todo": f"Show torch that card alone: CUDA_VISIBLE_DEVICES={position}"}
-    return say(False, f"the GPU in use is {gpu.name}", values, **todo)
+    is_part, others = is_slice(gpu, other), [gpu.index for gpu in case.gpus[1:] if matches(wanted, gpu.name or "")]
+    profiles = [each.mig_profile for each in (gpu, other) if each and each.mig_profile not in (None, "enabled")]
+    part = " ".join(["a MIG slice", *map(str, profiles[:1])])
+    choose = {"todo": f"Show torch that card alone: CUDA_VISIBLE_DEVICES={others[0]}"} if others else {}
+    return first(
+        {"expected": wanted, "name": gpu.name, "uuid": gpu.uuid, "mig": is_part},
+        (
+            is_part and "mig" not in wanted.lower(),
+            False,
+            f"the device is {part} of {gpu.name}, not the full card",
+            {"todo": "Use the full card, or expect the MIG slice by name."},
+        ),
+        (True, matches(wanted, gpu.name), f"the GPU in use is {gpu.name}", choose),
+    )
 
 
 @gpu_rule(
@@ -360,16 +371,16 @@ def other_gpus(case: Case) -> Answer | None:
     todo="Install a build with code for this GPU (see the remedy).",
 )
 def arch(case: Case) -> Answer:
-    held, proof = case.held, case.proof
-    values = {"how": held.how, "code": held.code, "is_exact": held.is_exact, "source": held.source}
-    if held.how == "native":
-        note = "" if held.is_exact else f" (note: not built for exactly this chip, runs {held.code} code)"
-        return say(True, held.reason + note, values)
-    if held.how not in ("none", "ptx"):
-        return say(None, held.reason, values, required=not case.ran)
-    if case.ran and proof and proof.jit_error is None:
-        return say(None, f"by the table: {held.reason}; a run decides, and the kernel ran", values, required=False)
-    return say(False, held.reason, values)
+    held, optional = case.held, {"required": False}
+    note = "" if held.is_exact else f" (note: not built for exactly this chip, runs {held.code} code)"
+    ran_native = case.ran and case.proof and case.proof.jit_error is None
+    return first(
+        {"how": held.how, "code": held.code, "is_exact": held.is_exact, "source": held.source},
+        (held.how == "native", True, held.reason + note),
+        (held.how not in ("none", "ptx"), None, held.reason, {"required": not case.ran}),
+        (ran_native, None, f"by the table: {held.reason}; a run decides, and the kernel ran", optional),
+        (True, False, held.reason),
+    )
 
 
 @gpu_rule(
@@ -385,14 +396,14 @@ def kernel_ran(case: Case) -> Answer:
     if proof is None:
         is_plain = word == "ok" or case.is_text
         return say(None, "no kernel was run" if is_plain else f"no kernel could be run: {word}")
-    values = {"device": proof.device, "size": proof.size, "dtype": proof.dtype, "seconds": proof.seconds}
-    if proof.device == "cpu":
-        return say(False, "the kernel ran on the CPU", values, todo="Ask for device cuda.")
-    if proof.ran:
-        more = f", and the kernel of {proof.library}" if proof.library else ""
-        return say(True, f"a {proof.size} x {proof.size} {proof.dtype} product ran{more}", values)
-    failed = f"the kernel failed: {(proof.error or 'no text')[:300]}"
-    return say(False, case.known.get("forced_jit", failed), values)
+    more = f", and the kernel of {proof.library}" if proof.library else ""
+    return first(
+        {"device": proof.device, "size": proof.size, "dtype": proof.dtype, "seconds": proof.seconds},
+        (proof.device == "cpu", False, "the kernel ran on the CPU", {"todo": "Ask for device cuda."}),
+        (proof.ran, True, f"a {proof.size} x {proof.size} {proof.dtype} product ran{more}"),
+        ("forced_jit" in case.known, False, case.known.get("forced_jit", "")),
+        (True, False, f"the kernel failed: {(proof.error or 'no text')[:300]}"),
+    )
 
 
 @MACHINE.rule(
@@ -426,15 +437,15 @@ def without_jit(case: Case) -> Answer | None:
     if not case.ran or proof is None:
         return None
     jit, allowed = proof.jit or JitControl(None, "not tried"), proof.jit_allowed
-    values = {"jit": jit.code, "jit_allowed": allowed and allowed.code}
-    if proof.jit_error is not None:
-        return say(False, f"runs by PTX JIT, not native: {proof.jit_error[:300]}", values)
-    if proof.ran_without_ptx_jit:
-        return say(True, "native code: PTX is refused here", values)
     why = jit.reason or f"it answered {jit.code} to a module of PTX"
     if jit.is_refused and allowed:
         why = f"PTX is refused where the driver may compile it too: {allowed.reason or allowed.code}"
-    return say(None, f"nothing shows that the driver compiled no PTX: {why}", values)
+    return first(
+        {"jit": jit.code, "jit_allowed": allowed and allowed.code},
+        (proof.jit_error is not None, False, f"runs by PTX JIT, not native: {(proof.jit_error or '')[:300]}"),
+        (proof.ran_without_ptx_jit, True, "native code: PTX is refused here"),
+        (True, None, f"nothing shows that the driver compiled no PTX: {why}"),
+    )
 
 
 @gpu_rule(

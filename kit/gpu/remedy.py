@@ -75,22 +75,21 @@ def remedy_for(case: Case) -> Remedy:
     found, row = case.found, case.found.row
     if found.word == "ok":
         return Remedy("Nothing to do.")
-    if row is None or (found.confidence == "low" and found.ask and not case.gpus and not row.commands):
+    if row is None or (found.confidence == "low" and found.ask and not case.gpus and not row["commands"]):
         first = "Nothing is to be installed again because of that line. " if found.unexplained else ""
         too_little = "Too little is known to name a change. The output of this command would settle it."
         return Remedy(first + too_little, (found.ask,) if found.ask else ())
-    if row.remedy and case.is_not_nvidia:
+    if row["remedy"] and case.is_not_nvidia:
         return Remedy(
             "This machine's GPU is not one of NVIDIA's: no CUDA build serves it, and none is to be installed."
         )
-    if row.remedy in _COMPUTED:
-        return _COMPUTED[row.remedy](case)
-    shared = table()["advice"][row.remedy] if row.remedy else {}
-    do, commands = shared.get("do", row.do), shared.get("commands", row.commands)
-    if not do:
+    if row["remedy"] in _COMPUTED:
+        return _COMPUTED[row["remedy"]](case)
+    advice = {**row, **(table()["advice"][row["remedy"]] if row["remedy"] else {})}
+    if not advice["do"]:
         return Remedy("It cannot be told from this. The next command's output would.", (found.ask,))
-    first = "This is not an installation problem. " if row.kind in ("program", "hardware") else ""
-    return Remedy(first + do, by_tool(commands, case))
+    first = "This is not an installation problem. " if row["kind"] in ("program", "hardware") else ""
+    return Remedy(first + advice["do"], by_tool(advice["commands"], case))
 
 
 def by_tool(commands: Mapping[str, Sequence[str]] | Sequence[str], case: Case) -> tuple[str, ...]:

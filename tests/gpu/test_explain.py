@@ -19,7 +19,7 @@ import pytest
 
 from kit.extras.explain import as_json, as_text, exit_code, explain
 from kit.gpu import compat, wheels
-from kit.gpu.causes import Cause, Reading, causes, plain_part, table
+from kit.gpu.causes import EMPTY, Reading, causes, plain_part, table
 from kit.gpu.diagnose import DIAGNOSES
 from kit.records import dumps
 
@@ -38,7 +38,7 @@ CHANGES_TORCH = re.compile(r"^.*(?:install|add)\b[^\n]*\b(?:torch==|pytorch-gpu)
 
 
 def is_right(case, found):
-    return found.diagnosis in (case["word"], *case.get("also", ()))
+    return found.found.word in (case["word"], *case.get("also", ()))
 
 
 @pytest.mark.parametrize("case", TEXTS)
@@ -80,7 +80,7 @@ def test_the_layout_does_not_change_the_diagnosis(case, change):
 def test_a_line_that_nothing_explains_is_quoted_and_never_healthy_sure_or_a_reason_to_install(case):
     found = explain(case["text"] + "\n" + STRANGE)
     assert STRANGE in found.found.unexplained and "lattice checksum" in as_text(found)
-    assert found.confidence != "high" and found.diagnosis != "ok"
+    assert found.found.confidence != "high" and found.found.word != "ok"
     if case["word"] == "ok":
         assert not CHANGES_TORCH.search(as_text(found))
 
@@ -102,7 +102,7 @@ def test_a_line_that_nothing_explains_is_quoted_and_never_healthy_sure_or_a_reas
 )
 def test_no_cuda_build_is_named_where_the_machine_is_not_nvidias(machine, text):
     found = explain(f"{machine}\n{text}\n")
-    assert found.diagnosis != "ok" and not found.remedy.torch_variants
+    assert found.found.word != "ok" and not found.remedy.torch_variants
     assert not re.search(r"whl/cu\d|\+cu\d{3}\b.*install|install.*\+cu\d{3}", as_text(found)), as_text(found)
 
 
@@ -118,12 +118,12 @@ def test_a_row_that_a_fact_contradicts_stays_silent():
 
 def test_what_is_asked_for_was_not_pasted_and_can_run_there():
     text = "RuntimeError: CUDA error: no kernel image is available for execution on the device\n"
-    assert "get_arch_list" in explain(text).ask
+    assert "get_arch_list" in explain(text).found.ask
     listed = ">>> torch.cuda.get_arch_list()\n['sm_80']\n"
-    assert explain(text + listed).ask == "nvidia-smi"
+    assert explain(text + listed).found.ask == "nvidia-smi"
     for machine in ("MacBook Pro M3", "Radeon RX 7900 XTX"):
-        assert "nvidia-smi" not in explain(f"{machine}\nTorch not compiled with CUDA enabled").ask
-    assert "dmesg" not in explain("Windows 11\n(Code 43)").ask
+        assert "nvidia-smi" not in explain(f"{machine}\nTorch not compiled with CUDA enabled").found.ask
+    assert "dmesg" not in explain("Windows 11\n(Code 43)").found.ask
 
 
 @pytest.mark.parametrize(
@@ -163,21 +163,22 @@ def test_a_package_that_pins_torch_is_named_where_the_release_changes():
 
 def test_every_row_is_complete_and_names_only_what_there_is():
     facts = set(table()["facts"]) | FACTS
-    assert len({row.id for row in causes()}) == len(causes())
+    assert len({row["id"] for row in causes()}) == len(causes())
     for row in causes():
-        assert row.word in ("", *DIAGNOSES) and row.confidence in ("high", "medium", "low"), row.id
-        assert row.kind in ("environment", "program", "hardware", "harmless", "wrapper"), row.id
-        assert row.lines or row.needs, f"{row.id} would always fit"
-        assert bool(row.word) == (row.kind not in ("harmless", "wrapper")), row.id
-        assert not row.word or row.because, row.id
-        assert not (row.do and row.remedy), row.id
-        assert {*row.needs, *row.unless} <= facts, (row.id, {*row.needs, *row.unless} - facts)
-        assert set(row.ask) <= set(table()["ask"]), row.id
-        by_tool = row.commands if isinstance(row.commands, dict) else {}
-        assert set(by_tool) <= {*table()["tools"], "", "jetson", "wsl", "windows", "mac", "linux"}, row.id
-        for pattern in (*row.lines, row.also, row.never):
-            assert pattern == pattern.lower() or re.search(r"\\[A-Z]", pattern), (row.id, pattern)
-            assert not re.compile(pattern).groups, (row.id, pattern)
+        assert set(row) == {"id", *EMPTY}, row["id"]
+        assert row["word"] in ("", *DIAGNOSES) and row["confidence"] in ("high", "medium", "low"), row["id"]
+        assert row["kind"] in ("environment", "program", "hardware", "harmless", "wrapper"), row["id"]
+        assert row["lines"] or row["needs"], f"{row['id']} would always fit"
+        assert bool(row["word"]) == (row["kind"] not in ("harmless", "wrapper")), row["id"]
+        assert not row["word"] or row["because"], row["id"]
+        assert not (row["do"] and row["remedy"]), row["id"]
+        assert {*row["needs"], *row["unless"]} <= facts, (row["id"], {*row["needs"], *row["unless"]} - facts)
+        assert set(row["ask"]) <= set(table()["ask"]), row["id"]
+        by_tool = row["commands"] if isinstance(row["commands"], dict) else {}
+        assert set(by_tool) <= {*table()["tools"], "", "jetson", "wsl", "windows", "mac", "linux"}, row["id"]
+        for pattern in (*row["lines"], row["also"], row["never"]):
+            assert pattern == pattern.lower() or re.search(r"\\[A-Z]", pattern), (row["id"], pattern)
+            assert not re.compile(pattern).groups, (row["id"], pattern)
 
 
 # What code derives; the others stand in the table.
@@ -204,17 +205,17 @@ def test_no_row_is_missed_because_of_the_quick_look_before_it():
     for param in TEXTS:
         low = Reading(param.values[0]["text"].splitlines()).low
         for row in causes():
-            for pattern in row.lines:
+            for pattern in row["lines"]:
                 if re.search(pattern, low):
-                    assert plain_part(pattern) in low, (row.id, pattern)
+                    assert plain_part(pattern) in low, (row["id"], pattern)
 
 
 def test_the_row_of_the_page_on_adding_one_works():
     page = (DOCS / "adding-a-cause.md").read_text(encoding="utf-8")
     row, text = (re.search(rf"```{kind}\n(.*?)```", page, re.S)[1] for kind in ("toml", "text"))
-    new = Cause(**tomllib.loads(row)["cause"][0])
+    new = {**EMPTY, **tomllib.loads(row)["cause"][0]}
     read = Reading(text.splitlines(), [new])
-    assert read.failures and not read.unexplained(()) and new.id in read.met(())
+    assert read.failures and not read.unexplained(()) and new["id"] in read.met(())
     assert Reading(text.splitlines()).unexplained(())
 
 
@@ -232,8 +233,8 @@ def results(answers):
     for case, found in answers:
         word = case["expected"]["diagnosis"]
         total[word] += 1
-        right[word] += found.diagnosis in (word, *case["expected"]["accepted_alternatives"])
-        sure[word] += found.confidence == "high"
+        right[word] += found.found.word in (word, *case["expected"]["accepted_alternatives"])
+        sure[word] += found.found.confidence == "high"
     rows = [f"| {word} | {right[word]} of {total[word]} | {sure[word]} |" for word in sorted(total)]
     rows.append(f"| all | {right.total()} of {total.total()} | {sure.total()} |")
     return "\n".join(["| right diagnosis | right | of these sure |", "| --- | --- | --- |", *rows])
@@ -250,7 +251,7 @@ def harm(case, found):
         bad |= named
     if "reinstall" in expected.get("harmful_if_advised", "") and CHANGES_TORCH.search(answer):
         bad.add("torch installed again")
-    if found.diagnosis == "ok" and expected["diagnosis"] != "ok":
+    if found.found.word == "ok" and expected["diagnosis"] != "ok":
         bad.add("called fine")
     system = "Windows" if "windows" in str(env.get("os", "")).lower() else "Linux"
     for release, variant in builds:
@@ -268,15 +269,15 @@ def harm(case, found):
 def assert_good(answers):
     sure = [(case, found) for case, found in answers if case["expected"]["confidence"] == "high"]
     wrong = [
-        f"{case['id']}: {found.diagnosis} ({found.found.cause})"
+        f"{case['id']}: {found.found.word} ({found.found.cause})"
         for case, found in sure
-        if found.diagnosis not in (case["expected"]["diagnosis"], *case["expected"]["accepted_alternatives"])
+        if found.found.word not in (case["expected"]["diagnosis"], *case["expected"]["accepted_alternatives"])
     ]
     assert len(wrong) <= 0.03 * len(sure), wrong
     assert {case["id"]: bad for case, found in answers if (bad := harm(case, found))} == {}
-    assert [case["id"] for case, found in answers if found.diagnosis == "ok" and found.found.unexplained] == []
+    assert [case["id"] for case, found in answers if found.found.word == "ok" and found.found.unexplained] == []
     fine = [(case, found) for case, found in answers if case["expected"]["diagnosis"] == "ok"]
-    assert fine and all(found.diagnosis in ("ok", *case["expected"]["accepted_alternatives"]) for case, found in fine)
+    assert fine and all(found.found.word in ("ok", *case["expected"]["accepted_alternatives"]) for case, found in fine)
 
 
 def test_forty_public_cases_are_right_and_harmless_and_the_page_says_so(capsys):
@@ -303,7 +304,7 @@ def test_all_public_cases_beside_the_project_are_right_and_harmless(capsys):
 def test_every_prefix_of_a_text_gives_an_answer():
     text = "\n".join(param.values[0]["text"] for param in LAYOUTS[:2])
     for end in range(0, len(text), 41):
-        assert explain(text[:end]).diagnosis in DIAGNOSES
+        assert explain(text[:end]).found.word in DIAGNOSES
 
 
 @pytest.mark.parametrize(
@@ -328,8 +329,8 @@ def test_every_prefix_of_a_text_gives_an_answer():
 )
 def test_junk_is_answered_and_never_understood(content):
     found = explain(content)
-    assert (found.diagnosis, found.confidence) == ("other", "low")
-    assert found.ask and not found.remedy.torch_variants
+    assert (found.found.word, found.found.confidence) == ("other", "low")
+    assert found.found.ask and not found.remedy.torch_variants
     assert exit_code(found) == 3
 
 
@@ -374,7 +375,7 @@ def test_the_whole_command_is_quick_and_needs_only_the_standard_library():
 def test_a_long_log_is_read_from_both_ends_and_says_so():
     end = "RuntimeError: The NVIDIA driver on your system is too old (found version 12040)."
     found = explain("line of a log\n" * 200_000 + end)
-    assert found.diagnosis == "driver_too_old_for_runtime"
+    assert found.found.word == "driver_too_old_for_runtime"
     assert any("only the first and the last part" in reason for reason in found.because)
 
 
@@ -447,7 +448,7 @@ def test_an_unknown_gpu_is_said_to_be_unknown():
 
 def test_a_torch_newer_than_the_table_is_no_alarm():
     found = explain("torch 2.31.0+cu150\ntorch.cuda.is_available() True\nGPU 0: NVIDIA H100 80GB HBM3\n")
-    assert found.diagnosis == "ok"
+    assert found.found.word == "ok"
 
 
 # --- what is shown ------------------------------------------------------------------------------------

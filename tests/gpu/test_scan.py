@@ -104,7 +104,7 @@ def test_a_package_that_is_not_there_is_refused():
 
 def verdict(libraries, capability):
     held = tuple(wheelcode.Library(name, counts) for name, counts in libraries.items())
-    arch_list = wheelcode._sorted(code for library in held for code in library.counts)
+    arch_list = wheelcode.in_order(code for library in held for code in library.counts)
     return wheelcode.check(wheelcode.Scan("pkg", arch_list, held, len(held)), capability).outcome
 
 
