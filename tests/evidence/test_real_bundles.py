@@ -1,17 +1,15 @@
 """The bundles in reports/, made on real machines: each verifies with a bare Python, and no copy that was changed does."""
 
 import random
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import evidence_sample as sample
 import pytest
 
 from kit.evidence.contents import SCHEMA_VERSION
-from kit.evidence.verify import load, text, verify
+from kit.evidence.verify import load, verify
 from kit.records import Outcome, loads
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,43 +52,6 @@ def test_copy_with_one_byte_changed_does_not_verify(real, tmp_path, tally):
         assert verify(copy).exit_code == 4, path.name
         path.write_bytes(data)
     tally(f"one byte changed in each file of {real.name}", len(files), f"{len(files)} INVALID")
-
-
-@named
-def test_edited_records_of_a_real_bundle_are_found_though_hashed_again(real, tmp_path, trials, tally):
-    """Values in facts/ and raw/ replaced: the evidence no longer follows, or the value decides nothing."""
-    copy = shutil.copytree(real, tmp_path / real.name)
-    draw, total = random.Random(2), trials(2000)
-    before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
-    names = [
-        p
-        for p in sorted(before)
-        if p.relative_to(copy).parts[0] in ("facts", "raw") and p.suffix in (".json", ".jsonl", ".csv")
-    ]
-    codes = {}
-    for _ in range(total):
-        path = draw.choice(names)
-        tokens = list(re.finditer(rb'(?<=: )(?:"[^"]*"|[-\d.e]+|true|false|null)|(?<=,)[\d.]+', before[path]))
-        if not tokens:
-            continue
-        token = draw.choice(tokens)
-        odd = draw.choice(
-            [b"NaN", b"-1", b"1e300", b"0", b"true", b"null", b'""', b"[]", b"{}", b"9" * 400, b'"x"', b"1.5"]
-        )
-        path.write_bytes(before[path][: token.start()] + odd + before[path][token.end() :])
-        sample.rehash(copy)
-        found = verify(copy)
-        codes[found.exit_code] = codes.get(found.exit_code, 0) + 1
-        assert found.exit_code in (0, 1, 3, 4), text(found)
-        for file, data in before.items():
-            if file == path or file.parent == copy:
-                file.write_bytes(data)
-    tally(
-        f"values in the records of {real.name} replaced and hashed again",
-        total,
-        ", ".join(f"exit {code}: {count}" for code, count in sorted(codes.items())),
-    )
-    assert codes[4] > total // 3
 
 
 @named

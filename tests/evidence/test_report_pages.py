@@ -3,16 +3,11 @@
 import base64
 import dataclasses
 import html.parser
-import json
-import os
 import re
-import shutil
-import subprocess
 
 import evidence_sample as sample
 import pytest
 
-from kit.evidence.bundle import open_bundle
 from kit.evidence.contents import Number, value, value_range
 from kit.evidence.notebook import markdown, notebook_html, problems, source_sha256
 from kit.evidence.render import derived, page, readme
@@ -34,17 +29,59 @@ EVIL = [
     "</title></style></pre></table>",
     "&lt;b&gt;",
 ]
-ALLOWED_TAGS = set(
-    re.findall(
-        r"\w+",
-        "html head meta link title style body p h1 h2 h3 h4 div span b i br small code pre table thead tbody tr th td ul"
-        " ol li dl dt dd nav figure figcaption img a details summary main svg path polyline circle rect",
-    )
-)
+ALLOWED_TAGS = [
+    "html",
+    "head",
+    "meta",
+    "link",
+    "title",
+    "style",
+    "body",
+    "p",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "div",
+    "span",
+    "b",
+    "i",
+    "br",
+    "small",
+    "code",
+    "pre",
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "ul",
+    "ol",
+    "li",
+    "dl",
+    "dt",
+    "dd",
+    "nav",
+    "figure",
+    "figcaption",
+    "img",
+    "a",
+    "details",
+    "summary",
+    "main",
+    "svg",
+    "path",
+    "polyline",
+    "circle",
+    "rect",
+]
+LOADS = ("srcset", "style", "action", "formaction", "background", "poster")
+HREF = r"data:,$|https?://|\.\./index\.html$|(notebooks|figures|raw|facts)/[\w./-]+$|#[\w-]+$|[\w-]+/index\.html$"
 
 
 class Reader(html.parser.HTMLParser):
-    """Collects tags, attributes and addresses, and complains about anything that could load or run."""
+    """Collects tags, attributes and text, and complains about anything that could load or run."""
 
     def __init__(self, text):
         super().__init__()
@@ -54,25 +91,12 @@ class Reader(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.found.append((tag, dict(attrs)))
-        if tag not in ALLOWED_TAGS:
-            self.problems.append(tag)
+        self.problems += [] if tag in ALLOWED_TAGS else [tag]
         for name, told in attrs:
-            if name.startswith("on") or name in (
-                "srcset",
-                "style",
-                "action",
-                "formaction",
-                "background",
-                "poster",
-            ):
-                self.problems.append(f"{tag} {name}")
-            if name == "src" and not told.startswith("data:image/png;base64,"):
-                self.problems.append(f"{tag} src {told[:50]}")
-            if name == "href" and not re.match(
-                r"data:,$|https?://|\.\./index\.html$|(notebooks|figures|raw|facts)/[\w./-]+$|#[\w-]+$|[\w-]+/index\.html$",
-                told,
-            ):
-                self.problems.append(f"{tag} href {told[:50]}")
+            is_strange = name == "src" and not told.startswith("data:image/png;base64,")
+            is_strange |= name == "href" and not re.match(HREF, told)
+            if is_strange or name.startswith("on") or name in LOADS:
+                self.problems.append(f"{tag} {name} {told[:50]}")
 
     def handle_data(self, data):
         self.text += data
@@ -101,23 +125,18 @@ def evidence_with(text):
 
 
 def hostile_notebook(text):
+    def shown(data, **metadata):
+        return {"output_type": "display_data", "data": data, "metadata": metadata}
+
     value = sample.notebook(text, "b")
     value["cells"][0]["source"] = text
     value["cells"][1]["outputs"] = [
         {"output_type": "stream", "name": "stdout", "text": text},
         {"output_type": "error", "ename": text, "evalue": text, "traceback": [text]},
-        {"output_type": "display_data", "data": {"text/html": text, "text/plain": text}, "metadata": {}},
-        {
-            "output_type": "display_data",
-            "data": {"text/markdown": text, "application/javascript": text},
-            "metadata": {},
-        },
-        {
-            "output_type": "display_data",
-            "data": {"image/png": base64.b64encode(sample.png()).decode()},
-            "metadata": {"image/png": {"alt": text}},
-        },
-        {"output_type": "display_data", "data": {"image/png": text, "image/svg+xml": text}, "metadata": {}},
+        shown({"text/html": text, "text/plain": text}),
+        shown({"text/markdown": text, "application/javascript": text}),
+        shown({"image/png": base64.b64encode(sample.png()).decode()}, **{"image/png": {"alt": text}}),
+        shown({"image/png": text, "image/svg+xml": text}),
     ]
     return value
 
@@ -295,23 +314,9 @@ def test_markdown_of_our_articles():
 
 def test_hash_of_a_notebook_is_that_of_its_template():
     template, executed = sample.notebook("a = 1", "b = 2", executed=False), sample.notebook("a = 1", "b = 2")
-    executed["cells"].insert(
-        1,
-        {
-            "cell_type": "code",
-            "metadata": {"tags": ["injected-parameters"]},
-            "source": "a = 9",
-            "execution_count": 1,
-            "outputs": [],
-        },
-    )
+    executed["cells"][0]["source"] = ["# A notebook\r\n", "\r\n", "One `idea` a **cell**."]
     executed["cells"].insert(
         0, {"cell_type": "markdown", "metadata": {"tags": ["papermill-error-cell-tag"]}, "source": "error"}
-    )
-    executed["cells"][2]["source"] = (
-        ["# A notebook\r\n", "\r\n", "One `idea` a **cell**."]
-        if executed["cells"][2]["cell_type"] == "markdown"
-        else executed["cells"][2]["source"]
     )
     assert source_sha256(executed) == source_sha256(template)
     assert source_sha256(sample.notebook("a = 1", "b = 3")) != source_sha256(template)
@@ -320,70 +325,6 @@ def test_hash_of_a_notebook_is_that_of_its_template():
 def test_notebook_counts_only_when_every_cell_ran_in_order_without_error():
     assert not list(problems(sample.notebook("a", "b"))) and list(problems(sample.notebook("a", "b", executed=False)))
     assert list(problems({"cells": []})) == ["it has no code cell"]
-
-
-@pytest.fixture(scope="session")
-def chromium():
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not found:
-        pytest.skip("no Chromium is installed")
-    return found
-
-
-def test_browser_makes_no_request_and_shows_no_error(tmp_path, chromium):
-    """The page of a run that carries hostile text, opened in headless Chromium with a log of its network."""
-    writer = open_bundle(tmp_path, "r1", secrets=sample.NO_SECRETS)
-    sample.fill(writer, sample.run_record(run_id="r1", reviewer_nonce=f"{EVIL[0]} {EVIL[1]}"))
-    (writer.path / "notebooks/01_smoke.ipynb").write_text(json.dumps(hostile_notebook(EVIL[1])), encoding="utf-8")
-    path = writer.finish(sample.conclude(writer.settle()))
-    for name in ("index.html", "notebooks/01_smoke.html"):
-        dom, complaints, urls = opened(chromium, path / name, tmp_path)
-        assert not complaints and not urls
-        assert not Reader(dom).problems
-
-
-def test_browser_would_show_a_request_and_an_error(tmp_path, chromium):
-    unsafe = tmp_path / "unsafe.html"
-    unsafe.write_text(
-        "<img src='https://x.evil.example/a.png'><script>console.error('seen'); missing()</script>",
-        encoding="utf-8",
-    )
-    _, complaints, urls = opened(chromium, unsafe, tmp_path)
-    assert len(complaints) >= 2 and any("x.evil.example" in url for url in urls)
-
-
-def opened(chromium, page_path, folder):
-    """(DOM, lines of the console, addresses asked for) of a page in headless Chromium; its own housekeeping left out."""
-    log = folder / "net.json"
-    done = subprocess.run(
-        [
-            chromium,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            f"--user-data-dir={folder / 'profile'}",
-            "--enable-logging=stderr",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--no-first-run",
-            f"--log-net-log={log}",
-            "--dump-dom",
-            page_path.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, "HOME": str(folder)},
-    )
-    assert done.returncode == 0 and "</html>" in done.stdout, done.stderr
-    asked = set(re.findall(r'"url":"(https?://[^"]+)"', log.read_text(encoding="utf-8", errors="replace")))
-    own = re.compile(r"https?://[\w.-]*\b(google|googleapis|gvt1|gstatic)\.com[/:]")
-    return (
-        done.stdout,
-        [line for line in done.stderr.splitlines() if "CONSOLE" in line],
-        [url for url in asked if not own.match(url)],
-    )
 
 
 def test_verdict_words_have_their_colour():

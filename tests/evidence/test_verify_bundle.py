@@ -7,11 +7,13 @@ import os
 import random
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
 import time
 import zipfile
+import zlib
 from pathlib import Path
 
 import evidence_sample as sample
@@ -449,83 +451,62 @@ def test_load_refuses_what_does_not_verify(bundle):
 # --- fuzzing, cost, isolation ---------------------------------------------------------
 
 
-def test_fuzzed_bundles_never_say_what_was_not_said(bundle, trials, tally):
-    """Bytes, lines and values replaced at random, half of them hashed again: no crash, and no PASS that was forged."""
-    draw, total = random.Random(11), trials(5_000)
-    files = sorted(p for p in bundle.rglob("*") if p.is_file())
-    before = {p: p.read_bytes() for p in files}
-    codes = {}
+_ODD = b'NaN 1e999 1e300 -1 0 1.5 true null "" [] {} "x" "\\ud800" \xff\xfe \0'.split() + [b"9" * 5000, b"[" * 5000]
+_TOKEN = re.compile(rb'(?<=: )(?:"[^"]*"|[-\d.e]+|true|false|null)|(?<=,)[\d.]+')
+REAL = sorted(path.parent for path in (ROOT / "reports").glob("*/evidence.json"))
+
+
+@pytest.mark.parametrize("real", [None, *REAL], ids=lambda path: path.name if path else "sample")
+def test_fuzzed_bundles_never_say_what_was_not_said(bundle, tmp_path, trials, tally, real):
+    """Bytes, files and values replaced at random, half of them hashed again: no crash, and no PASS that was forged."""
+    draw, total, codes = random.Random(11), trials(400 if real else 2000), {}
+    bundle = shutil.copytree(real, tmp_path / real.name) if real else bundle
+    before = {path: path.read_bytes() for path in sorted(bundle.rglob("*")) if path.is_file()}
     for trial in range(total):
-        path = draw.choice(files)
-        path.write_bytes(_fuzzed(draw, before[path], before[draw.choice(files)]))
+        path = draw.choice(list(before))
+        path.write_bytes(_fuzzed(draw, before[path], before[draw.choice(list(before))]))
         is_forged = trial % 2 and path.name not in ("evidence.json", MANIFEST)
         if is_forged:
             sample.rehash(bundle)
-        is_same = path.read_bytes() == before[path]
-        code = verify(bundle).exit_code
-        if code == 0 and not is_same:
+        is_same, code = path.read_bytes() == before[path], verify(bundle).exit_code
+        if code in (0, 1) and not is_same:
             # A capture or an unused value can be forged with its hashes; nothing that is derived changed.
             assert is_forged and (bundle / "evidence.json").read_bytes() == before[bundle / "evidence.json"]
-            code = "0, forged with its hashes"
+            code = "forged with its hashes"
         if not is_same:
             codes[code] = codes.get(code, 0) + 1
         for file, data in before.items():
             if file == path or is_forged:
                 file.write_bytes(data)
-    told = ", ".join(f"exit {code}: {count}" for code, count in sorted(codes.items(), key=str))
-    tally("fuzzed bundles, half of them hashed again", total, told)
-    assert set(codes) <= {1, 3, 4, "0, forged with its hashes"}
-
-
-_ODD = [
-    b"NaN",
-    b"1e999",
-    b"-1",
-    b"true",
-    b"null",
-    b'""',
-    b"[]",
-    b"9" * 5000,
-    b"[" * 5000,
-    b'"\\ud800"',
-    b"\xff\xfe",
-    b"\0",
-]
+    told = ", ".join(f"{code}: {count}" for code, count in sorted(codes.items(), key=str))
+    tally(f"fuzzed {bundle.name}, half of it hashed again", total, told)
+    assert set(codes) <= {3, 4, "forged with its hashes"} and codes[4] > total // 2
 
 
 def _fuzzed(draw, data, other):
     at, to = sorted(draw.randrange(len(data) + 1) for _ in range(2))
-    kind = draw.randrange(6)
-    if kind == 0:
-        return data[:at] + draw.randbytes(draw.randrange(1, 9)) + data[min(len(data), at + draw.randrange(9)) :]
-    if kind in (1, 2, 3):
-        return (data[:at], data[:at] + data[to:], data[:to] + data[at:])[kind - 1]
-    if kind == 4:
-        return other
-    tokens = list(re.finditer(rb'(?<=: )(?:"[^"]*"|[-\d.e]+|true|false|null)', data)) or [re.match(b"", data)]
-    token = draw.choice(tokens)
-    return data[: token.start()] + draw.choice(_ODD) + data[token.end() :]
+    token = draw.choice(list(_TOKEN.finditer(data[:200_000])) or [re.match(b"", data)])
+    odd = data[: token.start()] + draw.choice(_ODD) + data[token.end() :]
+    noise = data[:at] + draw.randbytes(draw.randrange(1, 9)) + data[min(len(data), at + draw.randrange(9)) :]
+    return draw.choice((odd, odd, noise, data[:at], data[:at] + data[to:], data[:to] + data[at:], other))
 
 
-def test_fifty_megabytes_in_three_seconds(tmp_path, tally):
+def test_fifty_megabytes_in_three_seconds(bundle, tally):
     draw = random.Random(1)
     figures = [sample.png(extra=_chunk(draw.randbytes(650_000))) for _ in range(30)]
-    writer = open_bundle(tmp_path, sample.RUN_ID, secrets=sample.NO_SECRETS)
-    sample.fill(writer)
     shown = json.dumps(sample.notebook(*sample.SOURCES, pictures=(sample.png(), *figures[:8])), indent=1)
-    writer.write("notebooks/01_smoke.ipynb", shown)
-    for index, figure in enumerate(figures[:8]):
-        writer.write(f"figures/f{index:02}.png", figure)
-    line = (writer.path / "raw/telemetry.jsonl").read_bytes().splitlines(keepends=True)[-1]
-    with (writer.path / "raw/telemetry.jsonl").open("ab") as file:
+    (bundle / "notebooks/01_smoke.ipynb").write_text(shown, encoding="utf-8")
+    for index, figure in enumerate(figures):
+        name, data = ("png", figure) if index < 8 else ("svg", b"<svg>" + b"x" * len(figure) + b"</svg>")
+        (bundle / f"figures/f{index:02}.{name}").write_bytes(data)
+    line = (bundle / "raw/telemetry.jsonl").read_bytes().splitlines(keepends=True)[-1]
+    with (bundle / "raw/telemetry.jsonl").open("ab") as file:
         file.write(line * 15_000)
-    for index, figure in enumerate(figures[8:]):
-        writer.write(f"figures/g{index:02}.svg", b"<svg>" + b"x" * len(figure) + b"</svg>")
-    path = writer.finish(sample.conclude(writer.settle()))
-    size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    sample.forge(bundle)
+    size = sum(p.stat().st_size for p in bundle.rglob("*") if p.is_file())
     # Its own time, since the machine may be shared.
     began = time.process_time()
-    found = verify(path)
+    found = verify(bundle)
     taken = time.process_time() - began
     assert found.outcome is Outcome.PASS, text(found)
     tally(f"verify a bundle of {size / 1e6:.0f} MB", 1, f"{taken:.2f} s")
@@ -533,9 +514,6 @@ def test_fifty_megabytes_in_three_seconds(tmp_path, tally):
 
 
 def _chunk(data):
-    import struct
-    import zlib
-
     return struct.pack(">I", len(data)) + b"vpAg" + data + struct.pack(">I", zlib.crc32(b"vpAg" + data))
 
 
