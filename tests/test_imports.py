@@ -11,17 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = {
-    "torch",
-    "numpy",
-    "pandas",
-    "matplotlib",
-    "transformers",
-    "papermill",
-    "subprocess",
-    "ctypes",
-    "logging",
-}
+HEAVY = {"torch", "numpy", "pandas", "matplotlib", "transformers", "papermill", "subprocess", "ctypes", "logging"}
 
 
 def contracts():
@@ -52,10 +42,7 @@ def run_bare(program):
     """In a Python that sees the standard library and the kit, and no installed package."""
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{program}"
     return subprocess.run(
-        [sys.executable, "-I", "-S", "-W", "error", "-c", program],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
+        [sys.executable, "-I", "-S", "-W", "error", "-c", program], capture_output=True, text=True, encoding="utf-8"
     )
 
 
@@ -95,13 +82,7 @@ def test_all_logic_runs_on_a_bare_python():
 
 @pytest.mark.parametrize(
     "line",
-    [
-        "--version",
-        "--help",
-        "verify no-such-bundle",
-        "compare no-such-a no-such-b",
-        "check --facts no-such-file",
-    ],
+    ["--version", "--help", "verify no-such-bundle", "compare no-such-a no-such-b", "check --facts no-such-file"],
 )
 def test_commands_without_packages_run_on_a_bare_python(line):
     """Their answer here is a message or a usage error, never a missing module."""
