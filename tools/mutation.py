@@ -33,10 +33,7 @@ JUDGES = (
 )
 # What tries each of them without torch, the quickest first.
 TRAINING = ("tests/sabotage/test_recorded.py", "tests/train/test_golden_judges.py", "tests/train/test_limits.py")
-MACHINE = tuple(
-    f"tests/gpu/{name}.py"
-    for name in ("test_golden_questions", "test_questions", "test_card_witnesses", "test_judge", "test_machines")
-)
+MACHINE = tuple(f"tests/gpu/{name}.py" for name in ("test_golden_questions", "test_card_witnesses", "test_machines"))
 CONTROL = ("tests/train/test_negative_control.py",)
 TESTS = {
     "kit/train/judge_training.py": TRAINING,

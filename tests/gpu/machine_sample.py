@@ -9,7 +9,7 @@ from kit.gpu import judge_machine
 from kit.gpu.diagnose import Case
 from kit.gpu.facts import Driver, Gpu, JitControl, KernelProof, MachineFacts, Platform, Torch
 from kit.gpu.judge_machine import Expectation, judge
-from kit.records import Outcome, from_json
+from kit.records import from_json
 
 MACHINES = Path(__file__).parents[1] / "machines"
 GPU_A, GPU_B = "GPU-00000000-0000-4000-8000-00000000000a", "GPU-00000000-0000-4000-8000-00000000000b"
@@ -63,11 +63,3 @@ def disagreements(facts):
 
 def verdict(facts, gpu_name=None, min_cuda=None, device="cuda"):
     return judge(facts, Expectation(gpu_name, min_cuda, device))
-
-
-def check(found, name):
-    return next(check for check in found.checks if check.id == name)
-
-
-def failed(found):
-    return {check.id for check in found.checks if check.outcome is Outcome.FAIL}

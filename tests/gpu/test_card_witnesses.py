@@ -3,57 +3,56 @@
 import dataclasses
 
 import pytest
-from machine_sample import GPU_A, GPU_B, card, disagreements, driver, h100, machine, torch
+from machine_sample import GPU_A, GPU_B, card, disagreements, h100, machine
 
 from kit.gpu.facts import Driver, Gpu, MachineFacts, Torch
 from kit.gpu.judge_machine import is_slice, matches, partner
 
-ADA, PASCAL = "NVIDIA GeForce RTX 4090", "NVIDIA GeForce GTX 1060 6GB"
+ADA, PASCAL, H100 = "NVIDIA GeForce RTX 4090", "NVIDIA GeForce GTX 1060 6GB", "NVIDIA H100 80GB HBM3"
+PCIE = "NVIDIA H100 PCIe"
 GB = 10**9
+FIRST, SECOND = Gpu(0, ADA, uuid="GPU-AAAA"), Gpu(1, ADA, uuid="GPU-BBBB")
+ONLY = Gpu(0, ADA, uuid="GPU-aa")
+NAMELESS = Gpu(0, ADA)
+MIXED = (Gpu(0), Gpu(1, PASCAL), Gpu(2, ADA), Gpu(3, ADA))
 
 
 def seen(torch_gpu, *driver_gpus, **facts):
     """What the two witnesses say differently."""
-    return disagreements(
-        MachineFacts(
-            source="recorded", driver=Driver("580.1", gpus=driver_gpus), torch=Torch("2.13", gpus=(torch_gpu,)), **facts
-        )
-    )
+    here = {
+        "source": "recorded",
+        "driver": Driver("580.1", gpus=driver_gpus),
+        "torch": Torch("2.13", gpus=(torch_gpu,)),
+    }
+    return disagreements(MachineFacts(**{**here, **facts}))
 
 
-# --- the driver's view of the same card ---------------------------------------------
-
-
-def test_a_card_is_found_by_its_uuid_in_any_spelling():
-    first, second = Gpu(0, ADA, uuid="GPU-AAAA"), Gpu(1, ADA, uuid="GPU-BBBB")
-    for uuid in ("GPU-BBBB", "GPU-bbbb", "BBBB", "bbbb"):
-        assert partner(Gpu(0, ADA, uuid=uuid), (first, second)) is second
-    assert partner(Gpu(0, PASCAL, uuid="GPU-BBBB"), (first, second)) is second
-
-
-def test_a_uuid_that_no_card_has_is_no_card_of_the_driver():
-    assert partner(Gpu(0, ADA, uuid="GPU-cc"), (Gpu(0, ADA, uuid="GPU-aa"),)) is None
-    assert partner(Gpu(0, ADA, uuid="GPU-cc"), (Gpu(0, ADA, uuid="GPU-aa"), Gpu(1, ADA, uuid="GPU-bb"))) is None
-
-
-def test_the_only_card_is_meant_where_a_uuid_says_nothing():
-    only = Gpu(0, ADA, uuid="GPU-aa")
-    assert partner(Gpu(0, "another name"), (only,)) is only
-    assert partner(Gpu(0, ADA, uuid="MIG-cc"), (only,)) is only
-    assert partner(Gpu(0, f"{ADA} MIG 1g.10gb", uuid="GPU-cc"), (only,)) is only
-    assert partner(Gpu(0, ADA, uuid="cc"), (only,)) is only
-    nameless = Gpu(0, ADA)
-    assert partner(Gpu(0, ADA, uuid="GPU-cc"), (nameless,)) is nameless
-
-
-def test_among_several_cards_without_uuid_the_name_decides():
-    cards = (Gpu(0), Gpu(1, PASCAL), Gpu(2, ADA), Gpu(3, ADA))
-    assert partner(Gpu(0, ADA), cards) is cards[2]
-    assert partner(Gpu(0, "GeForce RTX 4090"), cards) is cards[2]
-    assert partner(Gpu(0, f"{ADA} MIG 1g.10gb"), cards) is cards[2]
-    assert partner(Gpu(0, "NVIDIA H200"), cards) is None
-    assert partner(Gpu(0), cards) is None
-    assert partner(Gpu(0, ADA), ()) is None
+@pytest.mark.parametrize(
+    ("gpu", "cards", "place"),
+    [
+        # by its UUID, in any spelling
+        *((Gpu(0, ADA, uuid=uuid), (FIRST, SECOND), 1) for uuid in ("GPU-BBBB", "GPU-bbbb", "BBBB", "bbbb")),
+        (Gpu(0, PASCAL, uuid="GPU-BBBB"), (FIRST, SECOND), 1),
+        # one that no card has is no card of the driver
+        (Gpu(0, ADA, uuid="GPU-cc"), (ONLY,), None),
+        (Gpu(0, ADA, uuid="GPU-cc"), (ONLY, SECOND), None),
+        # the only card is meant where a UUID says nothing
+        (Gpu(0, "another name"), (ONLY,), 0),
+        (Gpu(0, ADA, uuid="MIG-cc"), (ONLY,), 0),
+        (Gpu(0, f"{ADA} MIG 1g.10gb", uuid="GPU-cc"), (ONLY,), 0),
+        (Gpu(0, ADA, uuid="cc"), (ONLY,), 0),
+        (Gpu(0, ADA, uuid="GPU-cc"), (NAMELESS,), 0),
+        # among several without one the name decides
+        (Gpu(0, ADA), MIXED, 2),
+        (Gpu(0, "GeForce RTX 4090"), MIXED, 2),
+        (Gpu(0, f"{ADA} MIG 1g.10gb"), MIXED, 2),
+        (Gpu(0, "NVIDIA H200"), MIXED, None),
+        (Gpu(0), MIXED, None),
+        (Gpu(0, ADA), (), None),
+    ],
+)
+def test_a_device_of_torch_is_one_card_of_the_driver(gpu, cards, place):
+    assert partner(gpu, cards) is (None if place is None else cards[place])
 
 
 @pytest.mark.parametrize(
@@ -74,48 +73,67 @@ def test_a_slice_is_known_by_its_name_its_profile_its_uuid_or_its_card(gpu, othe
 
 # --- contradictions -----------------------------------------------------------------
 
-
-def test_witnesses_that_agree_or_are_alone_contradict_nothing():
-    assert disagreements(h100()) == ()
-    assert disagreements(MachineFacts()) == ()
-    assert disagreements(MachineFacts(torch=Torch("2.13", gpus=(card("NVIDIA H100 PCIe", (9, 0)),)))) == ()
-    assert disagreements(MachineFacts(nvidia_smi_gpus=(ADA,))) == ()
+PATCHED = "torch names NVIDIA H100 PCIe with compute capability 8.0, but that card has 9.0"
+OURS = Gpu(0, ADA, memory_bytes=24 * GB, uuid=GPU_B)
+BOTH = machine([card(ADA, (8, 9)), card(PASCAL, (6, 1), GPU_B, 1)], nvidia_smi_gpus=(ADA, PASCAL))
 
 
-def test_a_card_that_the_driver_does_not_list_is_named_with_those_it_lists():
-    cards = (Gpu(0, PASCAL, uuid="GPU-bb"), Gpu(1, ADA, uuid="GPU-aa"), Gpu(2, uuid="GPU-dd"))
-    said = "torch sees NVIDIA A100, which the driver does not list (it lists ?, NVIDIA GeForce GTX 1060 6GB, NVIDIA GeForce RTX 4090)"
-    assert seen(Gpu(0, "NVIDIA A100", uuid="GPU-cc"), *cards) == (said,)
-    assert seen(Gpu(0, uuid="GPU-cc"), cards[1]) == (
-        "torch sees a GPU, which the driver does not list (it lists NVIDIA GeForce RTX 4090)",
-    )
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        # agreement, or one witness alone
+        (disagreements(h100()), ()),
+        (disagreements(MachineFacts()), ()),
+        (disagreements(MachineFacts(torch=Torch("2.13", gpus=(card(PCIE, (9, 0)),)))), ()),
+        (disagreements(MachineFacts(nvidia_smi_gpus=(ADA,))), ()),
+        # another name or capability, where both say one
+        (seen(Gpu(0, PASCAL), Gpu(0, ADA)), (f"torch says {PASCAL}, the driver says {ADA}",)),
+        (seen(Gpu(0, None, (8, 6)), Gpu(0, ADA, (8, 9))), ("torch says compute capability 8.6, the driver 8.9",)),
+        (seen(Gpu(0, PASCAL), Gpu(0)), ()),
+        (seen(Gpu(0), Gpu(0, ADA)), ()),
+        (seen(Gpu(0, None, (8, 6)), Gpu(0)), ()),
+        (seen(Gpu(0), Gpu(0, None, (8, 6))), ()),
+        # a card that the driver does not list, with those that it lists
+        (
+            seen(Gpu(0, "NVIDIA A100", uuid="GPU-cc"), ONLY, Gpu(1, PASCAL, uuid="GPU-b"), Gpu(2, uuid="GPU-d")),
+            (f"torch sees NVIDIA A100, which the driver does not list (it lists ?, {PASCAL}, {ADA})",),
+        ),
+        (seen(Gpu(0, uuid="GPU-cc"), ONLY), (f"torch sees a GPU, which the driver does not list (it lists {ADA})",)),
+        # a capability that the card cannot have
+        (seen(Gpu(0, PCIE, (8, 0))), (PATCHED,)),
+        (
+            seen(Gpu(0, PCIE, (8, 0)), Gpu(0, PCIE, (9, 0))),
+            (PATCHED, "torch says compute capability 8.0, the driver 9.0"),
+        ),
+        (seen(Gpu(0, PCIE, (8, 0)), torch=Torch("2.13", gpus=(Gpu(0, PCIE, (8, 0)),) * 2)), (PATCHED,)),
+        (seen(Gpu(0, "a card of tomorrow", (8, 0))), ()),
+        (seen(Gpu(0, PCIE)), ()),
+        # two cards of one name: the UUID tells which memory counts
+        (seen(OURS, dataclasses.replace(OURS, memory_bytes=48 * GB, uuid=GPU_A), OURS), ()),
+        # nvidia-smi, where it ended well; every device has to be on its list
+        *(
+            (
+                disagreements(h100(nvidia_smi_gpus=(ADA, PASCAL), nvidia_smi_exit_code=code)),
+                (f"torch sees {H100}, nvidia-smi lists {ADA}, {PASCAL}",),
+            )
+            for code in (0, None)
+        ),
+        (disagreements(h100(nvidia_smi_gpus=(ADA,), nvidia_smi_exit_code=9)), ()),
+        (disagreements(h100(nvidia_smi_gpus=())), ()),
+        (seen(Gpu(0, None, (9, 0)), driver=None, nvidia_smi_gpus=(ADA,)), ()),
+        (disagreements(BOTH), ()),
+        (
+            disagreements(dataclasses.replace(BOTH, nvidia_smi_gpus=(ADA,))),
+            (f"torch sees {PASCAL}, nvidia-smi lists {ADA}",),
+        ),
+    ],
+)
+def test_what_two_witnesses_say_differently_is_told_with_both_and_once(said, words):
+    assert said == words
 
 
-def test_another_name_or_capability_is_told_with_both():
-    assert seen(Gpu(0, PASCAL), Gpu(0, ADA)) == (f"torch says {PASCAL}, the driver says {ADA}",)
-    assert seen(Gpu(0, None, (8, 6)), Gpu(0, ADA, (8, 9))) == ("torch says compute capability 8.6, the driver 8.9",)
-    for ours, theirs in (
-        (Gpu(0, PASCAL), Gpu(0)),
-        (Gpu(0), Gpu(0, ADA)),
-        (Gpu(0, None, (8, 6)), Gpu(0)),
-        (Gpu(0), Gpu(0, None, (8, 6))),
-    ):
-        assert seen(ours, theirs) == ()
-
-
-def test_a_capability_that_the_card_cannot_have_is_a_patched_one():
-    said = "torch names NVIDIA H100 PCIe with compute capability 8.0, but that card has 9.0"
-    assert seen(Gpu(0, "NVIDIA H100 PCIe", (8, 0))) == (said,)
-    both = seen(Gpu(0, "NVIDIA H100 PCIe", (8, 0)), Gpu(0, "NVIDIA H100 PCIe", (9, 0)))
-    assert both == (said, "torch says compute capability 8.0, the driver 9.0")
-    assert seen(Gpu(0, "a card of tomorrow", (8, 0))) == ()
-    assert seen(Gpu(0, "NVIDIA H100 PCIe")) == ()
-
-
-def test_two_devices_with_the_same_fault_are_told_once():
-    fake = Gpu(0, "NVIDIA H100 PCIe", (8, 0))
-    facts = MachineFacts(source="recorded", torch=Torch("2.13", gpus=(fake, fake)))
-    assert len(disagreements(facts)) == 1
+def test_two_devices_are_told_by_their_uuids():
+    assert seen(OURS, dataclasses.replace(OURS, uuid=GPU_A, memory_bytes=48 * GB)) != ()
 
 
 @pytest.mark.parametrize(("ours", "fits"), [(85, True), (84, False), (105, True), (106, False), (200, False)])
@@ -124,41 +142,23 @@ def test_torch_may_see_85_to_105_percent_of_the_drivers_memory(ours, fits):
     assert said == (() if fits else (f"torch says {ours * GB:,} bytes of memory, the driver 100,000,000,000",))
 
 
-def test_memory_is_not_compared_where_it_may_differ():
+@pytest.mark.parametrize(
+    ("ours", "theirs", "source", "differs"),
+    [
+        ({}, {}, "recorded", True),
+        ({}, {"mig_profile": "enabled"}, "recorded", False),
+        ({"mig_profile": "1g.10gb"}, {}, "recorded", False),
+        ({"is_integrated": True}, {}, "recorded", False),
+        ({"memory_bytes": None}, {}, "recorded", False),
+        ({}, {"memory_bytes": None}, "recorded", False),
+        ({}, {}, "text", False),
+    ],
+)
+def test_memory_is_not_compared_where_it_may_differ(ours, theirs, source, differs):
     """A slice, an integrated GPU and a pasted text have good reasons; a missing figure has none at all."""
-    little, much = Gpu(0, ADA, memory_bytes=10 * GB), Gpu(0, ADA, memory_bytes=100 * GB)
-    assert seen(little, much)
-    assert seen(little, dataclasses.replace(much, mig_profile="enabled")) == ()
-    assert seen(dataclasses.replace(little, mig_profile="1g.10gb"), much) == ()
-    assert seen(dataclasses.replace(little, is_integrated=True), much) == ()
-    assert seen(dataclasses.replace(little, memory_bytes=None), much) == ()
-    assert seen(little, dataclasses.replace(much, memory_bytes=None)) == ()
-    text = MachineFacts(source="text", driver=Driver("580.1", gpus=(much,)), torch=Torch("2.13", gpus=(little,)))
-    assert disagreements(text) == ()
-
-
-# --- nvidia-smi ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("code", [0, None])
-def test_an_nvidia_smi_that_ended_well_is_a_witness(code):
-    said = disagreements(h100(nvidia_smi_gpus=(ADA, PASCAL), nvidia_smi_exit_code=code))
-    assert said == (f"torch sees NVIDIA H100 80GB HBM3, nvidia-smi lists {ADA}, {PASCAL}",)
-
-
-def test_one_that_failed_or_listed_nothing_is_none():
-    assert disagreements(h100(nvidia_smi_gpus=(ADA,), nvidia_smi_exit_code=9)) == ()
-    assert disagreements(h100(nvidia_smi_gpus=())) == ()
-    nameless = torch(gpus=(Gpu(0, None, (9, 0)),))
-    assert disagreements(h100(torch=nameless, driver=None, nvidia_smi_gpus=(ADA,))) == ()
-
-
-def test_every_device_of_torch_has_to_be_on_the_list():
-    both = machine([card(ADA, (8, 9)), card(PASCAL, (6, 1), GPU_B, 1)], nvidia_smi_gpus=(ADA, PASCAL))
-    assert disagreements(both) == ()
-    assert disagreements(dataclasses.replace(both, nvidia_smi_gpus=(ADA,))) == (
-        f"torch sees {PASCAL}, nvidia-smi lists {ADA}",
-    )
+    little, much = (Gpu(0, ADA, memory_bytes=size * GB) for size in (10, 100))
+    said = seen(dataclasses.replace(little, **ours), dataclasses.replace(much, **theirs), source=source)
+    assert bool(said) is differs
 
 
 @pytest.mark.parametrize(
@@ -176,12 +176,8 @@ def test_every_device_of_torch_has_to_be_on_the_list():
 )
 def test_a_name_may_be_shortened_by_three_dots_and_in_no_other_way(listed, name, same):
     for driver_name, smi_name in ((name, listed), (listed, name)):
-        facts = h100(
-            driver=driver(gpus=(Gpu(0, driver_name),)),
-            torch=torch(gpus=(Gpu(0, driver_name),)),
-            nvidia_smi_gpus=(smi_name,),
-        )
-        assert (disagreements(facts) == ()) is same
+        gpu = Gpu(0, driver_name)
+        assert (seen(gpu, gpu, nvidia_smi_gpus=(smi_name,)) == ()) is same
 
 
 @pytest.mark.parametrize(
@@ -202,15 +198,20 @@ def test_a_name_may_be_shortened_by_three_dots_and_in_no_other_way(listed, name,
         ("GTX 1060", "NVIDIA GeForce GTX 1060 Mobile", False),
         ("GTX 1060", "NVIDIA GeForce GTX 1060 Notebook", False),
         ("GTX TITAN", "NVIDIA GeForce GTX TITAN Black", False),
+        ("rtx5090", "NVIDIA GeForce RTX 5090", True),
+        ("RTX 5090", "NVIDIA GeForce RTX 5090 D", False),
+        ("RTX 5090", "NVIDIA GeForce RTX 5090 Laptop GPU", False),
+        ("RTX 5090 D", "NVIDIA GeForce RTX 5090 D", True),
+        ("5090 laptop", "NVIDIA GeForce RTX 5090 Laptop GPU", True),
+        ("RTX 4070 Ti", "NVIDIA GeForce RTX 4070 Ti SUPER", False),
+        ("H100", H100, True),
+        ("H100 PCIe", H100, False),
+        ("H100", f"{H100} MIG 1g.10gb", False),
+        ("RTX 6000", "NVIDIA RTX 6000 Ada Generation", False),
+        ("A100", "NVIDIA A100-SXM4-80GB", True),
+        ("A10", "NVIDIA A100-SXM4-80GB", False),
+        ("", "NVIDIA H100", False),
     ],
 )
-def test_words_are_cards_and_not_spellings(expected, name, fits):
+def test_an_expected_name_means_that_card_and_no_relative(expected, name, fits):
     assert matches(expected, name) is fits
-
-
-def test_the_driver_is_asked_by_uuid_before_by_name():
-    """Two cards of one name: the second one is torch's, and its memory is the one that counts."""
-    ours = Gpu(0, ADA, memory_bytes=24 * GB, uuid=GPU_B)
-    cards = (Gpu(0, ADA, memory_bytes=48 * GB, uuid=GPU_A), Gpu(1, ADA, memory_bytes=24 * GB, uuid=GPU_B))
-    assert seen(ours, *cards) == ()
-    assert seen(dataclasses.replace(ours, uuid=GPU_A), *cards) != ()
