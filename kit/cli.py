@@ -60,6 +60,7 @@ RULES = {
     "a report": "kit.evidence.conclude:RUN",
     "the negative control": "kit.evidence.conclude:CONTROL",
     "a bundle": "kit.evidence.verify:BUNDLE",
+    "several ranks": "kit.extras.scale.judge_ranks:RANKS",
 }
 # Commands that hand the arguments they do not know to another program, and those for which a bare Python will do.
 PASS_ON = ("lab", "test")

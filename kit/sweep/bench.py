@@ -19,11 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kit.errors import KitError, TrainingFailed
-from kit.process import child_environment
+from kit.process import child_environment, keep_bytecode
 from kit.records import dumps, from_json, to_json
 from kit.sweep.sweep import write_records
 from kit.sweep.table import BenchResult, ShortRun
 from kit.train.config import TrainConfig
+from kit.train.train import require_device, start_device
 
 ENGINES = ("trainer", "eager", "captured", "graphed")
 _TIMEOUT_S = 600
@@ -42,7 +43,6 @@ def bench(
     GpuNotUsable where the device is cuda and cannot be used, TrainingFailed where a run broke.
     """
     from kit.sweep.trial import first_steps
-    from kit.train.train import require_device
 
     configs = [dataclasses.replace(config, engine=engine) for engine in engines]
     torch = require_device(config.device)
@@ -75,18 +75,14 @@ def _in_a_process(config: TrainConfig, is_first: bool) -> ShortRun | str:
         timeout=_TIMEOUT_S,
         env=child_environment(),
     )
-    lines = done.stdout.splitlines()
-    if done.returncode or not lines:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    told = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    todo = "python -m kit check tells whether this GPU and this torch fit"
+    answer = {"found": f"it ended with {done.returncode}: {told}", "todo": todo}
+    if done.returncode == 0:
+        answer = json.loads(done.stdout.splitlines()[-1])
+    if "found" in answer:
         raise TrainingFailed(
-            f"the {config.engine} engine's process ended with {done.returncode}: {last}",
-            expected=f"{config.steps} steps",
-            todo="python -m kit check tells whether this GPU and this torch fit",
-        )
-    answer = json.loads(lines[-1])
-    if "failed" in answer:
-        raise TrainingFailed(
-            f"the {config.engine} engine's process: {answer['failed']}",
+            f"the {config.engine} engine's process: {answer['found']}",
             expected=f"{config.steps} steps",
             todo=answer["todo"],
         )
@@ -95,104 +91,57 @@ def _in_a_process(config: TrainConfig, is_first: bool) -> ShortRun | str:
 
 def short_run(config: TrainConfig, *, is_first: bool, began: float) -> ShortRun | str:
     """In a fresh process: import, build, train. began: `time.time()` when the process was started."""
-    from kit.process import keep_bytecode
-    from kit.train.train import start_device
-
     bytecode = keep_bytecode()
     start = time.perf_counter()
-    from kit.train.train import require_device
-
     require_device(config.device)
-    thread = start_device(config.device, config.dtype, has_kernels=_needs_triton(config))
-    _import_all(config)
-    from kit.sweep.trial import text_batches
-
-    imported = time.perf_counter()
-    batches = text_batches(config, config.steps)
-    loaded = time.perf_counter()
-    from kit.train.model import build_model, precision
-
-    model = build_model(config)[0].to(config.device)
-    if thread:
-        thread.join()
-    built = time.perf_counter()
-    with precision(config):
-        trained = _train(model, config, batches)
-    if isinstance(trained, str):
-        return trained
-    return ShortRun(
-        engine=config.engine,
-        dtype=config.dtype,
-        is_first=is_first,
-        process_s=time.time() - began,
-        import_s=imported - start,
-        data_s=loaded - imported,
-        model_s=built - loaded,
-        samples=sum(ids.shape[0] for ids, _ in batches),
-        bytecode=bytecode,
-        **trained,
-    )
-
-
-def _import_all(config: TrainConfig) -> None:
-    """What the run will need, here, so that it counts as import time and not as training."""
+    has_kernels = config.engine in ("captured", "graphed") and importlib.util.find_spec("triton") is not None
+    thread = start_device(config.device, config.dtype, has_kernels=has_kernels)
+    # What the run will need, here, so that it counts as import time and not as training.
     from transformers.models.gpt2 import modeling_gpt2  # noqa: F401
 
-    from kit.train import engines  # noqa: F401
+    from kit.sweep import trial
 
     if config.engine == "trainer":
         from transformers import Trainer  # noqa: F401
-    if _needs_triton(config):
+    if has_kernels:
         importlib.import_module("kit.extras.graphed.captured")
-
-
-def _needs_triton(config: TrainConfig) -> bool:
-    return config.engine in ("captured", "graphed") and importlib.util.find_spec("triton") is not None
-
-
-def _train(model, config: TrainConfig, batches) -> dict | str:
-    """All steps, with what stands before the first: their times, losses and the engine's note."""
-    from kit.train.engines import NOTE, build_engine, missing_trainer, run_trainer
-    from kit.train.loop import synchronize
-
-    start = time.perf_counter()
-    if config.engine == "trainer":
-        if reason := missing_trainer():
-            return reason
-        run = run_trainer(model, config, batches)
-        return {
-            "note": NOTE,
-            "engine_s": time.perf_counter() - start - sum(run.step_s),
-            "steps_s": sum(run.step_s),
-            "training_s": run.runtime_s,
-            "losses": run.losses,
-        }
-    engine = build_engine(config.engine, model, config)
-    if engine.is_fallback:
-        return engine.reason
-    synchronize(config.device)
-    ready = time.perf_counter()
-    losses = [engine.step(*batch)[0] for batch in batches]
-    synchronize(config.device)
-    end = time.perf_counter()
-    return {
-        "note": engine.note,
-        "engine_s": ready - start,
-        "steps_s": end - ready,
-        "training_s": end - start,
-        "losses": tuple(float(loss) for loss in losses),
-    }
+    imported = time.perf_counter()
+    batches = trial.text_batches(config, config.steps)
+    loaded = time.perf_counter()
+    model = trial.build_model(config)[0].to(config.device)
+    if thread:
+        thread.join()
+    built = time.perf_counter()
+    with trial.precision(config):
+        engine = trial.engine_of(model, config)
+        if engine.is_fallback:
+            return engine.reason
+        if config.engine == "trainer":
+            run = trial.run_trainer(model, config, batches)
+            losses, steps_s, training_s = run.losses, sum(run.step_s), run.runtime_s
+            engine_s = time.perf_counter() - built - steps_s
+        else:
+            trial.synchronize(config.device)
+            ready = time.perf_counter()
+            losses = tuple(engine.step(*batch)[0] for batch in batches)
+            trial.synchronize(config.device)
+            training_s, engine_s = time.perf_counter() - built, ready - built
+            steps_s = training_s - engine_s
+    return ShortRun(
+        config.engine, config.dtype, is_first, engine.note, process_s=time.time() - began, import_s=imported - start,
+        data_s=loaded - imported, model_s=built - loaded, engine_s=engine_s, steps_s=steps_s, training_s=training_s,
+        samples=sum(len(ids) for ids, _ in batches), losses=tuple(map(float, losses)), bytecode=bytecode,
+    )  # fmt: skip
 
 
 def main(request: str) -> int:
     """The child process: one request as JSON in, one line of JSON out."""
     asked = json.loads(request)
     try:
-        answer = short_run(from_json(TrainConfig, asked["config"]), is_first=asked["is_first"], began=asked["began"])
+        answer = short_run(from_json(TrainConfig, asked.pop("config")), **asked)
+        print(json.dumps({"missing": answer} if isinstance(answer, str) else to_json(answer)))
     except KitError as error:
-        print(json.dumps({"failed": error.found, "todo": error.todo}))
-        return 0
-    print(json.dumps({"missing": answer} if isinstance(answer, str) else to_json(answer)))
+        print(json.dumps({"found": error.found, "todo": error.todo}))
     return 0
 
 

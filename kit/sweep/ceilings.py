@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 
 import torch
 
 from kit.gpu.specs import bandwidth_bytes_per_s, peak_flop_per_s
 from kit.sweep.table import Ceilings
+from kit.sweep.trial import timed
 from kit.train.config import DATASHEET_DTYPES
-from kit.train.loop import synchronize
 from kit.train.model import fast_kernels
 
 _PEAKS = {**DATASHEET_DTYPES, "float16": "fp16", "float8": "fp8"}
@@ -36,23 +37,26 @@ def measure_ceilings(device: str, dtypes: Collection[str], *, is_whole: bool = T
 
     is_whole: for every other dtype that the device has units for as well, and attention in bfloat16.
     """
-    wanted = [*dtypes, *(dtype for dtype in _own_dtypes(device) if is_whole and dtype not in dtypes)]
+    own, is_cuda = _own_dtypes(device), device == "cuda"
+    wanted = dict.fromkeys((*dtypes, *(own if is_whole else ())))
     found = {dtype: _best_product(device, dtype, _PRODUCTS_S[device] / len(wanted)) for dtype in wanted}
     best = {dtype: product for dtype, product in found.items() if product}
-    has_attention = is_whole and "bfloat16" in _own_dtypes(device)
-    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    has_attention = is_whole and "bfloat16" in own
+    name = torch.cuda.get_device_name() if is_cuda else "CPU"
     peaks = {dtype: peak_flop_per_s(name, _PEAKS[dtype]) for dtype in best}
+    value = torch.ones(1, device=device)
+    timed(partial(value.add_, 1), 1, device)
     return Ceilings(
         device_name=name,
         matmul_flop_per_s={dtype: rate for dtype, (rate, _) in best.items()},
         matmul_shape={dtype: shape for dtype, (_, shape) in best.items()},
         copy_bytes_per_s=_copy_rate(device),
-        launch_s=_launch_time(device),
+        launch_s=timed(partial(value.add_, 1), _LAUNCHES, device),
         datasheet_flop_per_s={dtype: peak for dtype, peak in peaks.items() if peak},
         datasheet_bytes_per_s=bandwidth_bytes_per_s(name),
         attention_flop_per_s=_attention_rate(device) if has_attention else None,
         attention_shape=" × ".join(map(str, _ATTENTION[device])) if has_attention else None,
-        graph_launch_s=_graph_launch_time() if device == "cuda" else None,
+        graph_launch_s=_graph_launch_time(value) if is_cuda else None,
     )
 
 
@@ -130,23 +134,8 @@ def _copy_rate(device: str) -> float:
     return 2 * count / _best_of(lambda: target.copy_(source), device)
 
 
-def _launch_time(device: str) -> float:
-    """Host seconds to launch one small kernel, a thousand in a row."""
-    value = torch.ones(1, device=device)
-    value.add_(1)
-    synchronize(device)
-    start = time.perf_counter()
-    for _ in range(_LAUNCHES):
-        value.add_(1)
-    synchronize(device)
-    return (time.perf_counter() - start) / _LAUNCHES
-
-
-def _graph_launch_time() -> float:
+def _graph_launch_time(value: torch.Tensor) -> float:
     """Seconds of one of a thousand small kernels in a CUDA graph, each waiting for the one before it."""
-    value = torch.ones(1, device="cuda")
-    value.add_(1)
-    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(_LAUNCHES):
@@ -156,17 +145,9 @@ def _graph_launch_time() -> float:
 
 def _best_of(work: Callable[[], object], device: str) -> float:
     """Seconds of a call in the fastest row of calls, after a warm-up: a ceiling is the best that was seen."""
-
-    def row(calls: int) -> float:
-        start = time.perf_counter()
-        for _ in range(calls):
-            work()
-        synchronize(device)
-        return (time.perf_counter() - start) / calls
-
-    row(1)
-    calls = max(1, min(100, round(_ROW_S / row(1))))
+    timed(work, 1, device)
+    calls = max(1, min(100, round(_ROW_S / timed(work, 1, device))))
     times, end = [], time.perf_counter() + _SECONDS
     while time.perf_counter() < end or len(times) < 3:
-        times.append(row(calls))
+        times.append(timed(work, calls, device))
     return min(times)

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from kit.errors import UsageError
 from kit.records import dumps
 from kit.show import Table, card, escape
 from kit.sweep.table import (
+    PEAKS,
     Ceilings,
     Row,
     SweepPlan,
@@ -26,8 +26,6 @@ from kit.sweep.table import (
 )
 from kit.train.config import ENGINES, TrainConfig
 from kit.units import memory, number, percent, seconds, spread
-
-Measure = Callable[[TrainConfig], Row]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,41 +45,20 @@ class SweepResult:
 
     @property
     def table(self) -> Table:
-        columns = (
-            "engine",
-            "batch",
-            "tokens a sample",
-            "precision",
-            "step",
-            "IQR",
-            "n",
-            "tokens/s",
-            "memory",
-            "floor",
-            "floor / step",
-            "MFU, measured",
-            "MFU, published",
-        )
-        return Table(columns, tuple(self._cells(row) for row in self.rows))
-
-    def _cells(self, row: Row) -> tuple[str, ...]:
-        shape = (row.engine, str(row.batch_size), str(row.seq_len), row.dtype)
-        if row.outcome != "ok":
-            short = {"oom": "out of memory", "missing": "not here"}
-            return (*shape, short.get(row.outcome, row.outcome), *["–"] * 8)
-        figures, limit = spread(row.block_step_s), floor_s(row, self.ceilings)
-        return (
-            *shape,
-            seconds(figures.median),
-            seconds(figures.iqr, 2),
-            str(figures.n),
-            number(row.tokens_per_s),
-            memory(row.peak_memory_bytes) if row.peak_memory_bytes else "–",
-            seconds(limit),
-            percent(limit / figures.median if limit else None),
-            percent(mfu(row, self.ceilings)),
-            percent(mfu(row, self.ceilings, of="datasheet")),
-        )
+        rows = []
+        for row in self.rows:
+            shape = (row.engine, row.batch_size, row.seq_len, row.dtype)
+            if not (figures := spread(row.block_step_s)):
+                short = {"oom": "out of memory", "missing": "not here"}
+                rows.append((*shape, short.get(row.outcome, row.outcome), *["–"] * 8))
+                continue
+            limit, peak = floor_s(row, self.ceilings), row.peak_memory_bytes
+            times = (seconds(figures.median), seconds(figures.iqr, 2), figures.n)
+            shares = (limit / figures.median if limit else None, *(mfu(row, self.ceilings, of=of) for of in PEAKS))
+            memory_ = memory(peak) if peak else "–"
+            rows.append((*shape, *times, number(row.tokens_per_s), memory_, seconds(limit), *map(percent, shares)))
+        columns = ("engine", "batch", "tokens a sample", "precision", "step", "IQR", "n", "tokens/s", "memory", "floor")
+        return Table((*columns, "floor / step", "MFU, measured", "MFU, published"), tuple(rows))
 
     @property
     def not_here(self) -> str:
@@ -147,24 +124,22 @@ def sweep(
     return SweepResult(plan, ceilings, in_grid_order(rows))
 
 
-def rows_of(plan: SweepPlan, measure: Measure) -> Iterator[Row]:
+def rows_of(plan: SweepPlan, measure: Callable[[TrainConfig], Row]) -> Iterator[Row]:
     """One row a point. Out of memory and whatever else an engine raises are rows with their reason."""
+    from kit.train.engines import out_of_memory
+
     for config in plan.configs():
         try:
             row = measure(config)
         except Exception as error:  # compilers, drivers and libraries raise of their own; Ctrl-C passes
-            row = _failed(config, error)
+            cause = out_of_memory(error)
+            line = (str(cause or error).splitlines() or [""])[0][:300]
+            line = line if cause else f"{type(error).__name__}: {line}"
+            row = row_of(config, "oom" if cause else "error", reason=line)
+            del cause
         # Here the exception is gone, and with it the frames that held the failed point's tensors. A compiler's
         # message names files; whose home they are in is nobody's business.
         yield dataclasses.replace(row, reason=row.reason.replace(str(Path.home()), "~")) if row.reason else row
-
-
-def _failed(config: TrainConfig, error: Exception) -> Row:
-    from kit.train.engines import out_of_memory
-
-    cause = out_of_memory(error)
-    line = (str(cause or error).splitlines() or [""])[0][:300]
-    return row_of(config, "oom" if cause else "error", reason=line if cause else f"{type(error).__name__}: {line}")
 
 
 def _keep(out: str | Path | None, plan: SweepPlan, ceilings: Ceilings, rows: Sequence[Row]) -> None:
@@ -177,13 +152,6 @@ def write_records(out: str | Path | None, files: Mapping[str, str]) -> None:
     """Texts by name into `out`, made where it is missing; nothing where no folder is named."""
     if out is None:
         return
-    try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            (Path(out) / name).write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise UsageError(
-            f"{out} cannot be written: {error.strerror}",
-            expected="a folder you may write to",
-            todo="name another folder with --out",
-        ) from error
+    Path(out).mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (Path(out) / name).write_text(text, encoding="utf-8", newline="\n")

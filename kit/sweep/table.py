@@ -8,6 +8,7 @@ import io
 import itertools
 import math
 import random
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -64,25 +65,26 @@ class SweepPlan:
         self.configs()
 
     def _shapes(self) -> list[tuple[int, int, str]]:
-        more = [(batch_size, seq_len, dtype) for batch_size, seq_len, dtype in self.more_points]
-        return [*itertools.product(self.batch_sizes, self.seq_lens, self.dtypes), *more]
+        grid = itertools.product(self.batch_sizes, self.seq_lens, self.dtypes)
+        return [*grid, *((batch_size, seq_len, dtype) for batch_size, seq_len, dtype in self.more_points)]
 
     def configs(self) -> tuple[TrainConfig, ...]:
         """One checked TrainConfig a point, in the shuffled order. Raises UsageError for an impossible point."""
         points = itertools.product(self._shapes(), self.engines)
-        configs = [self._config(*shape, engine) for shape, engine in points]
-        return tuple(shuffled(configs, random.Random(self.seed).random))
+        return tuple(shuffled(itertools.starmap(self._config, points), random.Random(self.seed).random))
 
     def smallest(self) -> tuple[TrainConfig, ...]:
         """One config for each engine and precision of the plan, all of its smallest shape."""
         shapes = self._shapes()
         batch_size, seq_len, _ = min(shapes, key=lambda shape: (shape[0] * shape[1], shape))
         kinds = dict.fromkeys((dtype, engine) for _, _, dtype in shapes for engine in self.engines)
-        return tuple(self._config(batch_size, seq_len, *kind) for kind in kinds)
+        return tuple(self._config((batch_size, seq_len, dtype), engine) for dtype, engine in kinds)
 
-    def _config(self, batch_size: int, seq_len: int, dtype: str, engine: str) -> TrainConfig:
-        step: dict[str, Any] = {"batch_size": batch_size, "seq_len": seq_len, "dtype": dtype, "engine": engine}
-        return TrainConfig(model=self.model, device=self.device, seed=self.seed, **step)
+    def _config(self, shape: tuple[int, int, str], engine: str) -> TrainConfig:
+        return TrainConfig(
+            model=self.model, device=self.device, seed=self.seed, batch_size=shape[0], seq_len=shape[1],
+            dtype=shape[2], engine=engine,
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,16 +109,17 @@ class Ceilings:
 
     @property
     def table(self) -> Table:
-        sheet = {dtype: quantity(rate, "FLOP/s") for dtype, rate in self.datasheet_flop_per_s.items()}
-        rows = [
-            (f"matrix product, {dtype}", quantity(rate, "FLOP/s"), self.matmul_shape.get(dtype, UNKNOWN),
-             sheet.get(dtype, UNKNOWN))
+        found = [
+            (f"matrix product, {dtype}", rate, self.matmul_shape.get(dtype, UNKNOWN), dtype)
             for dtype, rate in self.matmul_flop_per_s.items()
-        ]  # fmt: skip
+        ]
         if self.attention_flop_per_s:
             how = f"causal, forward and backward, {self.attention_shape}"
-            rate = quantity(self.attention_flop_per_s, "FLOP/s")
-            rows.append(("attention, bfloat16", rate, how, sheet.get("bfloat16", UNKNOWN)))
+            found.append(("attention, bfloat16", self.attention_flop_per_s, how, "bfloat16"))
+        rows = [
+            (what, quantity(rate, "FLOP/s"), how, quantity(self.datasheet_flop_per_s.get(dtype), "FLOP/s"))
+            for what, rate, how, dtype in found
+        ]
         copies = [quantity(rate, "B/s") for rate in (self.copy_bytes_per_s, self.datasheet_bytes_per_s)]
         rows.append(("copy on the device", copies[0], "read and written bytes", copies[1]))
         rows.append(("launch of one small kernel", seconds(self.launch_s), "a thousand in a row", "–"))
@@ -151,25 +154,22 @@ class Row:
         return self.batch_size, self.seq_len, self.dtype, self.model, self.engine
 
     @property
-    def step_time_s(self) -> float | None:
-        figures = spread(self.block_step_s)
-        return figures.median if figures else None
+    def tokens(self) -> int:
+        """Positions that one step trains on; the sweep has no padding."""
+        return self.batch_size * self.seq_len
 
     @property
-    def samples_per_s(self) -> float | None:
-        return self.batch_size / self.step_time_s if self.step_time_s else None
+    def step_time_s(self) -> float | None:
+        return statistics.median(self.block_step_s) if self.block_step_s else None
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Positions a second; the sweep has no padding."""
-        return self.batch_size * self.seq_len / self.step_time_s if self.step_time_s else None
+        return self.tokens / self.step_time_s if self.step_time_s else None
 
     @property
     def flop_per_s(self) -> float | None:
-        if not self.step_time_s:
-            return None
         flop = step_flop(MODELS[self.model], batch_size=self.batch_size, seq_len=self.seq_len)
-        return flop / self.step_time_s
+        return flop / self.step_time_s if self.step_time_s else None
 
 
 def higher(a: Ceilings, b: Ceilings) -> Ceilings:
@@ -184,8 +184,10 @@ def higher(a: Ceilings, b: Ceilings) -> Ceilings:
     )
 
 
-def row_of(config: TrainConfig, outcome: str, **figures) -> Row:
-    return Row(config.batch_size, config.seq_len, config.dtype, config.model, outcome, engine=config.engine, **figures)
+def row_of(config: TrainConfig, outcome: str, kind: type[Any] = Row, **figures: Any) -> Any:
+    """The row of one point. kind: `Row`, or a record that adds to it."""
+    shape = (config.batch_size, config.seq_len, config.dtype, config.model)
+    return kind(*shape, outcome, engine=config.engine, **figures)
 
 
 def floor_s(row: Row, ceilings: Ceilings) -> float | None:
@@ -203,10 +205,13 @@ def floor_s(row: Row, ceilings: Ceilings) -> float | None:
     return max(compute_s, adamw_step_bytes(shape, row.dtype) / ceilings.copy_bytes_per_s)
 
 
+# What a step's arithmetic is set against: the rate that was measured in the same run, and the maker's figure.
+PEAKS = {"measured": "matmul_flop_per_s", "datasheet": "datasheet_flop_per_s"}
+
+
 def mfu(row: Row, ceilings: Ceilings, *, of: str = "measured") -> float | None:
-    """Model FLOP utilisation against the 'measured' matmul rate or the 'datasheet' peak; None if unknown."""
-    peaks = ceilings.matmul_flop_per_s if of == "measured" else ceilings.datasheet_flop_per_s
-    peak = peaks.get(row.dtype)
+    """Model FLOP utilisation against one of `PEAKS`; None if unknown."""
+    peak = getattr(ceilings, PEAKS[of]).get(row.dtype)
     return row.flop_per_s / peak if peak and row.flop_per_s else None
 
 
@@ -218,14 +223,10 @@ def words(row: Row, ceilings: Ceilings) -> str:
         return f"{point}: {what}" + (f", {row.reason}" if row.reason and row.outcome != "oom" else "")
     floor = floor_s(row, ceilings)
     limit = f"floor {seconds(floor)} ({percent(floor / row.step_time_s)} of the step)" if floor else "floor unknown"
-    shares = [
-        f"{percent(mfu(row, ceilings, of=of))} of {quantity(peaks[row.dtype], 'FLOP/s')} {name}"
-        for of, name, peaks in (
-            ("datasheet", "published", ceilings.datasheet_flop_per_s),
-            ("measured", "measured", ceilings.matmul_flop_per_s),
-        )
-        if row.dtype in peaks
-    ]
+    shares = []
+    for of, name in (("datasheet", "published"), ("measured", "measured")):
+        if peak := getattr(ceilings, PEAKS[of]).get(row.dtype):
+            shares.append(f"{percent(mfu(row, ceilings, of=of))} of {quantity(peak, 'FLOP/s')} {name}")
     return f"{point}: {seconds(row.step_time_s)}, {limit}, MFU {' and '.join(shares) or 'unknown'}"
 
 
@@ -239,10 +240,11 @@ def progress_text(done: int, total: int, left_s: float) -> str:
 def as_record(row: Row, ceilings: Ceilings) -> dict[str, object]:
     """The row as a flat record with its derived figures; None stands for unknown."""
     figures = spread(row.block_step_s)
-    derived = {name: getattr(row, name) for name in ("step_time_s", "samples_per_s", "tokens_per_s")}
     return {
         **vars(row),
-        **derived,
+        "step_time_s": row.step_time_s,
+        "samples_per_s": row.batch_size / row.step_time_s if row.step_time_s else None,
+        "tokens_per_s": row.tokens_per_s,
         "step_time_q1_s": figures.q1 if figures else None,
         "step_time_q3_s": figures.q3 if figures else None,
         "floor_s": floor_s(row, ceilings),
@@ -309,15 +311,15 @@ class SameLosses:
 
     def difference(self, row: EngineLosses) -> float | None:
         """The largest over the steps that both have, in nats; None where a loss is not finite or there is none."""
-        if not row.losses or not all(map(_is_finite, (*row.losses, *self.reference))):
+        if None in (*row.losses, *self.reference) or not all(map(math.isfinite, (*row.losses, *self.reference))):
             return None
         return max((abs(a - b) for a, b in zip(row.losses, self.reference)), default=None)
 
     def problem(self, row: EngineLosses) -> str | None:
         """Why its losses are not the same; None where they are."""
-        apart = self.difference(row)
-        if len(row.losses) < LOSS_STEPS or len(self.reference) < LOSS_STEPS:
-            return f"{min(len(row.losses), len(self.reference))} of {LOSS_STEPS} losses"
+        apart, count = self.difference(row), min(len(row.losses), len(self.reference))
+        if count < LOSS_STEPS:
+            return f"{count} of {LOSS_STEPS} losses"
         if apart is None:
             return "a loss is not finite"
         return f"{number(apart, 2)} nats apart" if not apart <= LOSS_LIMITS[row.dtype] else None
@@ -329,34 +331,24 @@ class SameLosses:
 
     @property
     def table(self) -> Table:
+        rows = []
+        for row in self.engines:
+            apart, problem = self.difference(row), self.problem(row)
+            same = f"not here: {row.missing}" if row.missing else f"no: {problem}" if problem else "yes"
+            limit = "–" if row.missing else f"{LOSS_LIMITS[row.dtype]:.0e}"
+            rows.append((row.engine, row.dtype, "–" if apart is None else f"{apart:.1e}", limit, same))
         columns = ("engine", "precision", "largest difference from eager float32", "limit", "the same")
-        return Table(columns, tuple(self._cells(row) for row in self.engines))
-
-    def _cells(self, row: EngineLosses) -> tuple[str, ...]:
-        if row.missing:
-            return row.engine, row.dtype, "–", "–", f"not here: {row.missing}"
-        apart, problem = self.difference(row), self.problem(row)
-        return (
-            row.engine,
-            row.dtype,
-            "–" if apart is None else f"{apart:.1e}",
-            f"{LOSS_LIMITS[row.dtype]:.0e}",
-            f"no: {problem}" if problem else "yes",
-        )
+        return Table(columns, tuple(rows))
 
     @property
     def sentence(self) -> str:
-        apart = [found for row in self.compared if (found := self.difference(row)) is not None]
         if not self.is_same:
             return "The engines do not compute the same." if self.compared else "No engine could be compared."
         return (
             f"Over {LOSS_STEPS} steps at {self.batch_size} × {self.seq_len} every engine that runs here gives the "
-            f"plain loop's losses in float32; the largest difference is {max(apart):.1e} nats."
+            f"plain loop's losses in float32; the largest difference is {max(map(self.difference, self.compared)):.1e} "
+            "nats."
         )
-
-
-def _is_finite(loss: float | None) -> bool:
-    return loss is not None and math.isfinite(loss)
 
 
 # The short run that people report, as records: 14 steps with their start, engine by engine.
@@ -385,10 +377,6 @@ class ShortRun:
     losses: tuple[float | None, ...]
     bytecode: str | None = None
 
-    @property
-    def samples_per_s(self) -> float:
-        return self.samples / self.training_s
-
 
 @dataclasses.dataclass(frozen=True)
 class BenchResult:
@@ -411,9 +399,8 @@ class BenchResult:
         rows = []
         for run in self.runs:
             times = [seconds(getattr(run, part)) for part in parts]
-            rows.append(
-                (run.engine, run.dtype, "first" if run.is_first else "second", *times, number(run.samples_per_s))
-            )
+            which, rate = "first" if run.is_first else "second", number(run.samples / run.training_s)
+            rows.append((run.engine, run.dtype, which, *times, rate))
         return Table(("engine", "precision", "run", *heads, "samples/s"), tuple(rows))
 
     @property

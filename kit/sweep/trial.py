@@ -6,14 +6,17 @@ learnt its batch by heart rounds differently.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import itertools
 import math
 import statistics
 import time
+import types
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -36,16 +39,14 @@ _LEAST_STEPS, _TRAINER_STEPS = 2, 5
 _LR = 1e-4
 _TIMED_STEPS = 5
 
-Step = Callable[[], object]
 
-
-@dataclasses.dataclass(frozen=True)
-class EngineProfile:
-    """Kernels of one warm step. Its step_time_s is the median of a few steps that no profiler slowed."""
-
-    engine: str
-    dtype: str
-    profile: KernelProfile
+def engine_of(model, config: TrainConfig) -> Any:
+    """The engine of `config` (see `build_engine`). Hugging Face's Trainer has no step: of it this is only whether it can
+    run here, and its note."""
+    if config.engine != "trainer":
+        return build_engine(config.engine, model, config)
+    reason = missing_trainer()
+    return types.SimpleNamespace(is_fallback=reason is not None, reason=reason, note=NOTE)
 
 
 class Trial:
@@ -72,71 +73,59 @@ class Trial:
         """Mean step time of each block, after a warm-up. A graph's memory counts while it is built: later, torch does
         not see what the graph holds."""
         self.fresh(config)
-        batch = random_batch(self.model, config)
+        batch, losses = random_batch(self.model, config), []
         with precision(config):
+            engine = engine_of(self.model, config)
+            if engine.is_fallback:
+                return row_of(config, "missing", reason=engine.reason)
             if config.engine == "trainer":
-                blocks, losses, note = self._trainer_blocks(batch, config, plan)
+                size, warm_up = _TRAINER_STEPS, STEADY_FROM - 1
+                run = run_trainer(self.model, config, [batch] * (warm_up + plan.blocks * size))
+                firsts, losses = range(warm_up, len(run.step_s), size), list(run.losses)
+                times = [sum(run.step_s[first : first + size]) / size for first in firsts]
             else:
-                engine = build_engine(config.engine, self.model, config)
-                if engine.is_fallback:
-                    return row_of(config, "missing", reason=engine.reason)
-                losses, note = [], engine.note
 
                 def step() -> None:
                     losses[:] = [engine.step(*batch)[0]]
 
-                blocks = timed_blocks(step, config.device, blocks=plan.blocks, block_s=plan.block_s)
-        if not blocks:
-            return row_of(config, "missing", reason=note)
-        wrong = [loss for loss in map(float, losses) if not math.isfinite(loss)]
-        if wrong:
+                size, times = timed_blocks(step, config.device, blocks=plan.blocks, block_s=plan.block_s)
+        if wrong := [loss for loss in map(float, losses) if not math.isfinite(loss)]:
             return row_of(config, "error", reason=f"the loss is {wrong[0]}")
         peak = torch.cuda.max_memory_allocated() if config.device == "cuda" else None
-        steps = sum(count for count, _ in blocks)
-        times = tuple(seconds for _, seconds in blocks)
-        return row_of(config, "ok", block_step_s=times, steps=steps, note=note, peak_memory_bytes=peak)
+        figures = {"steps": size * len(times), "note": engine.note, "peak_memory_bytes": peak}
+        return row_of(config, "ok", block_step_s=tuple(times), **figures)
 
-    def _trainer_blocks(self, batch, config: TrainConfig, plan: SweepPlan):
-        """As `timed_blocks`, then its losses and note; no block where the Trainer is missing, and why as the note."""
-        if reason := missing_trainer():
-            return [], [], reason
-        warm_up, size = STEADY_FROM - 1, _TRAINER_STEPS
-        run = run_trainer(self.model, config, [batch] * (warm_up + plan.blocks * size))
-        steady = run.step_s[warm_up:]
-        blocks = [(size, sum(steady[i : i + size]) / size) for i in range(0, len(steady), size)]
-        return blocks, run.losses, NOTE
-
-    def first_steps(self, config: TrainConfig, batches: Sequence, *, is_profiled: bool = False):
-        """The first losses, and the kernels of a warm step where `is_profiled`; its reason where an engine cannot run.
-        A step of the Trainer lasts from one forward pass to the next, where a hook starts and stops the profiler."""
+    def first_steps(
+        self, config: TrainConfig, batches: Sequence, *, is_profiled: bool = False
+    ) -> tuple[EngineLosses, KernelProfile | None]:
+        """The first losses, and the kernels of a warm step where `is_profiled`, its step_time_s the median of a few that
+        no profiler slowed. A step of the Trainer lasts from one forward pass to the next, where a hook starts and stops
+        the profiler."""
         self.fresh(config)
+        first, warm, profile = batches[:LOSS_STEPS], batches[LOSS_STEPS : LOSS_STEPS + _TIMED_STEPS], None
         with precision(config):
-            if config.engine != "trainer":
-                return self._engine_steps(config, batches, is_profiled)
-            if reason := missing_trainer():
-                return EngineLosses(config.engine, config.dtype, missing=reason), None
-            if not is_profiled:
-                return _losses(config, run_trainer(self.model, config, batches[:LOSS_STEPS]).losses), None
-            with Between(self.model, LOSS_STEPS + _TIMED_STEPS + 1) as between:
-                run = run_trainer(self.model, config, batches)
-            usual_s = statistics.median(run.step_s[LOSS_STEPS : LOSS_STEPS + _TIMED_STEPS])
-            return _losses(config, run.losses), between.profile(usual_s)
-
-    def _engine_steps(self, config: TrainConfig, batches: Sequence, is_profiled: bool):
-        engine = build_engine(config.engine, self.model, config)
-        if engine.is_fallback:
-            return EngineLosses(config.engine, config.dtype, missing=engine.reason), None
-        losses = _losses(config, [float(engine.step(*batch)[0]) for batch in batches[:LOSS_STEPS]])
-        if not is_profiled:
-            return losses, None
-        warm = batches[LOSS_STEPS : LOSS_STEPS + _TIMED_STEPS]
-        times = [timed(partial(engine.step, *batch), 1, config.device) for batch in warm]
-        with profiled(config.device, statistics.median(times)) as found:
-            engine.step(*batches[-1])
-        return losses, found()
+            engine = engine_of(self.model, config)
+            if engine.is_fallback:
+                return EngineLosses(config.engine, config.dtype, missing=engine.reason), None
+            if config.engine == "trainer":
+                whole = LOSS_STEPS + _TIMED_STEPS + 1
+                with Between(self.model, whole) if is_profiled else contextlib.nullcontext() as between:
+                    run = run_trainer(self.model, config, batches if is_profiled else first)
+                losses = run.losses
+                if is_profiled:
+                    profile = between.profile(statistics.median(run.step_s[LOSS_STEPS : whole - 1]))
+            else:
+                losses = tuple(float(engine.step(*batch)[0]) for batch in first)
+                if is_profiled:
+                    times = [timed(partial(engine.step, *batch), 1, config.device) for batch in warm]
+                    with profiled(config.device, statistics.median(times)) as found:
+                        engine.step(*batches[-1])
+                    profile = found()
+        kept = tuple(loss if math.isfinite(loss) else None for loss in losses[:LOSS_STEPS])
+        return EngineLosses(config.engine, config.dtype, kept), profile
 
 
-def timed(step: Step, steps: int, device: str) -> float:
+def timed(step: Callable[[], object], steps: int, device: str) -> float:
     """Seconds of a step, over several in a row; the device is waited for at the end."""
     start = time.perf_counter()
     for _ in range(steps):
@@ -145,8 +134,8 @@ def timed(step: Step, steps: int, device: str) -> float:
     return (time.perf_counter() - start) / steps
 
 
-def timed_blocks(step: Step, device: str, *, blocks: int, block_s: float) -> list[tuple[int, float]]:
-    """Steps and seconds a step of each block, once the step is warm."""
+def timed_blocks(step: Callable[[], object], device: str, *, blocks: int, block_s: float) -> tuple[int, list[float]]:
+    """Steps of a block, and seconds a step in each of them, once the step is warm."""
     timed(step, 1, device)
     before = timed(step, 1, device)
     for done in range(1, _MOST_ROUNDS + 1):
@@ -155,13 +144,14 @@ def timed_blocks(step: Step, device: str, *, blocks: int, block_s: float) -> lis
             break
         before = step_s
     steps = max(_LEAST_STEPS, round(block_s / step_s))
-    return [(steps, timed(step, steps, device)) for _ in range(blocks)]
+    return steps, [timed(step, steps, device) for _ in range(blocks)]
 
 
 def first_steps(
     configs: Sequence[TrainConfig], *, is_profiled: bool = True
-) -> tuple[SameLosses, tuple[EngineProfile, ...]]:
-    """configs: an engine and precision each, all of one shape and model. On the CPU there are no kernels to profile.
+) -> tuple[SameLosses, dict[str, KernelProfile]]:
+    """configs: an engine and precision each, all of one shape and model. The profiles stand by both, 'eager float32'; on
+    the CPU there are no kernels to profile.
 
     Text is packed, so every batch is whole: a graph takes one shape. An engine that fails is listed with its error.
     """
@@ -171,7 +161,7 @@ def first_steps(
     trial = Trial(first)
     reference, _ = trial.first_steps(dataclasses.replace(first, engine="eager", dtype="float32"), batches)
     is_profiled = is_profiled and first.device == "cuda" and profiler_problem() is None
-    rows, profiles = [], []
+    rows, profiles = [], {}
     for config in configs:
         try:
             losses, profile = trial.first_steps(config, batches, is_profiled=is_profiled)
@@ -179,24 +169,13 @@ def first_steps(
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
             losses, profile = EngineLosses(config.engine, config.dtype, missing=reason), None
         rows.append(losses)
-        profiles += [EngineProfile(config.engine, config.dtype, profile)] if profile else []
-    return SameLosses(first.model, first.batch_size, first.seq_len, reference.losses, tuple(rows)), tuple(profiles)
-
-
-def _losses(config: TrainConfig, losses: Sequence[float]) -> EngineLosses:
-    kept = tuple(loss if math.isfinite(loss) else None for loss in losses[:LOSS_STEPS])
-    return EngineLosses(config.engine, config.dtype, kept)
+        profiles |= {f"{config.engine} {config.dtype}": profile} if profile else {}
+    return SameLosses(first.model, first.batch_size, first.seq_len, reference.losses, tuple(rows)), profiles
 
 
 def text_batches(config: TrainConfig, count: int, *, is_packed: bool = False) -> list:
     """Of the run's texts, on its device, as (input_ids, labels)."""
-    endless = data.batches(
-        data.load_texts(config.dataset),
-        data.load_tokenizer(),
-        batch_size=config.batch_size,
-        seq_len=config.seq_len,
-        seed=config.seed,
-        is_packed=is_packed,
-    )
-    found = itertools.islice(endless, count)
+    shape = {"batch_size": config.batch_size, "seq_len": config.seq_len, "seed": config.seed}
+    texts, tokenizer = data.load_texts(config.dataset), data.load_tokenizer()
+    found = itertools.islice(data.batches(texts, tokenizer, is_packed=is_packed, **shape), count)
     return [(batch.input_ids.to(config.device), batch.labels.to(config.device)) for batch in found]

@@ -3,9 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from kit.extras.scale.judge_ranks import judge_ranks
+from kit.extras.scale.judge_ranks import judge_ranks, rank_of
 from kit.extras.scale.ranks import RanksRun
-from kit.extras.scale.scale import read_rank
 from kit.gpu.facts import JitControl
 from kit.records import Outcome, from_json, loads
 
@@ -23,28 +22,20 @@ class Sample:
     def red(self):
         return {id for id, check in self.checks().items() if check.outcome is not Outcome.PASS and check.required}
 
-    def with_run(self, **changes):
-        return dataclasses.replace(self, run=dataclasses.replace(self.run, **changes))
-
-    def with_record(self, number, **changes):
-        """Changes what one rank says of itself."""
-        return self.with_rank(number, record=dataclasses.replace(self.ranks[number].record, **changes))
-
-    def with_training(self, rank, **changes):
-        return self.with_rank(rank, run=dataclasses.replace(self.ranks[rank].run, **changes))
-
     def with_rank(self, number, **changes):
-        return dataclasses.replace(
-            self, ranks={**self.ranks, number: dataclasses.replace(self.ranks[number], **changes)}
-        )
-
-    def without(self, rank):
-        return dataclasses.replace(self, ranks={number: left for number, left in self.ranks.items() if number != rank})
+        """Changes what one rank left: of `record`, `run` and `steps` the fields, or all of it."""
+        left = self.ranks[number]
+        changes = {
+            name: dataclasses.replace(getattr(left, name), **change) if isinstance(change, dict) else change
+            for name, change in changes.items()
+        }
+        return dataclasses.replace(self, ranks={**self.ranks, number: dataclasses.replace(left, **changes)})
 
 
 def healthy():
-    run = from_json(RanksRun, loads((DATA / "ranks.json").read_bytes()))
-    return Sample(run, {number: _filled(read_rank(DATA / f"rank-{number}")) for number in range(run.world_size)})
+    files = {path.relative_to(DATA).as_posix(): path.read_bytes() for path in DATA.rglob("*") if path.is_file()}
+    run = from_json(RanksRun, loads(files["ranks.json"]))
+    return Sample(run, {number: _filled(rank_of(files, number)) for number in range(run.world_size)})
 
 
 def _filled(rank):

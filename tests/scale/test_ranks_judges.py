@@ -5,146 +5,88 @@ import dataclasses
 import pytest
 from ranks_sample import healthy
 
+from kit.extras.scale.judge_ranks import RANKS
 from kit.extras.scale.ranks import FAILED, Rank, global_losses, hang
 from kit.records import Outcome
 from kit.train.steps import PlacementAudit
 
-UUID = "5aa95342"
+HEALTHY = healthy()
+FIRST, SECOND = HEALTHY.ranks[0], HEALTHY.ranks[1]
+SAME = FIRST.record.device_uuid
+ON_CPU = PlacementAudit(1, "cuda", {"cpu": 594}, ("parameter transformer.wte.weight on cpu",))
+IDLE = dataclasses.replace(SECOND.run.profile, kernels=0, device_time_s=0.0)
+CPU = dataclasses.replace(HEALTHY.run.config, device="cpu")
+SKIPPED = tuple(dataclasses.replace(step, is_applied=False) for step in SECOND.steps)
+LOST = (dataclasses.replace(SECOND.steps[0], loss=None), *SECOND.steps[1:])
+APART = tuple(loss * 1.01 for loss in FIRST.record.reference_losses)
+TOO_LARGE = {"reference_losses": (), "reference_skipped": "the model does not fit into one GPU"}
+DEVICES, PRESENT, SUM, AGREE = (
+    "native.ranks_devices",
+    "native.ranks_present",
+    "native.ranks_all_reduce",
+    "learning.ranks_agreement",
+)
+ANY = None
 
-
-def only(sample, id):
-    """The check `id`, after seeing that no other required one is red."""
-    assert sample.red() == {id}
-    return sample.checks()[id]
+# Which rank, what it left, the check that turns red, what is said of it, and the other checks that do.
+RED = [
+    (1, {"record": {"rank": 3}}, PRESENT, "rank 1 is of another rank or another run", set()),
+    (1, {"record": {"world_size": 4}}, PRESENT, "rank 1 is of another rank or another run", set()),
+    (1, {"record": {"device_uuid": SAME, "trained_uuid": SAME}}, DEVICES, "ranks 0 and 1 are on the same", set()),
+    (1, {"record": {"trained_uuid": "00000000-another"}}, DEVICES, "rank 1 took one GPU and trained on another", set()),
+    (1, {"record": {"error": "no usable CUDA device"}}, DEVICES, "rank 1: no usable CUDA device", set()),
+    (1, {"record": {"device": "cpu", "device_uuid": None, "trained_uuid": None}}, DEVICES, "rank 1 is on cpu", set()),
+    (1, {"run": {"config": CPU}}, DEVICES, "rank 1 trained on cpu", ANY),
+    (1, {"run": {"audits": (ON_CPU,)}}, "native.ranks_placement", "rank 1: ", set()),
+    (1, {"run": {"profile": IDLE}}, "native.ranks_kernels", "rank 1: ", set()),
+    *((1, {"record": {"sum_found": wrong}}, SUM, "wrong on rank 1", set()) for wrong in (1.0, 0.0, None, 3.0001)),
+    (0, {"record": {"sum_found": 1.0, "sum_expected": 1.0}}, SUM, "wrong on rank 0", set()),
+    (1, {"record": {"parameters_sha256": "0" * 64}}, "learning.ranks_equal", "other weights", set()),
+    (0, {"record": {"reference_losses": APART}}, AGREE, "apart at step 1", set()),
+    (1, {"steps": LOST}, AGREE, "apart at step 1", {"learning.ranks_finite"}),
+    (1, {"steps": SKIPPED}, "learning.ranks_applied", "rank 1: ", set()),
+]  # fmt: skip
+WEAK = [
+    (1, {"record": {"sum_found": None, "sum_expected": None}}, SUM, "right on 1 of 2 ranks", set()),
+    (0, {"record": TOO_LARGE}, AGREE, "the model does not fit into one GPU", set()),
+]
 
 
 def test_two_healthy_ranks_pass_every_check():
-    sample = healthy()
-    assert sample.red() == set()
-    assert {check.outcome for check in sample.checks().values()} == {Outcome.PASS}
+    assert {check.outcome for check in HEALTHY.checks().values()} == {Outcome.PASS}
+    assert {rule.id for rule in RANKS} == {check.id for check in HEALTHY.checks().values()} & {r.id for r in RANKS}
 
 
-def test_an_absent_rank_is_a_fail_that_names_it():
-    checks = healthy().without(1).checks()
-    assert checks["native.ranks_present"].outcome is Outcome.FAIL
-    assert "rank 1" in checks["native.ranks_present"].found
+@pytest.mark.parametrize("outcome, row", [(Outcome.FAIL, r) for r in RED] + [(Outcome.INCONCLUSIVE, r) for r in WEAK])
+def test_what_one_rank_lacks_or_fakes_turns_one_check_red_that_names_it(outcome, row):
+    number, changes, id, words, others = row
+    sample = HEALTHY.with_rank(number, **changes)
+    check = sample.checks()[id]
+    assert check.outcome is outcome and words in check.found
+    assert others is ANY or sample.red() == {id, *others}
+    assert check.todo == "python -m kit train --gpus 2" or outcome is Outcome.FAIL
+
+
+@pytest.mark.parametrize("ranks", [{0: FIRST}, {0: FIRST, 1: Rank()}])
+def test_an_absent_rank_is_a_fail_that_names_it(ranks):
+    checks = dataclasses.replace(HEALTHY, ranks=ranks).checks()
+    assert checks[PRESENT].outcome is Outcome.FAIL and "rank 1" in checks[PRESENT].found
     # What the other rank shows is not enough for all.
-    assert checks["native.ranks_placement"].outcome is Outcome.INCONCLUSIVE
-    assert checks["native.ranks_devices"].outcome is Outcome.INCONCLUSIVE
-
-
-def test_a_rank_without_a_record_is_absent():
-    sample = healthy()
-    empty = dataclasses.replace(sample, ranks={**sample.ranks, 1: Rank()})
-    assert "rank 1" in empty.checks()["native.ranks_present"].found
-
-
-def test_a_record_of_another_rank_or_run_is_a_fail():
-    for changes in ({"rank": 3}, {"world_size": 4}):
-        checks = healthy().with_record(1, **changes).checks()
-        assert checks["native.ranks_present"].outcome is Outcome.FAIL
-
-
-def test_two_ranks_on_the_same_gpu_are_a_fail_that_names_both():
-    same = healthy().ranks[0].record.device_uuid
-    check = only(healthy().with_record(1, device_uuid=same, trained_uuid=same), "native.ranks_devices")
-    assert check.outcome is Outcome.FAIL and "ranks 0 and 1" in check.found
-
-
-def test_a_rank_that_trained_on_another_gpu_than_it_took_is_a_fail():
-    check = only(healthy().with_record(1, trained_uuid="00000000-another"), "native.ranks_devices")
-    assert check.outcome is Outcome.FAIL and "rank 1" in check.found
-
-
-def test_a_rank_on_the_cpu_is_a_fail_that_names_it():
-    sample = healthy()
-    config = dataclasses.replace(sample.run.config, device="cpu")
-    checks = (
-        sample.with_record(1, device="cpu", device_uuid=None, trained_uuid=None)
-        .with_training(1, config=config)
-        .checks()
-    )
-    assert checks["native.ranks_devices"].outcome is Outcome.FAIL
-    assert "rank 1 is on cpu" in checks["native.ranks_devices"].found
-
-
-def test_a_rank_whose_tensors_are_on_the_cpu_is_a_fail_that_names_it():
-    on_cpu = PlacementAudit(1, "cuda", {"cpu": 594}, ("parameter transformer.wte.weight on cpu",))
-    check = only(healthy().with_training(1, audits=(on_cpu,)), "native.ranks_placement")
-    assert check.outcome is Outcome.FAIL and check.found.startswith("rank 1: ")
-
-
-def test_a_rank_without_kernels_is_a_fail_that_names_it():
-    sample = healthy()
-    profile = dataclasses.replace(sample.ranks[1].run.profile, kernels=0, device_time_s=0.0)
-    check = only(sample.with_training(1, profile=profile), "native.ranks_kernels")
-    assert check.outcome is Outcome.FAIL and check.found.startswith("rank 1: ")
-
-
-@pytest.mark.parametrize("wrong", [1.0, 0.0, None, 3.0001])
-def test_a_wrong_sum_is_a_fail_that_names_the_rank(wrong):
-    check = only(healthy().with_record(1, sum_found=wrong), "native.ranks_all_reduce")
-    assert check.outcome is Outcome.FAIL and "rank 1" in check.found
-
-
-def test_a_sum_that_equals_a_wrong_expectation_is_a_fail():
-    check = only(healthy().with_record(0, sum_found=1.0, sum_expected=1.0), "native.ranks_all_reduce")
-    assert check.outcome is Outcome.FAIL
-
-
-def test_a_sum_that_was_not_measured_is_inconclusive():
-    check = only(healthy().with_record(1, sum_found=None, sum_expected=None), "native.ranks_all_reduce")
-    assert check.outcome is Outcome.INCONCLUSIVE and check.todo == "python -m kit train --gpus 2"
-
-
-def test_ranks_that_end_with_different_weights_are_a_fail():
-    check = only(healthy().with_record(1, parameters_sha256="0" * 64), "learning.ranks_equal")
-    assert check.outcome is Outcome.FAIL
-
-
-def test_losses_that_one_gpu_would_not_have_are_a_fail():
-    sample = healthy()
-    apart = tuple(loss * 1.01 for loss in sample.ranks[0].record.reference_losses)
-    check = only(sample.with_record(0, reference_losses=apart), "learning.ranks_agreement")
-    assert check.outcome is Outcome.FAIL and "step 1" in check.found
-
-
-def test_a_loss_that_is_not_finite_is_apart():
-    sample = healthy()
-    steps = (dataclasses.replace(sample.ranks[1].steps[0], loss=None), *sample.ranks[1].steps[1:])
-    checks = sample.with_rank(1, steps=steps).checks()
-    assert checks["learning.ranks_agreement"].outcome is Outcome.FAIL
-    assert checks["learning.ranks_finite"].found.startswith("rank 1: ")
-
-
-def test_a_model_too_large_for_one_gpu_leaves_the_agreement_open_and_says_why():
-    why = "the model does not fit into one GPU"
-    check = only(healthy().with_record(0, reference_losses=(), reference_skipped=why), "learning.ranks_agreement")
-    assert check.outcome is Outcome.INCONCLUSIVE and check.found == why
+    assert {checks[id].outcome for id in ("native.ranks_placement", DEVICES)} == {Outcome.INCONCLUSIVE}
 
 
 def test_a_failed_run_is_a_fail_with_its_reason():
-    check = only(healthy().with_run(state=FAILED, reason="rank 1 was ended by SIGKILL"), "integrity.ranks_complete")
-    assert check.outcome is Outcome.FAIL and "rank 1" in check.found
-
-
-def test_the_worst_rank_decides_and_is_named():
-    sample = healthy()
-    steps = tuple(dataclasses.replace(step, is_applied=False) for step in sample.ranks[1].steps)
-    check = only(sample.with_rank(1, steps=steps), "learning.ranks_applied")
-    assert check.outcome is Outcome.FAIL and check.found.startswith("rank 1: ")
+    run = dataclasses.replace(HEALTHY.run, state=FAILED, reason="rank 1 was ended by SIGKILL")
+    sample = dataclasses.replace(HEALTHY, run=run)
+    assert sample.red() == {"integrity.ranks_complete"}
+    assert sample.checks()["integrity.ranks_complete"].found == run.reason
 
 
 def test_the_loss_of_a_global_batch_is_the_mean_over_the_ranks():
-    sample = healthy()
-    ranks = [sample.ranks[0], sample.ranks[1]]
-    found = global_losses(ranks)
-    assert found[0] == (ranks[0].steps[0].loss + ranks[1].steps[0].loss) / 2
-    assert len(found) == 14
+    found = global_losses([FIRST, SECOND])
+    assert found[0] == (FIRST.steps[0].loss + SECOND.steps[0].loss) / 2 and len(found) == 14
     assert global_losses([]) == ()
 
-
-# --- who holds the others up --------------------------------------------------------
 
 WAITS = 'Thread 0x1 (most recent call first):\n  File "/v/torch/autograd/graph.py", line 824 in _engine_run_backward\n'
 SLEEPS = (
@@ -154,16 +96,16 @@ SLEEPS = (
 )
 
 
-def test_the_rank_that_does_not_wait_is_the_culprit_and_its_place_is_named_without_folders():
-    told = hang({0: WAITS, 1: SLEEPS, 2: WAITS}, {0: 4, 1: 4, 2: 4})
-    assert told.startswith("rank 1 does not go on after 4 steps (loader.py, line 12 in fetch)")
-    assert "/home/me" not in told
-
-
-def test_where_stacks_do_not_tell_the_rank_with_fewer_steps_is_the_culprit():
-    assert hang({0: WAITS, 1: WAITS}, {0: 5, 1: 4}).startswith("rank 1 does not go on after 4 steps")
-
-
-def test_where_nothing_tells_no_rank_is_blamed():
-    told = hang({0: WAITS, 1: WAITS}, {0: 5, 1: 5})
-    assert told == "all 2 ranks wait after 5 steps: a kernel or the network hangs"
+@pytest.mark.parametrize(
+    "stacks, steps, told",
+    [
+        ((WAITS, SLEEPS, WAITS), (4, 4, 4), "rank 1 does not go on after 4 steps (loader.py, line 12 in fetch); "
+         "the others wait for it"),
+        ((WAITS, WAITS), (5, 4), "rank 1 does not go on after 4 steps (graph.py, line 824 in _engine_run_backward); "
+         "it has finished 4 steps, the others more"),
+        ((WAITS, WAITS), (5, 5), "all 2 ranks wait after 5 steps: a kernel or the network hangs"),
+    ],
+)  # fmt: skip
+def test_who_holds_the_others_up_is_named_by_stack_then_by_steps_or_nobody_is(stacks, steps, told):
+    """Its place without folders, which are private."""
+    assert hang(dict(enumerate(stacks)), dict(enumerate(steps))) == told

@@ -1,9 +1,9 @@
-"""Real ranks over Gloo: torchrun starts them, and what happens to one of them is named."""
+"""Real ranks over Gloo: torchrun starts them, and what happens to one of them is named. A launch is a torchrun and two
+ranks that import torch, some ten seconds of two cores, so each of them shows all that it can."""
 
 import dataclasses
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -13,15 +13,18 @@ from pathlib import Path
 import pytest
 
 from kit.errors import TrainingFailed, UsageError
-from kit.extras.scale.group import Group, place
+from kit.extras.scale import scale as module
 from kit.extras.scale.ranks import ScalePlan, ScaleRow
 from kit.extras.scale.scale import scale, train_ranks
+from kit.extras.scale.worker import Group
 from kit.records import Outcome, from_json, loads
 from kit.train.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SEAMS = ROOT / "tests" / "sabotage" / "seams"
 TINY = TrainConfig(model="tiny", device="cpu", batch_size=2, seq_len=16, steps=5, lr=1e-3)
+WORDS = ["train", "--device", "cpu", "--model", "tiny", "--seq-len", "16", "--batch-size", "2", "--lr", "1e-3"]
+PLACE = {"RANK": "2", "LOCAL_RANK": "2", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 
 
 @pytest.fixture
@@ -51,9 +54,8 @@ def leftovers(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_ranks_train_one_model_and_each_is_judged(tmp_path, parallel):
-    result = train_ranks(TINY, 2, parallel=parallel, out=tmp_path)
+def test_sharded_ranks_train_one_model_and_each_is_judged(tmp_path):
+    result = train_ranks(TINY, 2, parallel="fsdp", out=tmp_path)
     assert result.verdict.outcome is Outcome.REHEARSAL, str(result)
     checks = {check.id: check for check in result.verdict.checks}
     assert checks["learning.ranks_equal"].outcome is Outcome.PASS
@@ -64,40 +66,9 @@ def test_two_ranks_train_one_model_and_each_is_judged(tmp_path, parallel):
 @pytest.mark.slow
 def test_under_torchrun_rank_0_answers_for_all():
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    words = [
-        "--device",
-        "cpu",
-        "--model",
-        "tiny",
-        "--steps",
-        "5",
-        "--seq-len",
-        "16",
-        "--batch-size",
-        "2",
-        "--lr",
-        "1e-3",
-    ]
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            "2",
-            "-m",
-            "kit",
-            "train",
-            "--json",
-            *words,
-        ],
-        env=environment,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=300,
-    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "kit"]
+    command = [*torchrun, *WORDS, "--steps", "5", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     answer = json.loads(done.stdout)
     assert answer["verdict"] == "REHEARSAL"
@@ -108,15 +79,11 @@ def test_under_torchrun_rank_0_answers_for_all():
 def test_a_killed_rank_is_named_and_the_others_evidence_is_kept(tmp_path, fault):
     fault("kill:1:3")
     result = train_ranks(TINY, 2, out=tmp_path)
-    assert result.verdict.outcome is Outcome.FAIL
-    assert result.run.state == "FAILED" and result.run.reason == "rank 1 was ended by SIGKILL"
+    checks = {check.id: check for check in result.verdict.checks}
+    assert result.verdict.outcome is checks["integrity.ranks_complete"].outcome is Outcome.FAIL
+    assert (result.run.state, result.run.reason) == ("FAILED", "rank 1 was ended by SIGKILL")
     # It was ended in its third step, after the exchange: rank 0 may have finished that one.
     assert len(result.ranks[1].steps) == 2 and len(result.ranks[0].steps) in (2, 3)
-    checks = {check.id: check for check in result.verdict.checks}
-    assert (
-        checks["integrity.ranks_complete"].outcome is Outcome.FAIL
-        and "rank 1" in checks["integrity.ranks_complete"].found
-    )
     # Both came as far as to say which device they had.
     assert checks["native.ranks_present"].outcome is Outcome.PASS
     assert leftovers(tmp_path) == []
@@ -125,7 +92,7 @@ def test_a_killed_rank_is_named_and_the_others_evidence_is_kept(tmp_path, fault)
 @pytest.mark.slow
 def test_a_rank_that_hangs_is_named_with_its_place_and_nothing_is_left_behind(tmp_path, fault):
     fault("hang:1:3")
-    result = train_ranks(TINY, 2, out=tmp_path, hang_s=15)
+    result = train_ranks(TINY, 2, out=tmp_path, hang_s=5)
     assert result.verdict.outcome is Outcome.FAIL
     assert result.run.reason.startswith("rank 1 does not go on after 2 steps (rank_fault.py")
     assert leftovers(tmp_path) == []
@@ -134,23 +101,8 @@ def test_a_rank_that_hangs_is_named_with_its_place_and_nothing_is_left_behind(tm
 @pytest.mark.slow
 def test_ranks_end_with_the_one_who_started_them(tmp_path):
     """A scheduler may end the kit with a signal that nobody can catch."""
-    words = [
-        "train",
-        "--gpus",
-        "2",
-        "--device",
-        "cpu",
-        "--model",
-        "tiny",
-        "--steps",
-        "5000",
-        "--seq-len",
-        "16",
-        "--out",
-    ]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kit", *words, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL
-    )
+    command = [sys.executable, "-m", "kit", *WORDS, "--steps", "5000", "--gpus", "2", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     steps = tmp_path / "rank-1" / "steps.jsonl"
     wait_for(lambda: steps.is_file() and steps.stat().st_size > 0, 120)
     assert leftovers(tmp_path) != []
@@ -168,8 +120,8 @@ def wait_for(is_so, limit_s):
 
 @pytest.mark.slow
 def test_a_rank_whose_gradients_drift_ends_with_other_weights(fault):
-    fault("drift:1:3")
-    result = train_ranks(TINY, 2)
+    fault("drift:1:2")
+    result = train_ranks(dataclasses.replace(TINY, steps=2), 2)
     red = {check.id for check in result.verdict.findings if check.required}
     assert result.verdict.outcome is Outcome.FAIL and "learning.ranks_equal" in red
 
@@ -188,7 +140,36 @@ def test_the_speed_is_measured_on_one_and_two_ranks(tmp_path):
     assert [len(row.block_compute_s) for row in rows] == [0, 2, 2]
     kept = loads((tmp_path / "new" / "scaling.json").read_bytes())
     assert from_json(tuple[ScaleRow, ...], kept["rows"]) == rows and (tmp_path / "new" / "scaling.csv").is_file()
-    assert {row.world_size for row in result.all_reduce} == {2}
+    assert {row.world_size for row in result.all_reduce} == {2} and "bus bandwidth" in str(result)
+
+
+@pytest.mark.parametrize(("reason", "outcome"), [("rank 1 was ended by SIGKILL", "error"), ("out of memory", "oom")])
+def test_a_number_of_ranks_that_fails_is_a_row_and_one_alone_an_error(monkeypatch, reason, outcome):
+    base = ScaleRow(3, 16, "float32", "tiny", "ok", (0.01,))
+
+    def launch(request, count):
+        text = json.dumps({"device_name": "CPU", "rows": [dataclasses.asdict(base)], "all_reduce": []})
+        (Path(request.out) / "scale.json").write_text(text)
+        return reason if count > 1 or alone else None
+
+    monkeypatch.setattr(module, "launch", launch)
+    plan, alone = ScalePlan((1, 2), dataclasses.replace(TINY, batch_size=3)), False
+    undivided = "3 samples cannot be divided among 2 GPUs"
+    rows = scale(plan).scaling.rows
+    assert [(row.mode, row.outcome, row.reason) for row in rows] == [
+        ("weak", "ok", None), ("weak", outcome, reason), ("strong", "error", undivided),
+    ]  # fmt: skip
+    alone = True
+    with pytest.raises(TrainingFailed, match=f"one GPU alone: {reason}"):
+        scale(plan)
+
+
+def test_the_first_rank_that_failed_is_named_in_its_own_words():
+    failure = "  rank      : {} (local_rank: {})\n  exitcode  : {} (pid: 7)\n"
+    log = "kit: no usable CUDA device\n" + failure.format(1, 1, -15) + "Root Cause\n" + failure.format(0, 0, 1)
+    assert module._why(1, log) == "rank 0 ended with exit code 1: no usable CUDA device"
+    assert module._why(1, failure.format(1, 1, -9) + failure.format(0, 0, 1)) == "rank 1 was ended by SIGKILL"
+    assert module._why(1, "kit: no\nmore") == "no" and module._why(7, "") == "torchrun ended with 7: no message"
 
 
 def test_a_port_in_use_is_a_clear_message(monkeypatch):
@@ -196,56 +177,41 @@ def test_a_port_in_use_is_a_clear_message(monkeypatch):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        for name, value in {**PLACE, "RANK": "0", "MASTER_PORT": port}.items():
             monkeypatch.setenv(name, value)
         group = Group("cpu", "ddp")
         with pytest.raises(TrainingFailed, match=f"port {port} on 127.0.0.1 is in use"):
             group.start()
 
 
-def test_more_ranks_than_gpus_name_the_rank_and_the_number_of_gpus(monkeypatch):
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """A machine with two GPUs whose ranks have met."""
     import torch
 
+    for name in ("set_device", "get_device_name", "get_device_properties"):
+        monkeypatch.setattr(torch.cuda, name, lambda index: type("Properties", (), {"uuid": "a"}))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    group = Group(
-        "cuda", "ddp", {"RANK": "2", "LOCAL_RANK": "2", "WORLD_SIZE": "3", "MASTER_ADDR": "h", "MASTER_PORT": "1"}
-    )
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
+
+
+def test_more_ranks_than_gpus_name_the_rank_and_the_number_of_gpus(two_gpus):
     with pytest.raises(Exception, match="rank 2 is number 2 on its node, which shows 2 GPUs") as error:
-        group.start()
+        Group("cuda", "ddp", PLACE).start()
     assert error.value.exit_code == 1 and "at most 2 ranks" in error.value.todo
 
 
-def test_ranks_that_share_a_gpu_are_named_before_nccl_starts(monkeypatch):
-    group = Group("cuda", "ddp", {"RANK": "2", "WORLD_SIZE": "3", "MASTER_ADDR": "h", "MASTER_PORT": "1"})
-    monkeypatch.setattr(group, "all_of", lambda own: ["GPU-a", "GPU-b", "GPU-a"])
+def test_ranks_that_share_a_gpu_are_named_before_nccl_starts(two_gpus, monkeypatch):
+    group = Group("cuda", "ddp", {**PLACE, "LOCAL_RANK": "0"})
+    monkeypatch.setattr(group, "all_of", lambda own: [own, "GPU-b", own])
     with pytest.raises(TrainingFailed, match="ranks 0 and 2 took the same GPU"):
-        group._refuse_shared()
+        group.start()
 
 
-@pytest.mark.slow
-def test_ranks_without_gpus_fail_by_name(tmp_path):
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    result = train_ranks(dataclasses.replace(TINY, device="cuda"), 2, out=tmp_path)
-    assert result.verdict.outcome is Outcome.FAIL
-    # Whichever was first, in its own words.
-    assert "ended with exit code 1: " in result.run.reason and "no usable CUDA device" in result.run.reason
-    assert re.match("rank [01]: ", {check.id: check for check in result.verdict.checks}["native.ranks_devices"].found)
-
-
-@pytest.mark.parametrize(
-    "environment",
-    [
-        {"RANK": "0", "WORLD_SIZE": "2"},
-        {"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"},
-        {"RANK": "x", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"},
-    ],
-)
-def test_an_environment_that_makes_no_sense_is_a_usage_error(environment):
+@pytest.mark.parametrize("changes", [{"MASTER_ADDR": ""}, {"RANK": "3"}, {"RANK": "x"}, {"LOCAL_RANK": "-1"}])
+def test_an_environment_that_makes_no_sense_is_a_usage_error(changes):
     with pytest.raises(UsageError, match="the environment says"):
-        place(environment)
+        Group("cpu", "ddp", {**PLACE, **changes})
 
 
 @pytest.mark.parametrize(
@@ -263,9 +229,3 @@ def test_an_environment_that_makes_no_sense_is_a_usage_error(environment):
 def test_a_plan_that_cannot_be_measured_is_refused(changes, found):
     with pytest.raises(UsageError, match=found):
         ScalePlan(**{"gpus": (1, 2), "config": TINY, **changes})
-
-
-def test_a_batch_that_cannot_be_divided_has_no_point_in_strong_scaling():
-    plan = ScalePlan((1, 3), dataclasses.replace(TINY, batch_size=4))
-    assert [mode for mode, _ in plan.points(3)] == ["weak"]
-    assert plan.undivided(3) == "4 samples cannot be divided among 3 GPUs" and plan.undivided(2) is None

@@ -8,11 +8,12 @@ import pytest
 from kit.extras.scale import figures
 from kit.extras.scale.ranks import AllReduce, ScaleRow, Scaling
 
-ONE = ScaleRow("weak", 1, 32, 1024, "bfloat16", "gpt2", "none", "ok", (0.060, 0.061, 0.059))
-WEAK = dataclasses.replace(ONE, world_size=2, parallel="ddp", block_step_s=(0.062, 0.061, 0.063),
-                           block_compute_s=(0.060, 0.061, 0.059))  # fmt: skip
-STRONG = dataclasses.replace(WEAK, mode="strong", batch_size=16, block_step_s=(0.033,),
-                             block_compute_s=(0.031,))  # fmt: skip
+ONE = ScaleRow(32, 1024, "bfloat16", "gpt2", "ok", (0.060, 0.061, 0.059))
+TWO = {"world_size": 2, "parallel": "ddp"}
+WEAK = dataclasses.replace(ONE, block_step_s=(0.062, 0.061, 0.063), block_compute_s=(0.060, 0.061, 0.059), **TWO)
+STRONG = dataclasses.replace(
+    WEAK, mode="strong", batch_size=16, block_step_s=(0.033,), block_compute_s=(0.031,)
+)  # fmt: skip
 ROWS = Scaling("NVIDIA H200", (ONE, WEAK, STRONG))
 
 

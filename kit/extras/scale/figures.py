@@ -11,127 +11,81 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from kit.extras.scale.ranks import MODES, AllReduce, ScaleRow, Scaling, sentence, series
-from kit.plots import COLOURS, MARKERS, _figure
-from kit.units import memory, percent, spread
+from kit.extras.scale.ranks import MODES, AllReduce, ScaleRow, Scaling, sentence
+from kit.plots import COLOURS, GREY, bars, figure_of, look, nothing, rates
+from kit.units import memory, percent
 
-_GREY = "#555555"
-_EXPOSED, _NOT_SPLIT = COLOURS[1], "#999999"
+_PARTS = ("compute", "exposed communication", "not split")
+_STYLES = ((COLOURS[0], ""), (COLOURS[1], "///"), ("#999999", "..."))
 
 
 def scaling(scaling: Scaling, *, caption: str) -> Figure:
     """Tokens a second against GPUs beside the ideal line, and where the time of each step goes."""
     device = scaling.device_name
     title = scaling.sentence.removeprefix(f"{device}: ").replace(f" on {device}", "", 1)
-    figure, (left, right) = _figure(2, title.rstrip("."), caption)
+    figure, (left, right) = figure_of(2, title.rstrip("."), caption)
     _against_ideal(left, scaling)
-    _where_time_goes(right, [row for row in scaling.rows if row.outcome == "ok"])
+    good = [row for row in scaling.rows if row.outcome == "ok"]
+    if not good:
+        nothing(right, "nothing measured")
+        return figure
+    names = ["1 rank" if row.world_size == 1 else f"{row.mode}, {row.world_size} ranks" for row in good]
+    ends = bars(right, names, list(map(_parts, good)), _PARTS, _STYLES)
+    for height, (row, end) in enumerate(zip(good, ends)):
+        if row.world_size > 1 and row.exposed_s is not None:
+            right.annotate(f" {percent(_parts(row)[1] / end)}", (end * 1e3, height), fontsize=8, va="center")
+    # The first row on top.
+    right.set_ylim(max(len(good), 3) - 0.5, -0.5)
+    right.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, frameon=False)
     return figure
 
 
 def _against_ideal(axis, scaling: Scaling) -> None:
-    counts = sorted({row.world_size for row in scaling.rows})
-    base = scaling.base
+    counts, base = sorted({row.world_size for row in scaling.rows}), scaling.base
     if base and len(counts) > 1:
         ideal = [count * base.tokens_per_s for count in counts]
-        axis.plot(counts, ideal, "--", color=_GREY, linewidth=1, label="ideal: N × one")
+        axis.plot(counts, ideal, "--", color=GREY, linewidth=1, label="ideal: N × one")
     for index, mode in enumerate(MODES):
-        rows = series(scaling.rows, mode)
-        if any(row.mode == mode and row.world_size > 1 for row in rows):
-            _with_blocks(axis, rows, colour=COLOURS[index], marker=MARKERS[index], label=mode)
-    if counts == [1] and base:
-        alone = "one rank, nothing to compare with"
-        _with_blocks(axis, [base], colour=COLOURS[0], marker=MARKERS[0], label=alone)
+        rows = scaling.series(mode)
+        if len(rows) > 1 or (counts == [1] and index == 0):
+            label = mode if len(counts) > 1 else "one rank, nothing to compare with"
+            sizes, tokens = [row.world_size for row in rows], [row.tokens for row in rows]
+            rates(axis, sizes, tokens, [row.block_step_s for row in rows], label=label, **look(index))
     for row in scaling.rows:
         if row.outcome != "ok":
             said = f"{row.mode}: {'out of memory' if row.outcome == 'oom' else row.outcome}"
             axis.annotate(said, (row.world_size, 0), fontsize=7, rotation=90, ha="center", va="bottom")
     highest = max((row.tokens_per_s for row in scaling.rows if row.tokens_per_s), default=None)
     axis.set(xlabel="ranks", ylabel="tokens/s of all ranks", xlim=(0, max(counts, default=1) + 0.5))
-    if highest:
-        axis.set_ylim(0, max(axis.get_ylim()[1], highest * 1.1))
-    else:
-        axis.set_yticks([])
     axis.set_xticks(counts)
     axis.yaxis.set_major_formatter("{x:,.0f}")
-    if axis.get_legend_handles_labels()[1]:
+    if highest:
+        axis.set_ylim(0, max(axis.get_ylim()[1], highest * 1.1))
         axis.legend(fontsize=8, loc="upper left" if len(counts) > 1 else "lower left")
-
-
-def _with_blocks(axis, rows: Sequence[ScaleRow], *, colour: str, marker: str, label: str) -> None:
-    """Medians joined by a line, quartiles as bars, each block a small point."""
-    for row in rows:
-        rates = [_tokens(row) / step_s for step_s in row.block_step_s]
-        axis.plot([row.world_size] * len(rates), rates, ".", color=colour, markersize=3, alpha=0.5)
-    spreads = [spread(row.block_step_s) for row in rows]
-    below = [row.tokens_per_s - _tokens(row) / s.q3 for row, s in zip(rows, spreads)]
-    above = [_tokens(row) / s.q1 - row.tokens_per_s for row, s in zip(rows, spreads)]
-    counts, middle = [row.world_size for row in rows], [row.tokens_per_s for row in rows]
-    axis.errorbar(counts, middle, yerr=[below, above], color=colour, marker=marker, markersize=5, capsize=3,
-                  label=label)  # fmt: skip
-
-
-def _tokens(row: ScaleRow) -> int:
-    """Positions that one step trains on, of all GPUs."""
-    return row.world_size * row.batch_size * row.seq_len
-
-
-def _where_time_goes(axis, rows: Sequence[ScaleRow]) -> None:
-    """One bar a row, the first on top: computing, then the exchange that it does not hide."""
-    parts = [_parts(row) for row in rows]
-    heights = range(len(rows))
-    begins = [0.0] * len(rows)
-    for name, colour, hatch in (("compute", COLOURS[0], ""), ("exposed communication", _EXPOSED, "///"),
-                                ("not split", _NOT_SPLIT, "...")):  # fmt: skip
-        widths = [part.get(name, 0.0) * 1e3 for part in parts]
-        if any(widths):
-            # White is the hatch. No edge: it would cover a part as thin as one percent.
-            style = {"facecolor": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0}
-            axis.barh(heights, widths, left=begins, label=name, **style)
-        begins = [begin + width for begin, width in zip(begins, widths)]
-    for height, part, end in zip(heights, parts, begins):
-        share = part.get("exposed communication")
-        if share is not None:
-            axis.annotate(f" {percent(share * 1e3 / end)}", (end, height), fontsize=8, va="center")
-    axis.set_yticks(heights, [_name(row) for row in rows])
-    axis.set_ylim(max(len(rows), 3) - 0.5, -0.5)
-    axis.set(xlabel="time of one step (ms)", xlim=(0, max(begins, default=1.0) * 1.2))
-    if rows:
-        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, frameon=False)
     else:
-        _say(axis, "nothing measured")
+        axis.set_yticks([])
 
 
-def _say(axis, text: str) -> None:
-    axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes)
-
-
-def _parts(row: ScaleRow) -> dict[str, float]:
-    """The median step time by what it is spent on, in seconds."""
-    if row.world_size == 1:
-        return {"compute": row.step_time_s}
-    if row.exposed_s is None:
-        return {"not split": row.step_time_s}
-    exposed = min(max(0.0, row.exposed_s), row.step_time_s)
-    return {"compute": row.step_time_s - exposed, "exposed communication": exposed}
-
-
-def _name(row: ScaleRow) -> str:
-    return "1 rank" if row.world_size == 1 else f"{row.mode}, {row.world_size} ranks"
+def _parts(row: ScaleRow) -> list[float]:
+    """Seconds of the median step by what they are spent on, as in `_PARTS`."""
+    if row.world_size > 1 and row.exposed_s is None:
+        return [0.0, 0.0, row.step_time_s]
+    exposed_s = min(max(0.0, row.exposed_s or 0.0), row.step_time_s)
+    return [row.step_time_s - exposed_s, exposed_s, 0.0]
 
 
 def all_reduce(rows: Sequence[AllReduce], *, caption: str) -> Figure:
     """Bus bandwidth against size, a line for each number of ranks."""
-    figure, (axis,) = _figure(1, sentence(rows).rstrip("."), caption)
-    good = [row for row in rows if row.world_size > 1 and row.times_s]
-    for index, count in enumerate(sorted({row.world_size for row in good})):
-        line = sorted((row for row in good if row.world_size == count), key=lambda row: row.size_bytes)
-        colour = COLOURS[index % 6]
-        _bandwidths(axis, line, colour=colour, marker=MARKERS[index % 6])
+    figure, (axis,) = figure_of(1, sentence(rows).rstrip("."), caption)
+    good = sorted((row for row in rows if row.bus_bytes_per_s), key=lambda row: row.size_bytes)
     if not good:
-        _say(axis, "one GPU: nothing to all-reduce with")
-        axis.set_axis_off()
+        nothing(axis, "one GPU: nothing to all-reduce with")
         return figure
+    for index, count in enumerate(sorted({row.world_size for row in good})):
+        line = [row for row in good if row.world_size == count]
+        sizes, amounts = [row.size_bytes for row in line], [row.bus_bytes / 1e9 for row in line]
+        label = f"{count} ranks, measured"
+        rates(axis, sizes, amounts, [row.times_s for row in line], label=label, **look(index))
     sizes = sorted({row.size_bytes for row in good})
     axis.set_xscale("log", base=2)
     axis.xaxis.set_minor_locator(NullLocator())
@@ -139,17 +93,3 @@ def all_reduce(rows: Sequence[AllReduce], *, caption: str) -> Figure:
     axis.set(xlabel="size of the tensor, float32", ylabel="bus bandwidth (GB/s)", ylim=(0, None))
     axis.legend(fontsize=8, loc="lower right")
     return figure
-
-
-def _bandwidths(axis, line: Sequence[AllReduce], *, colour: str, marker: str) -> None:
-    """Medians with quartiles; each all-reduce a small point."""
-    middle = [row.bus_bytes_per_s / 1e9 for row in line]
-    spreads = [spread(row.times_s) for row in line]
-    below = [m - m * s.median / s.q3 for m, s in zip(middle, spreads)]
-    above = [m * s.median / s.q1 - m for m, s in zip(middle, spreads)]
-    for row, m in zip(line, middle):
-        rates = [m * row.time_s / time_s for time_s in row.times_s]
-        axis.plot([row.size_bytes] * len(rates), rates, ".", color=colour, markersize=3, alpha=0.5)
-    sizes = [row.size_bytes for row in line]
-    axis.errorbar(sizes, middle, yerr=[below, above], color=colour, marker=marker, capsize=3,
-                  label=f"{line[0].world_size} ranks, measured")  # fmt: skip

@@ -20,6 +20,7 @@ from kit.extras.scale.ranks import (
 )
 from kit.records import Check, Outcome, from_json, loads, worst
 from kit.rules import Answer, Rules, say
+from kit.sweep.table import LOSS_LIMITS
 from kit.train.config import weight_tensors
 from kit.train.judge_training import judge_training
 from kit.train.steps import StepRecord, TelemetrySample, TrainingRun
@@ -29,9 +30,6 @@ from kit.train.steps import StepRecord, TelemetrySample, TrainingRun
 # Decided from records alone. What is asked of one process is asked of each rank, by the same judges,
 # and said once for all; a rank that falls short is named.
 
-# Largest difference of a global batch's loss from one device's, relative to it (absolute below 1): sums of another
-# order in float32, and products rounded to 11 or 8 bits.
-LOSS_LIMITS = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 1e-2}
 # Measured: 41 copies of 1.69 MB in all for GPT-2's 148 tensors in one step, 11.4 kB each (torch 2.11, H200, 2026-11).
 FSDP_TABLE_BYTES = 16_384
 # Asked of one process only: a repetition, and the CPU's losses, which here are one device's.
@@ -52,10 +50,12 @@ class Ranks:
 
     @property
     def loss_limit(self) -> float:
+        """Of a global batch's loss from one device's, relative to it (absolute below 1): sums of another order in
+        float32, and products rounded to 11 or 8 bits."""
         return LOSS_LIMITS[self.run.config.dtype]
 
 
-RANKS = Rules("ranks", rehearses=lambda case: case.run.config.device == "cpu")
+RANKS = Rules("ranks", rehearses=lambda case: case.run.config.device == "cpu", settle=AGAIN)
 
 
 def judge_ranks(run: RanksRun, ranks: Mapping[int, Rank]) -> tuple[Check, ...]:
@@ -91,7 +91,6 @@ def present(case: Ranks) -> Answer:
     "native.ranks_devices",
     "each rank on a GPU of its own, from start to end",
     todo="see CUDA_VISIBLE_DEVICES and LOCAL_RANK of the rank that is named",
-    settle=AGAIN,
     is_gpu_claim=True,
 )
 def devices(case: Ranks) -> Answer:
@@ -117,7 +116,6 @@ def devices(case: Ranks) -> Answer:
     "native.ranks_all_reduce",
     "the sum of what each rank contributes, at every place, on every rank",
     todo="a link or the collective library is at fault: try NCCL_P2P_DISABLE=1, and see the links",
-    settle=AGAIN,
 )
 def all_reduce(case: Ranks) -> Answer:
     count = case.run.world_size
@@ -133,7 +131,6 @@ def all_reduce(case: Ranks) -> Answer:
     "learning.ranks_equal",
     "the same weights on every rank after the last step",
     todo="gradients are not exchanged, or the ranks began with different weights",
-    settle=AGAIN,
 )
 def equal(case: Ranks) -> Answer:
     digests = {rank: r.parameters_sha256 for rank, r in case.records.items() if r.parameters_sha256}
@@ -148,7 +145,6 @@ def equal(case: Ranks) -> Answer:
     "learning.ranks_agreement",
     "within {case.loss_limit:g} of one device's losses on the same global batches",
     todo="gradients are scaled or exchanged wrongly, or the ranks read other data",
-    settle=AGAIN,
 )
 def agreement(case: Ranks) -> Answer:
     ranks, first = case.ranks, case.records.get(0)
@@ -175,22 +171,15 @@ def _each(case: Ranks) -> Iterator[Check]:
                 if one.id not in _NOT_ASKED:
                     answers.setdefault(one.id, {})[rank] = one
     for id, by_rank in answers.items():
-        made = _merged(id, by_rank, run.world_size)
-        is_weak = made.outcome is Outcome.INCONCLUSIVE
-        yield dataclasses.replace(made, todo=AGAIN.format(case=case)) if is_weak else made
-
-
-def _merged(id: str, by_rank: Mapping[int, Check], world_size: int) -> Check:
-    outcome = worst(one.outcome for one in by_rank.values())
-    those = [rank for rank, one in by_rank.items() if one.outcome is outcome]
-    told = by_rank[those[0]]
-    is_fine = outcome in (Outcome.PASS, Outcome.REHEARSAL)
-    count = f"{len(by_rank)} of {world_size} ranks"
-    found = f"{count}, rank {those[0]}: {told.found}" if is_fine else f"rank {_list(those)}: {told.found}"
-    if is_fine and len(by_rank) < world_size:
-        outcome = Outcome.INCONCLUSIVE
-    claim, question = id.split(".", 1)
-    return dataclasses.replace(told, id=f"{claim}.ranks_{question}", outcome=outcome, found=found)
+        outcome = worst(one.outcome for one in by_rank.values())
+        those = [rank for rank, one in by_rank.items() if one.outcome is outcome]
+        told, who = by_rank[those[0]], f"rank {_list(those)}"
+        if outcome in (Outcome.PASS, Outcome.REHEARSAL):
+            who = f"{len(by_rank)} of {run.world_size} ranks, rank {those[0]}"
+            outcome = outcome if len(by_rank) == run.world_size else Outcome.INCONCLUSIVE
+        todo = AGAIN.format(case=case) if outcome is Outcome.INCONCLUSIVE else told.todo
+        words = {"id": id.replace(".", ".ranks_", 1), "found": f"{who}: {told.found}", "todo": todo}
+        yield dataclasses.replace(told, outcome=outcome, **words)
 
 
 def _list(ranks: Sequence[int]) -> str:
@@ -198,16 +187,15 @@ def _list(ranks: Sequence[int]) -> str:
 
 
 def rank_checks(files: Mapping[str, bytes]) -> Iterator[Check]:
-    """Every check of the ranks; none where the bundle holds no ranks."""
+    """Every check of the ranks, from the files of a bundle."""
     run = one(files, "raw/ranks.json", RanksRun)
-    if run is None:
-        return
-    ranks = {number: rank for number in range(run.world_size) if (rank := _rank(files, number))}
-    yield from judge_ranks(run, ranks)
+    numbers = range(run.world_size)
+    yield from judge_ranks(run, {number: rank for number in numbers if (rank := rank_of(files, number, "raw/"))})
 
 
-def _rank(files: Mapping[str, bytes], number: int) -> Rank | None:
-    folder = f"raw/{folder_name(number)}/"
+def rank_of(files: Mapping[str, bytes], number: int, root: str = "") -> Rank | None:
+    """What one rank left, among files by their paths; None where it left nothing. root: of the path of its folder."""
+    folder = f"{root}{folder_name(number)}/"
     if not any(name.startswith(folder) for name in files):
         return None
     return Rank(
@@ -219,52 +207,31 @@ def _rank(files: Mapping[str, bytes], number: int) -> Rank | None:
 
 
 def scaling_numbers(files: Mapping[str, bytes]) -> Iterator[Number]:
-    """Efficiency, rate and exposed communication of each row, and the best all-reduce."""
-    if "raw/scaling.json" not in files:
-        return
-    told = parsed("raw/scaling.json", lambda: loads(files["raw/scaling.json"]))
-    rows = parsed("raw/scaling.json", lambda: from_json(tuple[ScaleRow, ...], told["rows"]))
-    scaling = Scaling(parsed("raw/scaling.json", lambda: str(told["device_name"])), rows)
-    for row in scaling.rows:
+    """Efficiency and rate of each row, and the best all-reduce."""
+    path = "raw/scaling.json"
+    told = parsed(path, lambda: loads(files[path]))
+    rows = parsed(path, lambda: from_json(tuple[ScaleRow, ...], told["rows"]))
+    sums = parsed(path, lambda: from_json(tuple[AllReduce, ...], told["all_reduce"]))
+    scaling = Scaling(parsed(path, lambda: str(told["device_name"])), rows)
+    for row in rows:
+        rate, n = row.tokens_per_s, len(row.block_step_s) or None
         where = f"{row.batch_size} × {row.seq_len} each, {row.dtype}"
         if row.world_size == 1:
-            yield Number(
-                "scaling_base_tokens_per_s",
-                row.tokens_per_s,
-                "tokens/s",
-                f"one rank alone, {where}",
-                n=len(row.block_step_s),
-                reason=row.reason,
-            )
+            where = f"one rank alone, {where}"
+            yield Number("scaling_base_tokens_per_s", rate, "tokens/s", where, n, reason=row.reason)
             continue
         where = f"{row.world_size} ranks, {where}, {row.parallel}"
         name, efficiency = f"{row.mode}_scaling_{row.world_size}_ranks", scaling.efficiency(row)
-        low, high = (efficiency.q1, efficiency.q3) if efficiency else (None, None)
-        yield Number(
-            f"{name}_efficiency",
-            efficiency.median if efficiency else None,
-            "1",
-            f"tokens/s over {row.world_size} times those of one; {where}; spread: quartiles",
-            n=len(row.block_step_s) or None,
-            low=low,
-            high=high,
-            reason=None if efficiency else row.reason or "not measured",
-        )
-        yield Number(
-            f"{name}_tokens_per_s",
-            row.tokens_per_s,
-            "tokens/s",
-            where,
-            n=len(row.block_step_s) or None,
-            reason=row.reason,
-        )
-    rows = parsed("raw/scaling.json", lambda: from_json(tuple[AllReduce, ...], told["all_reduce"]))
-    top = best(rows)
-    if top is not None:
+        how = f"tokens/s over {row.world_size} times those of one; {where}; spread: quartiles"
+        share, low, high = (efficiency.median, efficiency.q1, efficiency.q3) if efficiency else (None, None, None)
+        why = None if efficiency else row.reason or "not measured"
+        yield Number(f"{name}_efficiency", share, "1", how, n, low, high, why)
+        yield Number(f"{name}_tokens_per_s", rate, "tokens/s", where, n, reason=row.reason)
+    if top := best(sums):
         yield Number(
             "all_reduce_bus_bytes_per_s",
             top.bus_bytes_per_s,
             "B/s",
-            f"best of {len(rows)} sizes, {top.size_bytes} bytes on {top.world_size} ranks: size / time × 2(n-1)/n",
+            f"best of {len(sums)} sizes, {top.size_bytes} bytes on {top.world_size} ranks: size / time × 2(n-1)/n",
             n=len(top.times_s),
         )

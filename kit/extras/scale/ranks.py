@@ -1,4 +1,4 @@
-"""How the speed grows with the number of GPUs: what is measured, its rows, and the efficiency that follows.
+"""Several GPUs: what is asked of them, what each rank recorded, and how the speed grows. Data and logic alone.
 
 Weak scaling keeps the samples of each GPU and grows the batch; strong scaling keeps the whole batch
 and divides it. Both compare tokens a second of N GPUs with N times those of one.
@@ -7,90 +7,90 @@ and divides it. Both compare tokens a second of N GPUs with N times those of one
 from __future__ import annotations
 
 import dataclasses
+import re
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from kit.show import Table
-from kit.sweep.table import csv_text
+from kit.sweep.table import Row
 from kit.train.config import TrainConfig, parameter, refuse_wrong
 from kit.train.steps import StepRecord, TelemetrySample, TrainingRun
 from kit.units import Spread, memory, number, percent, quantity, seconds, spread
 
-# How fast the GPUs sum a tensor. How they are joined stands in `nvidia_smi.txt`, as `nvidia-smi topo -m` prints it.
+MODES = ("weak", "strong")
+PARALLELS = ("ddp", "fsdp")
+# The step that is measured where none is named.
+DEFAULT_STEPS: dict[str, dict[str, Any]] = {
+    "cuda": {"batch_size": 32, "seq_len": 1024, "dtype": "bfloat16"},
+    "cpu": {"batch_size": 4, "seq_len": 64, "dtype": "float32"},
+}
 
-# The gradients of GPT-2 124M in float32: what data-parallel training sums in each step.
-GPT2_GRADIENT_BYTES = 4 * 124_439_808
+
+def scaled_step(device: str, model: str, **shape: int | str) -> TrainConfig:
+    """The step of a scaling sweep. shape: batch_size, seq_len, dtype; 0 and "" take what `DEFAULT_STEPS` says."""
+    given = DEFAULT_STEPS[device] | {name: value for name, value in shape.items() if value}
+    return TrainConfig(model=model, device=device, **given)
 
 
 @dataclasses.dataclass(frozen=True)
-class AllReduce:
-    """All-reduces (sums over all ranks) of one tensor, one after the other.
+class ScalePlan:
+    """Numbers of GPUs, and the step that is measured on each. `config.batch_size`: samples a GPU and step
+    in weak scaling, and of the whole batch in strong scaling."""
 
-    size_bytes: of one rank's tensor. times_s: each the slowest rank's, by the host's clock, from a
-    common start until the device was done.
-    """
+    gpus: tuple[int, ...]
+    config: TrainConfig
+    modes: tuple[str, ...] = parameter(MODES, "of scaling", choices=MODES)
+    parallel: str = parameter("ddp", "ddp (a copy of the model on each GPU) or fsdp (a part of it)", choices=PARALLELS)
+    blocks: int = parameter(5, "timed blocks a point, the n of each median", least=1)
+    block_s: float = parameter(0.3, "least seconds of a block", least=1e-9)
 
-    size_bytes: int
-    world_size: int
-    dtype: str
-    times_s: tuple[float, ...]
+    def __post_init__(self) -> None:
+        refuse_wrong(self, self._problems())
 
-    @property
-    def time_s(self) -> float | None:
-        """The median."""
-        figures = spread(self.times_s)
-        return figures.median if figures else None
+    def _problems(self) -> Iterator[tuple[str, str]]:
+        if not self.gpus or self.gpus[0] != 1 or list(self.gpus) != sorted(set(self.gpus)):
+            yield f"gpus={list(self.gpus)}", "gpus growing from 1, since all others are compared with one"
+        if not self.modes:
+            yield "modes=[]", f"modes of {', '.join(MODES)}"
+        if self.config.engine != "eager":
+            yield f"engine={self.config.engine}", "engine=eager, the one that exchanges gradients"
 
-    @property
-    def algorithm_bytes_per_s(self) -> float | None:
-        """size / time, as nccl-tests' PERFORMANCE.md defines it."""
-        return self.size_bytes / self.time_s if self.time_s else None
+    def points(self, world_size: int) -> tuple[tuple[str, TrainConfig], ...]:
+        """The modes with each rank's own config. One GPU is measured once: it is the base of both modes. A batch
+        that this number does not divide has no point in strong scaling (see `undivided`)."""
+        modes = self.modes if world_size > 1 else self.modes[:1]
+        batch_size = self.config.batch_size
+        shares = {"weak": (batch_size, 0), "strong": divmod(batch_size, world_size)}
+        each = [(mode, *shares[mode]) for mode in modes]
+        return tuple((mode, dataclasses.replace(self.config, batch_size=own)) for mode, own, rest in each if not rest)
 
-    @property
-    def bus_bytes_per_s(self) -> float | None:
-        """Algorithm bandwidth × 2(n-1)/n, what each rank has to send in a ring (nccl-tests' PERFORMANCE.md).
-
-        It compares with a link whatever n is; 0 for one rank, which sends nothing. Where the switch sums
-        (NVLink SHARP), less is sent and it may exceed the link's figure.
-        """
-        rate = self.algorithm_bytes_per_s
-        return rate * 2 * (self.world_size - 1) / self.world_size if rate else None
-
-
-def all_reduce_table(rows: Sequence[AllReduce]) -> Table:
-    """Each size with its bandwidths."""
-    columns = ("size", "ranks", "dtype", "time", "IQR", "n", "algorithm bandwidth", "bus bandwidth")
-    return Table(columns, tuple(map(_cells, rows)))
+    def undivided(self, world_size: int) -> str | None:
+        """Why strong scaling has no point for this number of GPUs; None where it has, or is not asked for."""
+        if "strong" not in self.modes or self.config.batch_size % world_size == 0:
+            return None
+        return f"{self.config.batch_size} samples cannot be divided among {world_size} GPUs"
 
 
-def _cells(row: AllReduce) -> tuple[str, ...]:
-    figures = spread(row.times_s)
-    head = (memory(row.size_bytes), str(row.world_size), row.dtype)
-    if figures is None:
-        return (*head, *["–"] * 5)
-    times = (seconds(figures.median), seconds(figures.iqr, 2), str(figures.n))
-    bus = quantity(row.bus_bytes_per_s, "B/s") if row.world_size > 1 else "–"
-    return (*head, *times, quantity(row.algorithm_bytes_per_s, "B/s"), bus)
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked of each rank: a training with the plan's config, or all of the plan's points. launcher: the number
+    of the process that asks. hang_s: a step that takes longer hangs."""
+
+    launcher: int
+    out: str
+    hang_s: float
+    is_training: bool
+    plan: ScalePlan
 
 
-def best(rows: Sequence[AllReduce]) -> AllReduce | None:
-    """The row of the highest bus bandwidth; None where no two ranks met."""
-    good = [row for row in rows if row.world_size > 1 and row.bus_bytes_per_s]
-    return max(good, key=lambda row: row.bus_bytes_per_s, default=None)
-
-
-def sentence(rows: Sequence[AllReduce]) -> str:
-    """The finding in words: the best bus bandwidth."""
-    top = best(rows)
-    if top is None:
-        return "One rank only: there is nothing to all-reduce with."
-    rate = quantity(top.bus_bytes_per_s, "B/s")
-    return f"All-reduce of {memory(top.size_bytes)} on {top.world_size} ranks: {rate} bus bandwidth."
-
-
-# What several ranks recorded, and how a hang is told from its stacks. Data and logic; no process is touched.
+# What several ranks recorded, and how a hang is told from its stacks.
 
 COMPLETE, FAILED = "COMPLETE", "FAILED"
+# A step that takes longer hangs, where nothing else is said; so does a start.
+HANG_S = 180.0
+# The stacks of a rank in which nothing has happened for too long, in its folder.
+STACK = "stack.txt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,14 +151,22 @@ def folder_name(rank: int) -> str:
     return f"rank-{rank}"
 
 
+def global_losses(ranks: Sequence[Rank]) -> tuple[float | None, ...]:
+    """The loss of each global batch: the mean over the ranks, whose parts are equally large. None where one lacks it."""
+    by_step = zip(*([step.loss for step in rank.steps] for rank in ranks))
+    return tuple(None if None in losses else statistics.fmean(losses) for losses in by_step)
+
+
 # A rank whose main thread stands in one of these waits: for the other ranks, or for a device that does.
 _WAITING = ("torch/distributed/", "torch/autograd/graph.py", "torch/cuda/__init__.py", "torch/cuda/streams.py")
 
 
 def hang(stacks: Mapping[int, str], steps: Mapping[int, int]) -> str:
-    """Who holds the others up, in words. stacks: of each rank's main thread, innermost frame first, as
-    faulthandler writes them. steps: how many each rank has finished."""
-    busy = sorted(rank for rank, stack in stacks.items() if not _is_waiting(stack))
+    """Who holds the others up, in words. stacks: of each rank's threads as faulthandler writes them, the main one last,
+    its innermost frame first. steps: how many each rank has finished."""
+    mains = {rank: stack.replace("\\", "/").split("most recent call first")[-1] for rank, stack in stacks.items()}
+    places = {rank: re.search(r'File "([^"]*)"(.*)', main) for rank, main in mains.items()}
+    busy = [rank for rank, at in sorted(places.items()) if at and not any(part in at[1] for part in _WAITING)]
     slowest = min(steps.values(), default=0)
     behind = sorted(rank for rank, count in steps.items() if count == slowest)
     if 0 < len(busy) < len(stacks):
@@ -167,143 +175,80 @@ def hang(stacks: Mapping[int, str], steps: Mapping[int, int]) -> str:
         culprits, why = behind, f"it has finished {slowest} steps, the others more"
     else:
         return f"all {len(stacks)} ranks wait after {slowest} steps: a kernel or the network hangs"
-    names = " and ".join(f"rank {rank}" for rank in culprits)
-    place = _innermost(stacks.get(culprits[0], ""))
+    names, at = " and ".join(f"rank {rank}" for rank in culprits), places.get(culprits[0])
+    # Without its folders, which are private.
+    place = f" ({at[1].rpartition('/')[2]}{at[2]})" if at else ""
     return f"{names} does not go on after {steps.get(culprits[0], 0)} steps{place}; {why}"
 
 
-def _frames(stack: str) -> list[str]:
-    """The lines of the main thread, which faulthandler writes last, innermost frame first."""
-    return [
-        line.strip()
-        for line in stack.replace("\\", "/").split("most recent call first")[-1].splitlines()
-        if line.strip().startswith("File ")
-    ]
-
-
-def _is_waiting(stack: str) -> bool:
-    frames = _frames(stack)
-    return not frames or any(place in frames[0] for place in _WAITING)
-
-
-def _innermost(stack: str) -> str:
-    """Where it stands, without the folders, which are private."""
-    frames = _frames(stack)
-    if not frames:
-        return ""
-    path, _, rest = frames[0].removeprefix('File "').partition('"')
-    return f" ({path.rsplit('/', 1)[-1]}{rest})"
-
-
-def global_losses(ranks: Sequence[Rank]) -> tuple[float | None, ...]:
-    """The loss of each global batch: the mean over the ranks, whose parts are equally large. None where one lacks it."""
-    if not ranks:
-        return ()
-    found = []
-    for losses in zip(*([step.loss for step in rank.steps] for rank in ranks)):
-        found.append(None if None in losses else statistics.fmean(losses))
-    return tuple(found)
-
-
-MODES = ("weak", "strong")
-PARALLELS = ("ddp", "fsdp")
-# The step that is measured where none is named: samples of a GPU, tokens of a sample, precision.
-DEFAULT_STEPS = {"cuda": (32, 1024, "bfloat16"), "cpu": (4, 64, "float32")}
+# How fast the GPUs sum a tensor. How they are joined stands in `nvidia_smi.txt`, as `nvidia-smi topo -m` prints it.
 
 
 @dataclasses.dataclass(frozen=True)
-class ScalePlan:
-    """Numbers of GPUs, and the step that is measured on each. `config.batch_size`: samples a GPU and step
-    in weak scaling, and of the whole batch in strong scaling."""
+class AllReduce:
+    """All-reduces (sums over all ranks) of one tensor, one after the other.
 
-    gpus: tuple[int, ...]
-    config: TrainConfig
-    modes: tuple[str, ...] = parameter(MODES, "of scaling", choices=MODES)
-    parallel: str = parameter("ddp", "ddp (a copy of the model on each GPU) or fsdp (a part of it)", choices=PARALLELS)
-    blocks: int = parameter(5, "timed blocks a point, the n of each median", least=1)
-    block_s: float = parameter(0.3, "least seconds of a block", least=1e-9)
-
-    def __post_init__(self) -> None:
-        refuse_wrong(self, self._problems())
-
-    def _problems(self) -> Iterator[tuple[str, str]]:
-        if not self.gpus or self.gpus[0] != 1 or list(self.gpus) != sorted(set(self.gpus)):
-            yield f"gpus={list(self.gpus)}", "gpus growing from 1, since all others are compared with one"
-        if not self.modes:
-            yield "modes=[]", f"modes of {', '.join(MODES)}"
-        if self.config.engine != "eager":
-            yield f"engine={self.config.engine}", "engine=eager, the one that exchanges gradients"
-
-    def points(self, world_size: int) -> tuple[tuple[str, TrainConfig], ...]:
-        """The modes with each rank's own config. One GPU is measured once: it is the base of both modes. A batch
-        that this number does not divide has no point in strong scaling (see `undivided`)."""
-        found = []
-        for mode in self.modes if world_size > 1 else self.modes[:1]:
-            share, rest = (
-                divmod(self.config.batch_size, world_size) if mode == "strong" else (self.config.batch_size, 0)
-            )
-            if not rest:
-                found.append((mode, dataclasses.replace(self.config, batch_size=share)))
-        return tuple(found)
-
-    def undivided(self, world_size: int) -> str | None:
-        """Why strong scaling has no point for this number of GPUs; None where it has, or is not asked for."""
-        if "strong" not in self.modes or self.config.batch_size % world_size == 0:
-            return None
-        return f"{self.config.batch_size} samples cannot be divided among {world_size} GPUs"
-
-
-def scaled_step(device: str, model: str, *, batch_size: int = 0, seq_len: int = 0, dtype: str = "") -> TrainConfig:
-    """The step of a scaling sweep; 0 and "" take what `DEFAULT_STEPS` says for the device."""
-    default = DEFAULT_STEPS[device]
-    return TrainConfig(
-        model=model,
-        device=device,
-        batch_size=batch_size or default[0],
-        seq_len=seq_len or default[1],
-        dtype=dtype or default[2],
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class ScaleRow:
-    """One measured point. outcome: 'ok', 'oom' or 'error'; figures are empty unless it is 'ok'.
-
-    batch_size: samples of one rank and step. block_step_s: mean step time of each block, of the
-    slowest rank. block_compute_s: the same steps without exchanging gradients, so that the
-    difference is communication that nothing hides; empty for one rank and under FSDP, which
-    cannot train without. parallel: 'none' for one rank: the plain model, not wrapped.
+    size_bytes: of one rank's tensor. times_s: each the slowest rank's, by the host's clock, from a
+    common start until the device was done.
     """
 
-    mode: str
+    size_bytes: int
     world_size: int
-    batch_size: int
-    seq_len: int
     dtype: str
-    model: str
-    parallel: str
-    outcome: str
-    block_step_s: tuple[float, ...] = ()
+    times_s: tuple[float, ...]
+
+    @property
+    def bus_bytes(self) -> float:
+        """size × 2(n-1)/n, what each rank has to send in a ring (nccl-tests' PERFORMANCE.md): over the time it compares
+        with a link whatever n is. Where the switch sums (NVLink SHARP), less is sent and it may exceed the link's."""
+        return self.size_bytes * 2 * (self.world_size - 1) / self.world_size
+
+    @property
+    def bus_bytes_per_s(self) -> float | None:
+        """Over the median time; 0 for one rank, which sends nothing."""
+        return self.bus_bytes / statistics.median(self.times_s) if self.times_s else None
+
+
+def best(rows: Sequence[AllReduce]) -> AllReduce | None:
+    """The row of the highest bus bandwidth; None where no two ranks met."""
+    return max((row for row in rows if row.bus_bytes_per_s), key=lambda row: row.bus_bytes_per_s, default=None)
+
+
+def sentence(rows: Sequence[AllReduce]) -> str:
+    """The finding in words: the best bus bandwidth."""
+    if (top := best(rows)) is None:
+        return "One rank only: there is nothing to all-reduce with."
+    rate = quantity(top.bus_bytes_per_s, "B/s")
+    return f"All-reduce of {memory(top.size_bytes)} on {top.world_size} ranks: {rate} bus bandwidth."
+
+
+# How the speed of a step grows with the ranks.
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleRow(Row):
+    """A point of several ranks: a row of a sweep, whose batch is that of one rank and whose times are the slowest's.
+
+    block_compute_s: the same steps without exchanging gradients, so that the difference is communication that nothing
+    hides; empty for one rank and under FSDP, which cannot train without. parallel: 'none' for one rank: the plain
+    model, not wrapped.
+    """
+
+    mode: str = "weak"
+    world_size: int = 1
+    parallel: str = "none"
     block_compute_s: tuple[float, ...] = ()
-    peak_memory_bytes: int | None = None
-    reason: str | None = None
 
     @property
-    def step_time_s(self) -> float | None:
-        figures = spread(self.block_step_s)
-        return figures.median if figures else None
-
-    @property
-    def tokens_per_s(self) -> float | None:
-        """Positions a second of all ranks together; the batches have no padding."""
-        return self.world_size * self.batch_size * self.seq_len / self.step_time_s if self.step_time_s else None
+    def tokens(self) -> int:
+        """Positions that one step trains on, of all ranks."""
+        return self.world_size * self.batch_size * self.seq_len
 
     @property
     def exposed_s(self) -> float | None:
         """Communication that the computation does not hide: step time with less step time without exchange.
         Below 0 where the blocks' spread is wider than it."""
-        compute = spread(self.block_compute_s)
-        return self.step_time_s - compute.median if compute and self.step_time_s else None
+        return self.step_time_s - statistics.median(self.block_compute_s) if self.block_compute_s else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,58 +263,44 @@ class Scaling:
         """The row of one GPU, with which all others are compared."""
         return next((row for row in self.rows if row.world_size == 1 and row.outcome == "ok"), None)
 
+    def series(self, mode: str) -> list[ScaleRow]:
+        """The measured points of one mode from one GPU on; that of one GPU belongs to both."""
+        found = [row for row in self.rows if row.outcome == "ok" and (row.mode == mode or row.world_size == 1)]
+        return sorted(found, key=lambda row: row.world_size)
+
     def efficiency(self, row: ScaleRow) -> Spread | None:
         """Tokens/s of a row over world_size times those of one GPU, 1 at best in theory: median of the blocks
         with quartiles. The base enters by its median."""
-        base = self.base
-        if base is None or row.outcome != "ok":
+        if self.base is None or row.outcome != "ok":
             return None
-        ideal_s = base.step_time_s * row.batch_size / base.batch_size
+        ideal_s = self.base.step_time_s * row.batch_size / self.base.batch_size
         return spread(tuple(ideal_s / step_s for step_s in row.block_step_s))
 
     @property
     def table(self) -> Table:
-        columns = (
-            "scaling",
-            "ranks",
-            "batch a rank",
-            "tokens a sample",
-            "precision",
-            "step",
-            "IQR",
-            "n",
-            "tokens/s",
-            "efficiency",
-            "exposed",
-        )
-        return Table(columns, tuple(self._cells(row) for row in self.rows))
+        shape = ("scaling", "ranks", "batch a rank", "tokens a sample", "precision")
+        columns = (*shape, "step", "IQR", "n", "tokens/s", "efficiency", "exposed")
+        return Table(columns, tuple(map(self._cells, self.rows)))
 
-    def _cells(self, row: ScaleRow) -> tuple[str, ...]:
+    def _cells(self, row: ScaleRow) -> tuple[object, ...]:
         mode = "–" if row.world_size == 1 else row.mode
-        shape = (mode, str(row.world_size), str(row.batch_size), str(row.seq_len), row.dtype)
+        shape = (mode, row.world_size, row.batch_size, row.seq_len, row.dtype)
         figures, efficiency = spread(row.block_step_s), self.efficiency(row)
         if figures is None:
             return (*shape, "out of memory" if row.outcome == "oom" else row.outcome, *["–"] * 5)
+        times = (seconds(figures.median), seconds(figures.iqr, 2), figures.n)
         told = percent(efficiency.median, 3) if efficiency else "–"
         told += f" ± {percent(efficiency.iqr / 2)}" if efficiency and efficiency.n > 1 else ""
-        exposed = "–" if row.exposed_s is None else f"{seconds(max(0.0, row.exposed_s), 2)}"
-        return (
-            *shape,
-            seconds(figures.median),
-            seconds(figures.iqr, 2),
-            str(figures.n),
-            number(row.tokens_per_s),
-            told,
-            exposed,
-        )
+        exposed = "–" if row.exposed_s is None else seconds(max(0.0, row.exposed_s), 2)
+        return (*shape, *times, number(row.tokens_per_s), told, exposed)
 
     @property
     def sentence(self) -> str:
         """The finding in words: the efficiency of the most GPUs in each mode."""
         parts = []
         for mode in MODES:
-            good = [row for row in self.rows if row.mode == mode and row.world_size > 1 and row.outcome == "ok"]
-            if good and (efficiency := self.efficiency(most := max(good, key=lambda row: row.world_size))):
+            most = max(self.series(mode), key=lambda row: row.world_size, default=None)
+            if most and most.world_size > 1 and (efficiency := self.efficiency(most)):
                 parts.append(f"{percent(efficiency.median, 3)} {mode} scaling efficiency on {most.world_size}")
         if not parts:
             return f"Scaling on {self.device_name} could not be measured on more than one device."
@@ -382,23 +313,3 @@ class Scaling:
 
     def _repr_html_(self) -> str:
         return self.table._repr_html_()
-
-
-def to_csv(scaling: Scaling) -> str:
-    """All rows with their derived figures, to be read by a person; `scaling.json` holds the raw ones."""
-    records = []
-    for row in scaling.rows:
-        efficiency = scaling.efficiency(row)
-        derived = {name: getattr(row, name) for name in ("step_time_s", "tokens_per_s", "exposed_s")}
-        records.append({**vars(row), **derived, "efficiency": efficiency.median if efficiency else None})
-    return csv_text(records)
-
-
-def in_order(rows: Iterable[ScaleRow]) -> tuple[ScaleRow, ...]:
-    return tuple(sorted(rows, key=lambda row: (MODES.index(row.mode), row.world_size)))
-
-
-def series(rows: Sequence[ScaleRow], mode: str) -> list[ScaleRow]:
-    """The measured points of one mode from one GPU on; that of one GPU belongs to both."""
-    found = [row for row in rows if row.outcome == "ok" and (row.mode == mode or row.world_size == 1)]
-    return sorted(found, key=lambda row: row.world_size)

@@ -1,42 +1,143 @@
 """The two things that several GPUs are asked for: one proof for all ranks, and how the speed grows.
 
-Both start torchrun (see `kit.extras.scale.launch`) and read what the ranks wrote. Where somebody else
+Both start torchrun, watch over the ranks and read what they wrote: no launcher of our own, and no rank left behind.
+What a rank recorded stays, whatever happens to the others; a failure names the rank. Where somebody else
 started the ranks, `conclude_here` judges in rank 0 what all of them saw.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import re
+import signal
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from kit.errors import TrainingFailed, UsageError
-from kit.extras.scale.judge_ranks import judge_ranks
-from kit.extras.scale.launch import HANG_S, Request, launch
+from kit.extras.scale.judge_ranks import judge_ranks, rank_of
 from kit.extras.scale.ranks import (
     COMPLETE,
     FAILED,
+    HANG_S,
+    MODES,
+    STACK,
     AllReduce,
     Rank,
-    RankRecord,
     RanksRun,
+    Request,
     ScalePlan,
     ScaleRow,
     Scaling,
-    all_reduce_table,
     folder_name,
     global_losses,
-    in_order,
-    to_csv,
+    hang,
 )
+from kit.process import child_environment
 from kit.records import Verdict, dumps, from_json, loads
 from kit.show import Table, card, escape
 from kit.sweep.sweep import write_records
+from kit.sweep.table import csv_text, row_of
 from kit.train.config import TrainConfig
-from kit.train.steps import STEADY_FROM, StepRecord, TelemetrySample, TrainingRun
-from kit.units import memory, number, seconds, spread
+from kit.train.steps import throughput
+from kit.units import memory, number, quantity, seconds, spread
+
+# How long torchrun gets to end its ranks before they are ended for it.
+_GRACE_S = 15.0
+_POLL_S = 0.2
+# torchrun's summary: each rank that failed, and last the one that it takes for the first.
+_FAILURE = re.compile(r"rank\s*:\s*(\d+) \(local_rank.*?exitcode\s*:\s*(-?\d+)", re.S)
+
+
+def launch(
+    request: Request, world_size: int, *, on_progress: Callable[[dict[int, int]], None] | None = None
+) -> str | None:
+    """Runs `request` on world_size ranks of this machine. Returns why it failed, None where all ranks ended well.
+
+    What the ranks printed stays in `torchrun.txt` of request.out where they failed. on_progress: called with the
+    finished steps by rank, about five times a second. Ctrl-C ends all ranks and is raised again.
+    """
+    out = Path(request.out)
+    out.mkdir(parents=True, exist_ok=True)
+    asked, log, hung = out / "request.json", out / "torchrun.txt", None
+    asked.write_text(dumps(request), encoding="utf-8", newline="\n")
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
+    command = [sys.executable, "-m", *torchrun, "-m", "kit.extras.scale.worker", str(asked)]
+    # What torchrun would choose with a warning: each rank of a rehearsal computes with one core, however many run.
+    environment = child_environment(OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS") or "1")
+
+    def left(name: str) -> dict[int, str]:
+        """What each rank wrote so far into its file of this name."""
+        found = dict.fromkeys(range(world_size), "")
+        for rank in found:
+            with contextlib.suppress(OSError):
+                found[rank] = (out / folder_name(rank) / name).read_text(encoding="utf-8", errors="replace")
+        return found
+
+    def steps() -> dict[int, int]:
+        return {rank: text.count("\n") for rank, text in left("steps.jsonl").items()}
+
+    with log.open("wb") as file:
+        # A session of its own, so that all of it can be ended at once, and Ctrl-C reaches this process alone.
+        process = subprocess.Popen(
+            command, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            while process.poll() is None and hung is None:
+                if on_progress:
+                    on_progress(steps())
+                if any(left(STACK).values()):
+                    # The others notice within the same second or two.
+                    time.sleep(3.0)
+                    hung = hang(left(STACK), steps())
+                time.sleep(_POLL_S)
+        finally:
+            _end(process)
+            asked.unlink(missing_ok=True)
+    if hung or process.returncode:
+        return hung or _why(process.returncode, log.read_text(encoding="utf-8", errors="replace"))
+    log.unlink()
+    return None
+
+
+def _end(process) -> None:
+    """torchrun ends its ranks when it is told to end; what does not listen is killed. A rank whose parent is gone
+    ends by itself."""
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(timeout=_GRACE_S)
+    except subprocess.TimeoutExpired:
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.wait()
+
+
+def _why(exit_code: int, log: str) -> str:
+    """The first rank that failed, its own words where it had any, or the signal that ended it."""
+    own = [line.removeprefix("kit: ") for line in log.splitlines() if line.startswith("kit: ")]
+    failures = [(int(rank), int(code)) for rank, code in _FAILURE.findall(log)]
+    if not failures:
+        last = (log.strip().splitlines() or ["no message"])[-1]
+        return own[0] if own else f"torchrun ended with {exit_code}: {last[:200]}"
+    # A rank that a signal ended breaks the others' exchange, and they may seem to fail first; torchrun itself ends
+    # with SIGTERM those that are left.
+    killed = [failure for failure in failures if failure[1] < 0 and failure[1] != -signal.SIGTERM]
+    rank, code = (killed or failures)[-1]
+    if code < 0:
+        names = {member.value: member.name for member in signal.Signals}
+        return f"rank {rank} was ended by {names.get(-code, f'signal {-code}')}"
+    return f"rank {rank} ended with exit code {code}" + (f": {own[0]}" if own else "")
+
+
+# One proof for all ranks.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,25 +151,19 @@ class RanksResult:
     @property
     def table(self) -> Table:
         """One row a rank: its device and its figures."""
-        return Table(
-            ("rank", "node", "device", "UUID", "steps", "steady step", "peak memory", "last loss"),
-            tuple(self._cells(number_, rank) for number_, rank in sorted(self.ranks.items())),
-        )
-
-    def _cells(self, number_: int, rank: Rank) -> tuple[str, ...]:
-        record = rank.record
-        steady = spread([step.step_time_s for step in rank.steps if step.step >= STEADY_FROM])
-        peaks = [step.memory_peak_bytes for step in rank.steps if step.memory_peak_bytes]
-        return (
-            str(number_),
-            str(record.node) if record else "–",
-            (record.device_name or record.device) if record else "no record",
-            (record.device_uuid or "–")[:13] if record else "–",
-            str(len(rank.steps)),
-            seconds(steady.median) if steady else "–",
-            memory(max(peaks)) if peaks else "–",
-            number(rank.steps[-1].loss, 4) if rank.steps else "–",
-        )
+        rows = []
+        for rank, left in sorted(self.ranks.items()):
+            record, ran = left.record, throughput(left.steps)
+            place = (
+                (record.node, record.device_name or record.device, (record.device_uuid or "–")[:13])
+                if record
+                else ("–", "no record", "–")
+            )
+            steady_s = ran.steady.median if ran and ran.steady else None
+            memory_bytes, loss = (ran.peak_memory_bytes, left.steps[-1].loss) if ran else (None, None)
+            rows.append((rank, *place, len(left.steps), seconds(steady_s), memory(memory_bytes), number(loss, 4)))
+        columns = ("rank", "node", "device", "UUID", "steps", "steady step", "peak memory", "last loss")
+        return Table(columns, tuple(rows))
 
     @property
     def sentence(self) -> str:
@@ -105,22 +200,23 @@ def train_ranks(
 
     out: a folder that gets `ranks.json` and one `rank-<n>/` each. on_progress: finished steps by rank.
     A rank that fails or hangs (`hang_s` without a step) is a verdict that names it, not an exception.
-    Raises UsageError where `gpus` is below 1 or the data cannot fill such batches.
+    Raises UsageError where `gpus` is below 1 or the engine is not the one that exchanges gradients.
     """
     if gpus < 1:
         raise UsageError(f"gpus={gpus}", expected="at least one", todo="correct the number")
-    with _folder(out) as folder:
-        reason = launch(
-            Request(os.getpid(), "train", str(folder), parallel, hang_s, config), gpus, on_progress=on_progress
-        )
-        run = RanksRun(gpus, parallel, config, FAILED if reason else COMPLETE, reason)
-        (folder / "ranks.json").write_text(dumps(run), encoding="utf-8", newline="\n")
-        return _judged(run, {rank: read_rank(folder / folder_name(rank)) for rank in range(gpus)})
+    plan = ScalePlan((1,), config, parallel=parallel)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as own:
+        folder = Path(out or own)
+        reason = launch(Request(os.getpid(), str(folder), hang_s, True, plan), gpus, on_progress=on_progress)
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob("rank-*/*")}
+        ranks = {rank: left for rank in range(gpus) if (left := rank_of(files, rank))}
+        return _judged(RanksRun(gpus, parallel, config, FAILED if reason else COMPLETE, reason), ranks, folder)
 
 
-def _judged(run: RanksRun, ranks: Mapping[int, Rank | None]) -> RanksResult:
-    left = {rank: found for rank, found in ranks.items() if found is not None}
-    return RanksResult(run, left, Verdict.of(judge_ranks(run, left)))
+def _judged(run: RanksRun, ranks: Mapping[int, Rank], out: Path | None) -> RanksResult:
+    if out:
+        (out / "ranks.json").write_text(dumps(run), encoding="utf-8", newline="\n")
+    return RanksResult(run, ranks, Verdict.of(judge_ranks(run, ranks)))
 
 
 def conclude_here(group, rank: Rank, config: TrainConfig, parallel: str, out: Path | None) -> RanksResult | None:
@@ -130,35 +226,10 @@ def conclude_here(group, rank: Rank, config: TrainConfig, parallel: str, out: Pa
     if not group.is_first:
         return None
     ranks = {number_: from_json(Rank, loads(text)) for number_, text in enumerate(everything)}
-    run = RanksRun(group.record.world_size, parallel, config, COMPLETE)
-    if out:
-        (out / "ranks.json").write_text(dumps(run), encoding="utf-8", newline="\n")
-    return _judged(run, ranks)
+    return _judged(RanksRun(group.record.world_size, parallel, config, COMPLETE), ranks, out)
 
 
-def read_rank(folder: Path) -> Rank | None:
-    """What one rank left in its folder; None where there is no such folder."""
-    if not folder.is_dir():
-        return None
-
-    def one(name: str, kind):
-        path = folder / name
-        return from_json(kind, loads(path.read_bytes())) if path.is_file() else None
-
-    def lines(name: str, kind):
-        path = folder / name
-        text = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        return tuple(from_json(kind, loads(line)) for line in text)
-
-    return Rank(
-        one("rank.json", RankRecord),
-        one("training.json", TrainingRun),
-        lines("steps.jsonl", StepRecord),
-        lines("telemetry.jsonl", TelemetrySample),
-    )
-
-
-# --- scaling ------------------------------------------------------------------------
+# How the speed grows.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +244,15 @@ class ScalingResult:
 
     @property
     def all_reduce_table(self) -> Table:
-        return all_reduce_table(self.all_reduce)
+        """Each size with its bandwidths: size / time, and that of the bus (see `AllReduce.bus_bytes`)."""
+        rows = []
+        for row in self.all_reduce:
+            times = spread(row.times_s)
+            rates = (quantity(size / times.median, "B/s") for size in (row.size_bytes, row.bus_bytes))
+            figures = (seconds(times.median), seconds(times.iqr, 2), times.n, *rates)
+            rows.append((memory(row.size_bytes), row.world_size, row.dtype, *figures))
+        columns = ("size", "ranks", "dtype", "time", "IQR", "n", "algorithm bandwidth", "bus bandwidth")
+        return Table(columns, tuple(rows))
 
 
 def scale(
@@ -189,85 +268,41 @@ def scale(
     out: a folder that gets `scaling.csv`, rewritten after each number, and `scaling.json`. A number of GPUs that
     fails is a row with its reason. Raises TrainingFailed where one GPU alone fails: then nothing can be compared.
     """
-    rows: list[ScaleRow] = []
-    name, sums = "", ()
+    rows, name, sums = [], "", ()
     for index, count in enumerate(plan.gpus, start=1):
         if on_progress:
             on_progress(index, len(plan.gpus))
-        with _folder(None) as folder:
-            request = Request(
-                os.getpid(),
-                "measure",
-                str(folder),
-                plan.parallel,
-                hang_s,
-                plan.config,
-                plan.modes,
-                plan.blocks,
-                plan.block_s,
-            )
-            reason = launch(request, count)
-            path = folder / "scale.json"
-            found = loads(path.read_bytes()) if path.is_file() and not reason else None
-        if found is None:
-            if count == 1:
-                raise TrainingFailed(
-                    f"one GPU alone: {reason}",
-                    expected="a measured step to compare others with",
-                    todo="python -m kit train shows the error in full",
-                )
-            rows += [_failed(plan, mode, config, count, reason or "no record") for mode, config in plan.points(count)]
-        else:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            reason = launch(Request(os.getpid(), folder, hang_s, False, plan), count)
+            found = None if reason else loads((Path(folder) / "scale.json").read_bytes())
+        lost = [("strong", plan.config, why)] if (why := plan.undivided(count)) else []
+        if found:
             name, sums = found["device_name"], from_json(tuple[AllReduce, ...], found["all_reduce"])
-            rows += [from_json(ScaleRow, row) for row in found["rows"]]
-        if why := plan.undivided(count):
-            rows.append(_failed(plan, "strong", plan.config, count, why))
-        result = ScalingResult(Scaling(name, in_order(rows)), sums)
+            rows += from_json(tuple[ScaleRow, ...], found["rows"])
+        elif count == 1:
+            raise TrainingFailed(
+                f"one GPU alone: {reason}",
+                expected="a measured step to compare others with",
+                todo="python -m kit train shows the error in full",
+            )
+        else:
+            lost += [(mode, config, reason) for mode, config in plan.points(count)]
+        for mode, config, why in lost:
+            is_memory = "does not fit" in why or "out of memory" in why.lower()
+            figures = {"mode": mode, "world_size": count, "parallel": plan.parallel, "reason": why}
+            rows.append(row_of(config, "oom" if is_memory else "error", ScaleRow, **figures))
+        rows.sort(key=lambda row: (MODES.index(row.mode), row.world_size))
+        result = ScalingResult(Scaling(name, tuple(rows)), sums)
         _keep(out, plan, result)
     return result
 
 
-def _failed(plan: ScalePlan, mode: str, config: TrainConfig, count: int, reason: str) -> ScaleRow:
-    outcome = "oom" if "does not fit" in reason or "out of memory" in reason.lower() else "error"
-    return ScaleRow(
-        mode,
-        count,
-        config.batch_size,
-        config.seq_len,
-        config.dtype,
-        config.model,
-        plan.parallel,
-        outcome,
-        reason=reason,
-    )
-
-
 def _keep(out: str | Path | None, plan: ScalePlan, result: ScalingResult) -> None:
-    found = result.scaling
-    record = {"plan": plan, "device_name": found.device_name, "rows": found.rows, "all_reduce": result.all_reduce}
-    write_records(out, {"scaling.csv": to_csv(found), "scaling.json": dumps(record)})
-
-
-class _folder:
-    """The named folder, made where it is missing, or one that is gone afterwards."""
-
-    def __init__(self, out: str | Path | None) -> None:
-        self._out = Path(out) if out else None
-        self._own = None if out else tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-
-    def __enter__(self) -> Path:
-        if self._own:
-            return Path(self._own.name)
-        try:
-            self._out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(
-                f"{self._out} cannot be written: {error.strerror}",
-                expected="a folder you may write to",
-                todo="name another folder with --out",
-            ) from error
-        return self._out
-
-    def __exit__(self, *_: object) -> None:
-        if self._own:
-            self._own.cleanup()
+    """The raw rows, and all of them with their derived figures, to be read by a person."""
+    records = []
+    for row in result.scaling.rows:
+        efficiency = result.scaling.efficiency(row)
+        derived = {name: getattr(row, name) for name in ("step_time_s", "tokens_per_s", "exposed_s")}
+        records.append({**vars(row), **derived, "efficiency": efficiency.median if efficiency else None})
+    record = {"plan": plan, **vars(result.scaling), "all_reduce": result.all_reduce}
+    write_records(out, {"scaling.csv": csv_text(records), "scaling.json": dumps(record)})
