@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import BundleInvalid, UsageError
-from kit.evidence.contents import Evidence
+from kit.evidence.contents import Evidence, one
 from kit.evidence.verify import load
-from kit.records import Outcome, loads
+from kit.gpu.facts import Driver, Gpu, MachineFacts, Torch
+from kit.records import Outcome
 from kit.show import visible
+from kit.train.steps import TrainingRun
+from kit.units import dotted
 
 # Two-sided 95 % quantiles of Student's t by degrees of freedom (Abramowitz and Stegun, table 26.10); between two of
 # them the quantile goes with the inverse of the freedom. Three processes a side have two at least.
@@ -56,17 +59,13 @@ EXIT_CODES = {"same": 0, "improved": 0, "regression": 1, "inconclusive": 3, "not
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """The processes of one setup. keys: what must agree; notes: what may differ.
+    """The processes of one setup. rates: by the id of the run; started: of each, in the same order. keys: what must
+    agree; notes: what may differ."""
 
-    values, run_ids, started: one of each process, in the order they were given.
-    """
-
-    values: tuple[float, ...]
-    run_ids: tuple[str, ...]
+    rates: Mapping[str, float]
     started: tuple[str, ...]
     keys: Mapping[str, Any]
     notes: Mapping[str, Any]
-    unit: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,47 +105,58 @@ WANTED_PROCESSES = 5
 MAX_RUNS = 100
 
 
+def compare_folders(a: Path, b: Path) -> Comparison:
+    """What `kit compare A B` finds: a side is a bundle, or a folder of bundles; each is verified first."""
+    sides = []
+    for path in (a, b):
+        found = [*sorted(child.parent for child in path.glob("*/manifest.json")), *sorted(path.glob("*.zip"))]
+        if path.is_file() or (path / "manifest.json").is_file():
+            found = [path]
+        if not found:
+            expected = "a bundle, or a folder of bundles"
+            raise UsageError(f"{path} holds no bundle", expected=expected, todo="correct the path")
+        sides.append(read_side([load(bundle) for bundle in found]))
+    return compare(*sides)
+
+
 def read_side(bundles: Sequence[tuple[Evidence, Mapping[str, bytes]]]) -> Side | Comparison:
     """One side from its verified bundles, a process each; a Comparison where they cannot stand for one setup.
 
     Raises BundleInvalid where a bundle has no positive number to compare, or stands there twice.
     """
-    described = [(evidence, *_describe(evidence, files)) for evidence, files in bundles]
-    for evidence, _, _ in described:
+    _refuse_repeats([evidence.run_id for evidence, _ in bundles])
+    rates, started, described = {}, [], []
+    for evidence, files in bundles:
         if evidence.verdict.outcome not in (Outcome.PASS, Outcome.REHEARSAL):
-            return _not_comparable([f"{evidence.run_id} is {evidence.verdict.outcome} itself"])
-    keys = described[0][1]
-    differing = sorted({name for _, other, _ in described for name in _differing(keys, other)})
-    if differing:
-        return _not_comparable([f"one side mixes setups: {', '.join(differing)}"])
-    numbers = [{number.name: number for number in evidence.numbers} for evidence, _, _ in described]
-    _refuse_repeats([evidence.run_id for evidence, _, _ in described])
-    for (evidence, _, _), row in zip(described, numbers, strict=True):
-        if PRIMARY not in row or not _positive(row[PRIMARY].value):
+            return Comparison("not_comparable", (f"{evidence.run_id} is {evidence.verdict.outcome} itself",))
+        number = next((number for number in evidence.numbers if number.name == PRIMARY), None)
+        if number is None or not (number.value or 0) > 0:
             raise BundleInvalid(f"{evidence.run_id} has no positive {PRIMARY}", expected="a rate above 0")
-    return Side(
-        values=tuple(float(row[PRIMARY].value) for row in numbers),
-        run_ids=tuple(evidence.run_id for evidence, _, _ in described),
-        started=tuple(evidence.started_utc for evidence, _, _ in described),
-        keys=keys | {f"definition of {PRIMARY}": numbers[0][PRIMARY].definition},
-        notes=described[0][2],
-        unit=numbers[0][PRIMARY].unit,
-    )
+        run, facts = one(files, "raw/training.json", TrainingRun), one(files, "facts/begin.json", MachineFacts)
+        torch, driver = (facts and facts.torch) or Torch(), (facts and facts.driver) or Driver()
+        own = {
+            "device": evidence.device,
+            "GPU": "; ".join(map(gpu_words, torch.gpus)) or None,
+            "power limit": run.telemetry and run.telemetry.power_limit_w,
+            "dataset": run.dataset_sha256,
+            "parameters": run.parameters,
+            "unit": number.unit,
+            f"definition of {PRIMARY}": number.definition,
+            **{f"config.{name}": value for name, value in vars(run.config).items() if name != "seed"},
+        }
+        described.append((own, {"kit": evidence.kit_version, "torch": torch.version, "driver": driver.version}))
+        rates[evidence.run_id] = float(number.value)
+        started.append(evidence.started_utc)
+    keys, notes = described[0]
+    if differing := set().union(*(_differing(keys, other) for other, _ in described)):
+        return Comparison("not_comparable", (f"one side mixes setups: {', '.join(sorted(differing))}",))
+    return Side(rates, tuple(started), keys, notes)
 
 
-def compare_folders(a: Path, b: Path) -> Comparison:
-    """What `kit compare A B` finds: a side is a bundle, or a folder of bundles; each is verified first."""
-    return compare(*(read_side([load(path) for path in _bundles(side)]) for side in (a, b)))
-
-
-def _bundles(path: Path) -> list[Path]:
-    if path.is_file() or (path / "manifest.json").is_file():
-        return [path]
-    found = sorted(child.parent for child in path.glob("*/manifest.json")) + sorted(path.glob("*.zip"))
-    if not found:
-        expected = "a bundle, or a folder of bundles"
-        raise UsageError(f"{path} holds no bundle", expected=expected, todo="correct the path")
-    return found
+def gpu_words(gpu: Gpu) -> str:
+    """A card as a person writes it, '9.0' for a compute capability."""
+    parts = (gpu.name, gpu.compute_capability and dotted(gpu.compute_capability), gpu.memory_bytes, gpu.mig_profile)
+    return ", ".join(str(part) for part in parts if part)
 
 
 def compare(a: Side | Comparison, b: Side | Comparison) -> Comparison:
@@ -155,46 +165,34 @@ def compare(a: Side | Comparison, b: Side | Comparison) -> Comparison:
         return a
     if isinstance(b, Comparison):
         return b
-    _refuse_repeats([*a.run_ids, *b.run_ids])
-    differing = [
-        f"{name}: {_words(a.keys.get(name))} against {_words(b.keys.get(name))}" for name in _differing(a.keys, b.keys)
-    ]
-    if a.unit != b.unit:
-        differing.append(f"unit {a.unit} against {b.unit}")
-    if differing:
-        return _not_comparable(differing)
-    notes = [
-        f"{name} differs: {a.notes.get(name)} against {b.notes.get(name)}" for name in _differing(a.notes, b.notes)
-    ]
-    return _judge(a, b, [*notes, *_order_notes(a, b), *_outlier_notes(a), *_outlier_notes(b)])
-
-
-def _judge(a: Side, b: Side, notes: list[str]) -> Comparison:
-    n = min(len(a.values), len(b.values))
-    if n < MIN_PROCESSES:
-        because = (
-            f"{len(a.values)} against {len(b.values)} processes; {MIN_PROCESSES} a side are the least, "
-            f"{WANTED_PROCESSES} are wanted"
-        )
-        ratio = math.exp(_mean_log(b.values) - _mean_log(a.values))
-        return Comparison("inconclusive", (because, *notes), WANTED_PROCESSES, ratio)
-    middle, half = welch([math.log(v) for v in a.values], [math.log(v) for v in b.values])
+    _refuse_repeats([*a.rates, *b.rates])
+    told = {kind: [] for kind in ("keys", "notes")}
+    for kind, lines in told.items():
+        left, right = getattr(a, kind), getattr(b, kind)
+        for name in sorted(_differing(left, right)):
+            values = ["none" if side.get(name) is None else str(side[name]) for side in (left, right)]
+            lines.append(f"{name}{': ' if kind == 'keys' else ' differs: '}{' against '.join(values)}")
+    if told["keys"]:
+        return Comparison("not_comparable", tuple(told["keys"]))
+    notes = [*told["notes"], *_order_notes(a, b), *_outlier_notes(a), *_outlier_notes(b)]
+    sides = (tuple(a.rates.values()), tuple(b.rates.values()))
+    counts = tuple(map(len, sides))
+    if min(counts) < MIN_PROCESSES:
+        why = f"{counts[0]} against {counts[1]} processes; {MIN_PROCESSES} a side are the least, "
+        why += f"{WANTED_PROCESSES} are wanted"
+        middles = tuple(map(statistics.geometric_mean, sides))
+        return Comparison("inconclusive", (why, *notes), WANTED_PROCESSES, middles[1] / middles[0])
+    middle, half = welch(*(tuple(map(math.log, side)) for side in sides))
     ratio, low, high = math.exp(middle), math.exp(middle - half), math.exp(middle + half)
-    outcome = decide(ratio, low, high)
-    sizes = f"n = {len(a.values)} and {len(b.values)}"
-    found = f"B is {ratio:.3f} of A (95 % interval {low:.3f} to {high:.3f}), {sizes}"
-    needed = None
+    outcome, needed = decide(ratio, low, high), None
+    because = [f"B is {ratio:.3f} of A (95 % interval {low:.3f} to {high:.3f}), n = {counts[0]} and {counts[1]}"]
     if outcome == "inconclusive":
-        needed = runs_needed(a.values, b.values)
-        notes.insert(
-            0,
-            f"{needed} processes a side would decide at this spread"
-            if needed
-            else "it lies on the limit: no number of runs would decide",
-        )
-    if n < WANTED_PROCESSES:
+        needed = runs_needed(*sides)
+        many = f"{needed} processes a side would decide at this spread"
+        because.append(many if needed else "it lies on the limit: no number of runs would decide")
+    if min(counts) < WANTED_PROCESSES:
         notes.append(f"fewer than {WANTED_PROCESSES} processes a side")
-    return Comparison(outcome, (found, *notes), needed, ratio, low, high)
+    return Comparison(outcome, (*because, *notes), needed, ratio, low, high)
 
 
 def decide(ratio: float, low: float, high: float) -> str:
@@ -203,9 +201,7 @@ def decide(ratio: float, low: float, high: float) -> str:
         return "regression"
     if low > 1 and ratio >= 1 + LIMIT:
         return "improved"
-    if low >= 1 - LIMIT and high <= 1 + LIMIT:
-        return "same"
-    return "inconclusive"
+    return "same" if low >= 1 - LIMIT and high <= 1 + LIMIT else "inconclusive"
 
 
 def runs_needed(a: Sequence[float], b: Sequence[float]) -> int | None:
@@ -220,52 +216,12 @@ def runs_needed(a: Sequence[float], b: Sequence[float]) -> int | None:
     return None
 
 
-# --- parts --------------------------------------------------------------------------
-
-
-def _describe(evidence: Evidence, files: Mapping[str, bytes]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(what must agree, what may differ), from raw/training.json and facts/begin.json."""
-    training = _object(files, "raw/training.json")
-    facts = _object(files, "facts/begin.json")
-    torch, driver = facts.get("torch") or {}, facts.get("driver") or {}
-    config = {name: value for name, value in (training.get("config") or {}).items() if name != "seed"}
-    keys = {
-        "device": evidence.device,
-        "GPU": _gpus(torch),
-        "power limit": training.get("power_limit_w") or (training.get("telemetry") or {}).get("power_limit_w"),
-        "dataset": training.get("dataset_sha256"),
-        "parameters": training.get("parameters"),
-        **{f"config.{name}": value for name, value in config.items()},
-    }
-    notes = {"kit": evidence.kit_version, "torch": torch.get("version"), "driver": driver.get("version")}
-    return keys, notes
-
-
-def _gpus(torch: Mapping[str, Any]) -> str | None:
-    parts = ("name", "compute_capability", "memory_bytes", "mig_profile")
-    gpus = [[_words(gpu[part]) for part in parts if gpu.get(part)] for gpu in torch.get("gpus") or ()]
-    return "; ".join(", ".join(gpu) for gpu in gpus) or None
-
-
-def _words(value: Any) -> str:
-    """As a person writes it: 'none', '9.0' for a compute capability."""
-    if isinstance(value, (list, tuple)):
-        return ".".join(map(str, value))
-    return "none" if value is None else str(value)
-
-
-def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    value = loads(files[name]) if name in files else {}
-    return value if isinstance(value, dict) else {}
-
-
-def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    return sorted(name for name in {*a, *b} if a.get(name) != b.get(name))
+def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> set[str]:
+    return {name for name in {*a, *b} if a.get(name) != b.get(name)}
 
 
 def _refuse_repeats(run_ids: Sequence[str]) -> None:
-    repeated = sorted({run_id for run_id in run_ids if run_ids.count(run_id) > 1})
-    if repeated:
+    if repeated := sorted({run_id for run_id in run_ids if run_ids.count(run_id) > 1}):
         raise BundleInvalid(
             f"the same run twice: {', '.join(repeated)}",
             expected="different runs",
@@ -273,36 +229,22 @@ def _refuse_repeats(run_ids: Sequence[str]) -> None:
         )
 
 
-def _not_comparable(because: Sequence[str]) -> Comparison:
-    return Comparison("not_comparable", tuple(because))
-
-
 def _order_notes(a: Side, b: Side) -> Iterator[str]:
-    if a.started and b.started and (max(a.started) < min(b.started) or max(b.started) < min(a.started)):
+    if max(a.started) < min(b.started) or max(b.started) < min(a.started):
         yield "one side ran wholly before the other: heat and load may differ; run them in turns (ABAB)"
     for name, side in (("A", a), ("B", b)):
-        ordered = [value for _, value in sorted(zip(side.started, side.values, strict=True))]
-        half = len(ordered) // 2
-        if half >= 2:
-            drift = math.exp(_mean_log(ordered[-half:]) - _mean_log(ordered[:half])) - 1
+        ordered = [rate for _, rate in sorted(zip(side.started, side.rates.values(), strict=True))]
+        if (half := len(ordered) // 2) >= 2:
+            drift = statistics.geometric_mean(ordered[-half:]) / statistics.geometric_mean(ordered[:half]) - 1
             if abs(drift) > 0.03:
                 yield f"side {name} drifts by {100 * drift:.1f} % from its earlier to its later half"
 
 
 def _outlier_notes(side: Side) -> Iterator[str]:
     """A process far from the others is named and stays in."""
-    if len(side.values) >= 4:
-        middle = statistics.median(side.values)
-        spread = statistics.median(abs(value - middle) for value in side.values)
-        for run_id, value in zip(side.run_ids, side.values, strict=True):
-            if abs(value - middle) > max(6 * spread, LIMIT * middle):
-                away = f"{100 * (value / middle - 1):+.0f} %"
-                yield f"{run_id} lies {away} from its side's median; it counts like the others"
-
-
-def _mean_log(values: Sequence[float]) -> float:
-    return statistics.fmean(math.log(value) for value in values)
-
-
-def _positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    middle = statistics.median(side.rates.values())
+    spread = statistics.median(abs(rate - middle) for rate in side.rates.values())
+    for run_id, rate in side.rates.items():
+        if len(side.rates) >= 4 and abs(rate - middle) > max(6 * spread, LIMIT * middle):
+            away = f"{100 * (rate / middle - 1):+.0f} %"
+            yield f"{run_id} lies {away} from its side's median; it counts like the others"

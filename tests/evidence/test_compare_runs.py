@@ -7,21 +7,18 @@ import random
 import evidence_sample as sample
 import pytest
 
+from kit.cli import main
 from kit.errors import BundleInvalid
-from kit.extras.compare import Side, _gpus, compare, decide, read_side, runs_needed, t_quantile, text, welch
-from kit.records import Outcome, Verdict, dumps
+from kit.extras.compare import Side, compare, decide, gpu_words, read_side, runs_needed, t_quantile, text, welch
+from kit.gpu.facts import Gpu
+from kit.records import Outcome, Verdict, dumps, from_json, loads
+from kit.train.steps import TrainingRun
 
 
-def side(*values, keys=None, name="a", **more):
-    given = {
-        "values": tuple(map(float, values)),
-        "run_ids": tuple(f"{name}{i}" for i in range(len(values))),
-        "started": tuple(f"2026-11-01T{i:02}:00:00+00:00" for i in range(len(values))),
-        "keys": keys or {"GPU": "H100"},
-        "notes": {},
-        "unit": "samples/s",
-    }
-    return Side(**{**given, **more})
+def side(*values, keys=None, name="a", day=1, notes=None):
+    started = tuple(f"2026-11-0{day}T{i:02}:{30 * (name == 'b'):02}:00+00:00" for i in range(len(values)))
+    rates = {f"{name}{i}": float(value) for i, value in enumerate(values)}
+    return Side(rates, started, {"GPU": "H100", **(keys or {})}, notes or {})
 
 
 # Table 26.10 of Abramowitz and Stegun, and between its rows scipy.stats.t.ppf(0.975, freedom).
@@ -84,126 +81,92 @@ def test_error_rates_of_the_rule(trials, tally):
             assert equal.get("regression", 0) <= 0.015 and slower["regression"] >= 0.95
 
 
-def test_fewer_than_three_processes_never_decide():
-    found = compare(side(100, 101), side(50, 50, 50, 50, 50, name="b"))
-    assert (found.outcome, found.runs_needed, found.exit_code) == ("inconclusive", 5, 3)
+FIVE = side(100, 101, 99, 100, 102)
+THREE = side(100, 100, 101)
+NOISY = side(100, 104, 96, 100, 100)
+# A and B, what is found and its exit code, and a part of what is said.
+FOUND = [
+    (side(100, 101), side(50, 50, 50, 50, 50, name="b"), "inconclusive", 3, "2 against 5 processes"),
+    (FIVE, side(88, 90, 89, 91, 90, name="b"), "regression", 1, "n = 5 and 5"),
+    (FIVE, side(120, 121, 119, 118, 122, name="b"), "improved", 0, "B is 1.195 of A"),
+    (FIVE, side(100, 99.5, 101, 100.5, 101, name="b"), "same", 0, "B is "),
+    (side(100, 112, 92), side(90, 99, 84, name="b"), "inconclusive", 3, "processes a side would decide"),
+    (NOISY, side(95.1, 95.2, 95.0, 95.1, 95.1, name="b"), "inconclusive", 3, "no number of runs would decide"),
+    (side(100, 100, 100), side(100, 100, 100, name="b"), "same", 0, "fewer than 5 processes"),
+    (THREE, side(100, 100, 100, name="b", keys={"GPU": "H200"}), "not_comparable", 3, "GPU: H100 against H200"),
+    (THREE, side(1, 1, 1, name="b", keys={"config.batch_size": 8}), "not_comparable", 3, "none against 8"),
+    (THREE, side(100, 100, 100, name="b", keys={"unit": "tokens/s"}), "not_comparable", 3, "unit: none against"),
+    (THREE, side(100, 101, 100, name="b", notes={"kit": "0.1.1"}), "same", 0, "kit differs: none against 0.1.1"),
+    (side(100, 100, 100, 101, 100), side(100, 100, 100, 100, 60, name="b", day=2), "inconclusive", 3,
+     "wholly before the other"),
+    (side(100, 100, 100, 101, 100), side(100, 100, 100, 100, 60, name="b"), "inconclusive", 3, "b4 lies -40 %"),
+    (side(100, 101, 99, 100), side(100, 101, 90, 89, name="b"), "inconclusive", 3, "side B drifts by -10.9"),
+]  # fmt: skip
 
 
-def test_regression_improvement_and_sameness_are_told_with_their_interval():
-    a = side(100, 101, 99, 100, 102)
-    worse = compare(a, side(88, 90, 89, 91, 90, name="b"))
-    assert (worse.outcome, worse.exit_code) == ("regression", 1) and worse.low < worse.ratio < worse.high < 1
-    assert compare(a, side(120, 121, 119, 118, 122, name="b")).outcome == "improved"
-    assert compare(a, side(100, 99.5, 101, 100.5, 101, name="b")).outcome == "same"
+@pytest.mark.parametrize("a, b, outcome, code, words", FOUND)
+def test_two_sides_are_compared_with_their_reasons(a, b, outcome, code, words):
+    found = compare(a, b)
+    assert (found.outcome, found.exit_code) == (outcome, code)
+    assert any(words in line for line in found.because)
+    said = text(found)
+    assert said.startswith(f"{outcome.replace('_', ' ').upper()} by steady_samples_per_s\n  ") and words in said
+    assert not set("[]{}") & set(said) and "None" not in said
+    assert from_json(type(found), loads(dumps(found))) == found
 
 
-def test_real_slowdown_in_few_noisy_samples_asks_for_more_runs():
+def test_how_many_runs_would_decide_is_told():
     found = compare(side(100, 112, 92), side(90, 99, 84, name="b"))
-    assert found.outcome == "inconclusive" and found.runs_needed > 3
-    assert f"{found.runs_needed} processes a side" in found.because[1]
-
-
-def test_change_on_the_limit_is_decided_by_no_number_of_runs():
-    on_the_limit = [95.1, 95.2, 95.0, 95.1, 95.1]
-    assert runs_needed([100, 104, 96, 100, 100], on_the_limit) is None
-    assert "no number of runs" in compare(side(100, 104, 96, 100, 100), side(*on_the_limit, name="b")).because[1]
-
-
-def test_equal_values_are_the_same_and_not_a_division_by_zero():
-    assert compare(side(100, 100, 100), side(100, 100, 100, name="b")).outcome == "same"
-
-
-@pytest.mark.parametrize("keys", [{"GPU": "H200"}, {"GPU": "H100", "config.batch_size": 8}, {}])
-def test_other_gpu_workload_or_definition_is_not_comparable(keys):
-    found = compare(side(100, 100, 100), side(100, 100, 100, name="b", keys=keys or {"definition": "x"}))
-    assert (found.outcome, found.exit_code) == ("not_comparable", 3) and "against" in found.because[0]
-    assert compare(side(1, 1, 1), side(1, 1, 1, name="b", unit="tokens/s")).outcome == "not_comparable"
-
-
-def test_harmless_difference_is_noted():
-    found = compare(side(100, 100, 101, notes={"kit": "0.1.0"}), side(100, 101, 100, name="b", notes={"kit": "0.1.1"}))
-    assert found.outcome == "same" and any("kit differs" in line for line in found.because)
+    assert found.runs_needed > 3 and f"To do: {found.runs_needed} processes a side, run in turns" in text(found)
+    assert runs_needed([100, 104, 96, 100, 100], [95.1, 95.2, 95.0, 95.1, 95.1]) is None
+    assert compare(side(100, 101), side(1, 1, name="b")).runs_needed == 5
 
 
 def test_same_run_on_both_sides_is_invalid():
     with pytest.raises(BundleInvalid, match="same run twice: a0"):
-        compare(side(100, 100, 100), side(100, 100, 100))
+        compare(THREE, THREE)
 
 
-def test_order_and_outliers_are_noted_and_nothing_is_dropped():
-    late = side(100, 100, 100, 100, 60, name="b", started=tuple(f"2026-11-02T{i:02}:00:00+00:00" for i in range(5)))
-    found = compare(side(100, 100, 100, 101, 100), late)
-    assert any("wholly before the other" in line for line in found.because)
-    assert any(line.startswith("b4 lies -40 %") for line in found.because) and "n = 5 and 5" in found.because[0]
-    drifting = side(100, 101, 90, 89, name="b", started=tuple(f"2026-11-01T{i:02}:30:00+00:00" for i in range(4)))
-    assert any("side B drifts by -10.9" in line for line in compare(side(100, 101, 99, 100), drifting).because)
+def test_a_card_is_told_in_english_and_no_python():
+    gpu = Gpu(name="NVIDIA H100", compute_capability=(9, 0), memory_bytes=85_000_000_000)
+    assert gpu_words(gpu) == "NVIDIA H100, 9.0, 85000000000" and gpu_words(Gpu()) == ""
 
 
-def bundles(tmp_path, count, speed, **more):
+def bundles(tmp_path, count, speed, tag="r"):
     made = []
     for index in range(count):
         path = sample.make(
             tmp_path,
-            run_id=f"{more.get('tag', 'r')}{index}",
+            run_id=f"{tag}{index}",
             speed=10 * speed * (1 + 0.002 * index),
             started_utc=f"2026-11-0{index + 1}T12:00:00+00:00",
             ended_utc=f"2026-11-0{index + 1}T12:10:00+00:00",
         )
-        files = {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+        files = sample.files_of(path)
         made.append((sample.conclude(files), files))
     return made
 
 
-def test_bundles_of_one_setup_make_a_side(tmp_path):
-    a, b = read_side(bundles(tmp_path, 3, 0.1, tag="a")), read_side(bundles(tmp_path, 3, 0.2, tag="b"))
-    assert len(a.values) == 3 and a.keys["config.model"] == "gpt2"
-    found = compare(a, b)
-    assert found.outcome == "regression" and found.ratio == pytest.approx(0.5, rel=0.02)
-
-
-def test_side_that_mixes_setups_or_is_not_green_is_refused(tmp_path):
+def test_bundles_of_one_setup_make_a_side_and_others_are_refused(tmp_path):
     made = bundles(tmp_path, 3, 0.1)
-    other = (made[0][0], {**made[0][1], "raw/training.json": b'{"config": {"model": "other"}}'})
-    assert compare(read_side([other, *made[1:]]), read_side(made)).outcome == "not_comparable"
+    a = read_side(made)
+    assert len(a.rates) == 3 and a.keys["config.model"] == "gpt2" and a.keys["unit"] == "samples/s"
+    run = from_json(TrainingRun, loads(made[0][1]["raw/training.json"]))
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, lr=0.5))
+    mixed = read_side([(made[0][0], {**made[0][1], "raw/training.json": dumps(run).encode()}), *made[1:]])
+    assert mixed.because == ("one side mixes setups: config.lr",) and compare(mixed, a) == mixed == compare(a, mixed)
     weak = dataclasses.replace(made[0][0], verdict=Verdict(Outcome.INCONCLUSIVE, ()))
     found = read_side([(weak, made[0][1]), *made[1:]])
     assert found.outcome == "not_comparable" and "is INCONCLUSIVE itself" in found.because[0]
     with pytest.raises(BundleInvalid, match="same run twice"):
         read_side([made[0], made[0], made[1]])
-
-
-@pytest.mark.parametrize("value", [0.0, -3.0, None])
-def test_rate_that_is_not_positive_is_invalid(tmp_path, value):
-    evidence, files = bundles(tmp_path, 1, 0.1)[0]
-    numbers = tuple(
-        dataclasses.replace(n, value=value) if n.name == "steady_samples_per_s" else n for n in evidence.numbers
-    )
-    with pytest.raises(BundleInvalid, match="no positive steady_samples_per_s"):
-        read_side([(dataclasses.replace(evidence, numbers=numbers), files)])
-
-
-def test_comparison_is_one_json_object():
-    assert '"outcome": "same"' in dumps(compare(side(100, 100, 101), side(100, 101, 100, name="b")))
-
-
-def test_what_is_said_is_english_and_no_python():
-    gpu = {"name": "NVIDIA H100", "compute_capability": [9, 0], "memory_bytes": 85_000_000_000, "mig_profile": None}
-    other = {**gpu, "compute_capability": [8, 0]}
-    sides = [
-        side(1, 1, 1, name=name, keys={"GPU": _gpus({"gpus": [one]}), "power limit": limit})
-        for name, one, limit in (("a", gpu, None), ("b", other, 300.0))
-    ]
-    said = text(compare(*sides))
-    assert (
-        "GPU: NVIDIA H100, 9.0, 85000000000 against NVIDIA H100, 8.0" in said
-        and "power limit: none against 300.0" in said
-    )
-    assert not set("()[]'") & set(said) and "None" not in said
+    for value in (0.0, -3.0, None):
+        numbers = [dataclasses.replace(n, value=value) for n in made[0][0].numbers if n.name == "steady_samples_per_s"]
+        with pytest.raises(BundleInvalid, match="no positive steady_samples_per_s"):
+            read_side([(dataclasses.replace(made[0][0], numbers=tuple(numbers)), made[0][1])])
 
 
 def test_two_folders_of_bundles_are_compared_by_the_command(tmp_path, capsys):
-    from kit.cli import main
-
     for name, speed in (("a", 0.1), ("b", 0.2)):
         (tmp_path / name).mkdir()
         bundles(tmp_path / name, 3, speed, tag=name)
@@ -211,9 +174,3 @@ def test_two_folders_of_bundles_are_compared_by_the_command(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("REGRESSION by steady_samples_per_s\n  B is 0.5")
     (tmp_path / "empty").mkdir()
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "empty")]) == 2
-
-
-def test_text_names_what_to_do():
-    found = compare(side(100, 112, 92), side(90, 99, 84, name="b"))
-    assert text(found).startswith("INCONCLUSIVE by steady_samples_per_s\n  B is 0.8")
-    assert "processes a side, run in turns" in text(found)
