@@ -11,16 +11,17 @@ import pytest
 import torch
 
 from kit.errors import UsageError
-from kit.extras.graphed import step as step_module
-from kit.extras.graphed.captured import CapturedEngine, own_loss
-from kit.extras.graphed.step import (
+from kit.extras.graphed import captured as step_module
+from kit.extras.graphed.captured import (
     CHUNK,
+    CapturedEngine,
     FlatAdamW,
     FlatStep,
     FlatWeights,
     Unsuitable,
     compute_dtype,
     linear_cross_entropy,
+    own_loss,
     shifted,
     torch_row_loss_,
 )

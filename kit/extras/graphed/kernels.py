@@ -1,17 +1,12 @@
-"""The head's loss with its gradients, in chunks of rows, so that the logits of all of them never exist at once.
+"""Triton kernels of the captured step: AdamW over flat weights, the norm of the gradients, cross-entropy.
 
-The same number as transformers' `ForCausalLMLoss`: labels shifted by one, -100 left out, the mean.
+Each reads what it needs once and writes it once, so that its floor is the bytes it moves. Nothing here decides anything.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
-
-# Triton kernels of the graphed engine: AdamW over flat weights, the norm of the gradients, cross-entropy.
-#
-# Each reads what it needs once and writes it once, so that its floor is the bytes it moves.
-# Nothing here decides anything; `flat` and `loss` call it.
 
 
 @triton.jit
