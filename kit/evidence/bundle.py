@@ -69,21 +69,19 @@ class Bundle:
         """
         for name in self.names():
             path = self.path / name
-            if path.is_symlink() or not path.is_file() or not is_allowed(name):
-                self.leave_out(name)
-                continue
-            data = path.read_bytes()
-            if name.endswith(".ipynb") and not _is_object(data):
-                # Its kernel or this process ended while it was written.
+            is_theirs = is_allowed(name) and path.is_file() and not path.is_symlink()
+            data = path.read_bytes() if is_theirs else b""
+            if not is_theirs or (name.endswith(".ipynb") and not _is_object(data)):
+                # Of a notebook that is none its kernel or this process ended while it was written.
                 self.leave_out(name)
             elif (clean := cleaned(name, data, self.secrets)) != data:
                 write_atomic(path, clean)
         files = self._read()
         hits = redact.scan(files, self.secrets)
         if hits:
-            for name in {hit.file for hit in hits}:
+            for name in {name for name, _ in hits}:
                 (self.path / name).unlink()
-            self.write_json(PRIVACY, {"hits": hits})
+            self.write_json(PRIVACY, {"hits": [{"file": name, "kind": kind} for name, kind in hits]})
             record = loads(files["raw/run.json"])
             self.write_json("raw/run.json", {**record, "state": FAILED, "reason": _told(hits)})
             files = self._read()
@@ -107,7 +105,7 @@ class Bundle:
             raise BundleInvalid(found, expected="every required file", todo="run it again")
         private = redact.scan({name: data for name, data in made.items() if name != MANIFEST}, self.secrets)
         # A host may be called as one of our own words; what came from outside was looked at before.
-        hits = tuple(hit for hit in private if hit.kind not in ("user", "host"))
+        hits = tuple(hit for hit in private if hit[1] not in ("user", "host"))
         if hits:
             raise BundleInvalid(_told(hits), expected="no private value in a report")
         # The manifest is the last of them.
@@ -247,7 +245,7 @@ def _is_object(data: bytes) -> bool:
 
 
 def _told(hits: tuple[redact.Hit, ...]) -> str:
-    return "private values: " + "; ".join(f"{hit.kind} in {hit.file}" for hit in hits[:10])
+    return "private values: " + "; ".join(f"{kind} in {name}" for name, kind in hits[:10])
 
 
 # What of this machine must not leave it: names, folders and secret variables, read once when a bundle is opened.

@@ -73,14 +73,8 @@ class Secrets:
     ours: tuple[str, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class Hit:
-    """A secret that is still there: in which file and of which kind. Never its value."""
-
-    file: str
-    kind: str
-
-
+# A secret that is still there: in which file and of which kind. Never its value.
+Hit = tuple[str, str]
 # Kind, pattern, what stands for it, and hints: in lower case, one of them stands in every text that the pattern can
 # match, which costs little to ask.
 _Rule = tuple[str, re.Pattern[str], Any, Iterable[str]]
@@ -166,7 +160,7 @@ def scan(files: Mapping[str, bytes], secrets: Secrets) -> tuple[Hit, ...]:
         text = data.decode("latin-1") if is_png else _unescaped(name, _PICTURE.sub("", decode(data)))
         kinds = ["metadata"] if is_png and strip_png(data) != data else []
         kinds += _redacted(text, secrets, is_text=not is_png)[1]
-        found += [Hit(name, kind) for kind in dict.fromkeys(kinds)]
+        found += [(name, kind) for kind in dict.fromkeys(kinds)]
     return tuple(found)
 
 

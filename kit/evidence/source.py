@@ -48,12 +48,11 @@ class Source(Mapping[str, bytes]):
 
     def __init__(self, where: str, members: Iterable[Member]) -> None:
         self.where, self.aside, problems = where, 0, []
-        self.sizes: dict[str, int] = {}
-        self._open: dict[str, Callable[[], Any]] = {}
         self._opened = contextlib.ExitStack()
+        found: dict[str, tuple[int, Callable[[], Any]]] = {}
         folded: dict[str, str] = {}
-        for name, size, problem, opened in members:
-            if len(self.sizes) + self.aside >= MAX_FILES:
+        for name, size, problem, opening in members:
+            if len(found) + self.aside >= MAX_FILES:
                 raise _refused([f"more than {MAX_FILES} files"])
             if _LITTER.fullmatch(name):
                 self.aside += 1
@@ -61,23 +60,23 @@ class Source(Mapping[str, bytes]):
             other = folded.setdefault(name.casefold(), name)
             wrong = {
                 f"{name[:200]!r} {problem}": bool(problem),
-                f"{name!r} stands twice": name in self.sizes,
+                f"{name!r} stands twice": name in found,
                 f"{name!r} and {other!r} differ only in case": other != name,
                 f"unsafe name {name[:200]!r}": not is_safe(name),
                 f"{name!r} has {memory(size)}, over {memory(MAX_FILE_BYTES)}": size > MAX_FILE_BYTES,
             }
             problems += [words for words, is_so in wrong.items() if is_so]
-            self.sizes[name], self._open[name] = size, opened
-        if sum(self.sizes.values()) > MAX_TOTAL_BYTES:
+            found[name] = size, opening
+        if sum(size for size, _ in found.values()) > MAX_TOTAL_BYTES:
             problems.append(f"more than {memory(MAX_TOTAL_BYTES)} in all")
         if problems:
             raise _refused(problems)
         # Packing may put the folder's name before every file.
-        top = next((name for name in self.sizes if re.fullmatch(rf"[^/]+/{re.escape(MANIFEST)}", name)), MANIFEST)
-        prefix = top.removesuffix(MANIFEST) if where != "folder" and MANIFEST not in self.sizes else ""
-        if prefix and all(name.startswith(prefix) for name in self.sizes):
-            self.sizes = {name.removeprefix(prefix): size for name, size in self.sizes.items()}
-            self._open = {name.removeprefix(prefix): opened for name, opened in self._open.items()}
+        top = next((name for name in found if re.fullmatch(rf"[^/]+/{re.escape(MANIFEST)}", name)), MANIFEST)
+        prefix = top.removesuffix(MANIFEST) if where != "folder" and MANIFEST not in found else ""
+        prefix = prefix if all(name.startswith(prefix) for name in found) else ""
+        self._members = {name.removeprefix(prefix): member for name, member in found.items()}
+        self.sizes = {name: size for name, (size, _) in self._members.items()}
         self.entry = functools.cache(self._entry)
 
     def close(self) -> None:
@@ -107,9 +106,9 @@ class Source(Mapping[str, bytes]):
 
     def _blocks(self, name: str) -> Iterator[bytes]:
         """The file's bytes, and an error where it has more or fewer than it says."""
-        left = self.sizes[name]
+        left, opening = self._members[name]
         try:
-            with self._open[name]() as file:
+            with opening() as file:
                 for block in _bounded(file, left):
                     left -= len(block)
                     yield block

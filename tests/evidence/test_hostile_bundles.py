@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -39,52 +40,32 @@ def test_symbolic_link_is_refused(bundle, tmp_path, name):
 def test_link_that_the_reader_made_is_followed_and_none_inside(bundle, tmp_path):
     (tmp_path / "link").symlink_to(bundle)
     assert verify(tmp_path / "link").exit_code == 0
+    os.link(bundle / "README.md", tmp_path / "other")
+    refused(bundle, "second hard link")
     (bundle / "raw/link.json").symlink_to(bundle / "README.md")
     refused(tmp_path / "link", "a link or a device")
 
 
 @posix
-def test_hard_link_is_refused(bundle, tmp_path):
-    os.link(bundle / "README.md", tmp_path / "other")
-    refused(bundle, "second hard link")
-
-
-@posix
-def test_fifo_and_socket_are_refused_without_opening(bundle, tmp_path):
-    import socket
-
+def test_fifo_and_socket_are_refused_without_opening(bundle, tmp_path, monkeypatch):
     os.mkfifo(bundle / "raw/pipe.jsonl")
     refused(bundle, "'raw/pipe.jsonl' is a link or a device")
     (bundle / "raw/pipe.jsonl").unlink()
+    # A socket's whole path has to be short.
+    monkeypatch.chdir(bundle)
     with socket.socket(socket.AF_UNIX) as server:
-        # A socket's whole path has to be short.
-        here = os.getcwd()
-        os.chdir(bundle)
-        try:
-            server.bind("s.json")
-        finally:
-            os.chdir(here)
+        server.bind("s.json")
     refused(bundle, "'s.json' is a link or a device")
     refused(Path("/dev/null"), "a link or a device")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../outside.json",
-        "/etc/passwd",
-        "C:\\x.json",
-        "\\\\server\\x",
-        "raw/../../x",
-        "raw//x",
-        "x" * 300,
-        "raw/a/b/c/d/e/f.json",
-        "a\nb",
-        "trailing.",
-        "aux:stream",
-        "raw/\u202ecod.json",
-    ],
+UNSAFE = (
+    *("../outside.json", "/etc/passwd", "C:\\x.json", "\\\\server\\x", "raw/../../x", "raw//x", "raw/a/b/c/d/e/f.json"),
+    *("x" * 300, "a\nb", "trailing.", "aux:stream", "raw/\u202ecod.json"),
 )
+
+
+@pytest.mark.parametrize("name", UNSAFE)
 def test_unsafe_name_in_a_zip_or_manifest_is_refused(bundle, tmp_path, name):
     secret = tmp_path / "outside.json"
     secret.write_text("secret", encoding="utf-8")
@@ -107,56 +88,54 @@ def zipped(bundle, path, extra=(), method=zipfile.ZIP_DEFLATED):
     return path
 
 
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_duplicate_and_case_clash_are_refused(bundle, tmp_path):
-    refused(zipped(bundle, tmp_path / "a.zip", {"README.md": b"x"}), "stands twice")
-    refused(zipped(bundle, tmp_path / "b.zip", {"readme.MD": b"x"}), "differ only in case")
+def edited(path, edit):
+    path.write_bytes(edit(path.read_bytes()))
+    return path
 
 
-def test_name_with_a_nul_is_refused(bundle, tmp_path):
-    path = zipped(bundle, tmp_path / "a.zip", {"raw/aXb.json": b"x"})
-    path.write_bytes(path.read_bytes().replace(b"raw/aXb.json", b"raw/a\0b.json"))
-    refused(path, "unsafe")
+def encrypted(data):
+    at = data.rfind(b"PK\1\2") + 8
+    return data[:at] + bytes([data[at] | 1]) + data[at + 1 :]
 
 
-def test_links_encryption_and_odd_packing_in_a_zip_are_refused(bundle, tmp_path):
-    path = tmp_path / "link.zip"
+def shortened(data):
+    at = data.find(b"PK\1\2") + 24
+    size = struct.unpack("<I", data[at : at + 4])[0]
+    return data[:at] + struct.pack("<I", size - 1) + data[at + 4 :]
+
+
+def _only(path, names, mode=0):
     with zipfile.ZipFile(path, "w") as archive:
-        link = zipfile.ZipInfo(MANIFEST)
-        link.external_attr = 0o120777 << 16
-        archive.writestr(link, "/etc/passwd")
-    refused(path, "is a link or a device")
-    data = bytearray(zipped(bundle, tmp_path / "e.zip").read_bytes())
-    data[data.rfind(b"PK\1\2") + 8] |= 1
-    (tmp_path / "e.zip").write_bytes(data)
-    refused(tmp_path / "e.zip", "encrypted")
-    refused(zipped(bundle, tmp_path / "l.zip", method=zipfile.ZIP_LZMA), "zip the folder again")
+        for name in names:
+            info = zipfile.ZipInfo(name)
+            info.external_attr = mode << 16
+            archive.writestr(info, b"/etc/passwd")
+    return path
 
 
-def test_bombs_are_refused(bundle, tmp_path):
-    refused(zipped(bundle, tmp_path / "ratio.zip", {"raw/big.json": b"0" * (40 << 20)}), "over 32.0 MiB")
-    many = tmp_path / "many.zip"
-    with zipfile.ZipFile(many, "w") as archive:
-        for index in range(MAX_FILES + 1):
-            archive.writestr(f"raw/{index}.json", b"")
-    refused(many, f"more than {MAX_FILES} files")
-    with zipfile.ZipFile(many, "w") as archive:
-        for index in range(80):
-            archive.writestr(f"{index}{'x' * 60_000}", b"")
-    refused(many, "list of files is too long")
-    deep = tmp_path / "deep"
-    (deep / "/".join("abcdefgh")).mkdir(parents=True)
-    refused(deep, "nested too deeply")
+ARCHIVES = {
+    "stands twice": lambda b, p: zipped(b, p, {"README.md": b"x"}),
+    "differ only in case": lambda b, p: zipped(b, p, {"readme.MD": b"x"}),
+    "unsafe": lambda b, p: edited(zipped(b, p, {"raw/aXb.json": b"x"}), lambda d: d.replace(b"raw/aXb", b"raw/a\0b")),
+    "is a link or a device": lambda b, p: _only(p, [MANIFEST], 0o120777),
+    "encrypted": lambda b, p: edited(zipped(b, p), encrypted),
+    "zip the folder again": lambda b, p: zipped(b, p, method=zipfile.ZIP_LZMA),
+    "over 32.0 MiB": lambda b, p: zipped(b, p, {"raw/big.json": b"0" * (40 << 20)}),
+    f"more than {MAX_FILES} files": lambda b, p: _only(p, (f"raw/{index}.json" for index in range(MAX_FILES + 1))),
+    "list of files is too long": lambda b, p: _only(p, (f"{index}{'x' * 60_000}" for index in range(80))),
+    "": lambda b, p: edited(zipped(b, p), shortened),
+}
 
 
-def test_size_that_lies_is_refused(bundle, tmp_path):
-    path = zipped(bundle, tmp_path / "a.zip")
-    data = bytearray(path.read_bytes())
-    entry = data.find(b"PK\1\2", 0)
-    size = struct.unpack("<I", data[entry + 24 : entry + 28])[0]
-    data[entry + 24 : entry + 28] = struct.pack("<I", size - 1)
-    path.write_bytes(data)
-    refused(path, "")
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("words", ARCHIVES)
+def test_archive_that_is_none_of_ours_is_refused(bundle, tmp_path, words):
+    refused(ARCHIVES[words](bundle, tmp_path / "a.zip"), words)
+
+
+def test_deep_folder_is_refused(tmp_path):
+    (tmp_path / "deep" / "/".join("abcdefgh")).mkdir(parents=True)
+    refused(tmp_path / "deep", "nested too deeply")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +143,7 @@ def test_size_that_lies_is_refused(bundle, tmp_path):
     [
         (b'{"a": NaN}', "NaN"),
         (b'{"a": Infinity}', "Infinity"),
-        (b'{"a": 1e999}', "too large"),
+        (b'{"a": 1e999}', "no finite number"),
         (b'{"a": 1, "a": 2}', "twice"),
         (b"[" * 200_000, "nested too deeply"),
         (b"[" + b"9" * 100_000 + b"]", "not strict JSON"),
@@ -237,11 +216,7 @@ def test_worst_cases_stay_within_5_seconds_and_200_megabytes(bundle, tmp_path, k
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     exit_code, seconds, megabytes = (float(part) for part in done.stdout.split())
-    tally(
-        f"largest hostile bundle of kind {kind!r}",
-        1,
-        f"exit {exit_code:.0f}, {seconds:.1f} s, {megabytes:.0f} MiB",
-    )
+    tally(f"largest hostile bundle of kind {kind!r}", 1, f"exit {exit_code:.0f}, {seconds:.1f} s, {megabytes:.0f} MiB")
     assert exit_code == 4 and seconds < 5 * 2 and megabytes < 200
 
 

@@ -148,10 +148,7 @@ def test_hostile_text_stays_text_in_every_page(text):
         "figures/a.png": sample.png(),
         "figures/a.svg": f"<dc:description>{text}</dc:description>".encode("utf-8", "replace"),
     }
-    for made in (
-        page(evidence_with(text), files),
-        notebook_html(hostile_notebook(text), text),
-    ):
+    for made in (page(evidence_with(text), files), notebook_html(hostile_notebook(text), text)):
         read = Reader(made)
         assert not read.problems
         assert not re.search("[\u202a-\u202e\u2066-\u2069\u200b\ufeff\x1b\x07]", made)
@@ -257,8 +254,7 @@ def test_failing_cell_and_its_error_come_first(tmp_path):
 
 def test_dirty_code_is_never_silent():
     assert "uncommitted changes (diff abc" in page(
-        dataclasses.replace(evidence_with("x"), code={"commit": "1", "is_dirty": True, "diff_sha256": "abc"}),
-        {},
+        dataclasses.replace(evidence_with("x"), code={"commit": "1", "is_dirty": True, "diff_sha256": "abc"}), {}
     )
 
 

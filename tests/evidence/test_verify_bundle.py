@@ -118,8 +118,7 @@ def test_all_problems_of_files_are_told_at_once(bundle):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["raw/steps.jsonl", "raw/negative_control.json", "notebooks/01_smoke.ipynb", "README.md", "cuda_check.txt"],
+    "name", ["raw/steps.jsonl", "raw/negative_control.json", "notebooks/01_smoke.ipynb", "README.md", "cuda_check.txt"]
 )
 def test_required_set_comes_from_the_schema_not_from_the_manifest(bundle, name):
     (bundle / name).unlink()
@@ -488,7 +487,8 @@ def _fuzzed(draw, data, other):
     token = draw.choice(list(_TOKEN.finditer(data[:200_000])) or [re.match(b"", data)])
     odd = data[: token.start()] + draw.choice(_ODD) + data[token.end() :]
     noise = data[:at] + draw.randbytes(draw.randrange(1, 9)) + data[min(len(data), at + draw.randrange(9)) :]
-    return draw.choice((odd, odd, noise, data[:at], data[:at] + data[to:], data[:to] + data[at:], other))
+    flipped = data[:at] + bytes(byte ^ 1 for byte in data[at : at + 1]) + data[at + 1 :]
+    return draw.choice((odd, odd, noise, flipped, data[:at], data[:at] + data[to:], data[:to] + data[at:], other))
 
 
 def test_fifty_megabytes_in_three_seconds(bundle, tally):
