@@ -69,14 +69,12 @@ BARE = ("compare", "explain", "sign", "verify", "wheel")
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a command says: a text for a person, one JSON object, an exit code. error: goes to stderr.
-    is_rank: this process is one rank of several, which somebody else started."""
+    """What a command says: a text for a person, one JSON object, an exit code. error: goes to stderr."""
 
     text: str
     record: Any
     exit_code: int = EXIT_PASS
     error: str = ""
-    is_rank: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,8 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:
         answer = _bug()
     code = _print(answer, as_json)
-    if answer.is_rank:
-        # An interpreter that ends beside the threads of torch's Gloo aborts now and then.
+    if "RANK" in os.environ:
+        # A rank that torchrun started. An interpreter that ends beside the threads of torch's Gloo aborts now and then.
         os._exit(code)
     return 128 + caught[-1] if caught and code == EXIT_SIGINT else code
 
@@ -389,14 +387,14 @@ def _train_ranks(config: Any, args: argparse.Namespace) -> Answer:
         result = scale.conclude_here(group, rank, config, args.parallel, args.out)
         group.leave()
         if result is None:
-            return Answer("", None, is_rank=True)
+            return Answer("", None)
     record = {
         "verdict": result.verdict.outcome,
         "run": result.run,
         "checks": result.verdict.checks,
         "ranks": [rank.record for _, rank in sorted(result.ranks.items())],
     }
-    return Answer(str(result), record, result.verdict.outcome.exit_code, is_rank=not args.gpus)
+    return Answer(str(result), record, result.verdict.outcome.exit_code)
 
 
 def run_sweep(args: argparse.Namespace) -> Answer:
@@ -432,8 +430,8 @@ def _scaling(args: argparse.Namespace) -> Answer:
         )
     first = {name.removesuffix("s"): values[0] for name, values in shape.items() if values}
     step = ranks.scaled_step(args.device, args.model or DEFAULT_MODELS[args.device], **first)
-    blocks = {"blocks": args.blocks} if args.blocks else {}
-    plan = ranks.ScalePlan(args.gpus, step, parallel=args.parallel, **blocks)
+    given = fields_of(ranks.ScalePlan, {"blocks": args.blocks, "parallel": args.parallel})
+    plan = ranks.ScalePlan(args.gpus, step, **given)
     result = part("scale").scale(
         plan, out=args.out, on_progress=lambda i, count: say(f"[{i}/{count}] {plan.gpus[i - 1]} GPUs\n")
     )

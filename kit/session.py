@@ -95,11 +95,8 @@ class Session:
         return Picture(png.getvalue(), alt)
 
     def live(self, steps: int) -> Callable[[Any], None] | None:
-        """What `train(on_step=...)` calls to draw the run between its timed steps, in a fifth of the time at most.
-
-        None where records are kept, since a headless run has nobody who watches, and outside a kernel.
-        """
-        place, records, due = None if self.out else _one_place("The first step is being trained."), [], 0.0
+        """What `train(on_step=...)` calls to draw the run between its timed steps, in a fifth of the time at most."""
+        place, records, due = self._one_place("The first step is being trained."), [], 0.0
         if place is None:
             return None
 
@@ -118,11 +115,20 @@ class Session:
         return draw
 
     def progress(self) -> Callable[[int, int, float], None] | None:
-        """What `sweep(on_progress=...)` calls: one line in one place. None where records are kept, as for `live`."""
-        place = None if self.out else _one_place("The first point is being measured.")
-        if place is None:
+        """What `sweep(on_progress=...)` calls: one line in one place."""
+        place = self._one_place("The first point is being measured.")
+        return place and (lambda *count: place(progress_text(*count)))
+
+    def _one_place(self, first: str) -> Callable[[Any], None] | None:
+        """Shows one text or picture after another in the same place of a notebook; None where records are kept, since a
+        headless run has nobody who watches, and outside a kernel."""
+        ipython = sys.modules.get("IPython")
+        if self.out or ipython is None or not hasattr(ipython.get_ipython(), "kernel"):
             return None
-        return lambda done, total, left_s: place(progress_text(done, total, left_s))
+        from IPython.display import Pretty, display
+
+        place = display(Pretty(first), display_id=True)
+        return lambda value: place.update(Pretty(value) if isinstance(value, str) else value)
 
     def finish(self, outcome: Outcome) -> str:
         """Writes the final record; a notebook without one has not ended. Returns the closing sentence."""
@@ -193,14 +199,3 @@ class Picture:
     def _repr_mimebundle_(self, include=None, exclude=None):
         data = {"image/png": base64.b64encode(self.png).decode(), "text/plain": repr(self)}
         return data, {"image/png": {"alt": self.alt}}
-
-
-def _one_place(first: str) -> Callable[[Any], None] | None:
-    """Shows one text or picture after another in the same place of a notebook; None outside a kernel."""
-    ipython = sys.modules.get("IPython")
-    if ipython is None or not hasattr(ipython.get_ipython(), "kernel"):
-        return None
-    from IPython.display import Pretty, display
-
-    place = display(Pretty(first), display_id=True)
-    return lambda value: place.update(Pretty(value) if isinstance(value, str) else value)

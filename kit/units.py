@@ -81,14 +81,12 @@ def cuda_pair(number: int) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """n values with their median, quartiles (inclusive method), minimum and maximum, in the values' unit."""
+    """n values with their median and quartiles (inclusive method), in the values' unit."""
 
     n: int
     median: float
     q1: float
     q3: float
-    minimum: float
-    maximum: float
 
     @property
     def iqr(self) -> float:
@@ -104,7 +102,7 @@ def spread(values: Sequence[float]) -> Spread | None:
         return None
     ordered = sorted(values)
     q1, _, q3 = statistics.quantiles(ordered if len(ordered) > 1 else 2 * ordered, n=4, method="inclusive")
-    return Spread(len(ordered), statistics.median(ordered), q1, q3, ordered[0], ordered[-1])
+    return Spread(len(ordered), statistics.median(ordered), q1, q3)
 
 
 def shuffled(items: Iterable[Any], draw: Callable[[], float]) -> list[Any]:

@@ -25,7 +25,7 @@ def place(monkeypatch):
         now[0] += 0.5
         return now[0]
 
-    monkeypatch.setattr(session, "_one_place", lambda first: shown.append)
+    monkeypatch.setattr(Session, "_one_place", lambda self, first: shown.append)
     monkeypatch.setattr(session.time, "monotonic", tick)
     return shown
 
