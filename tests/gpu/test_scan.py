@@ -108,27 +108,23 @@ def verdict(libraries, capability):
     return wheelcode.check(wheelcode.Scan("pkg", arch_list, held, len(held)), capability).outcome
 
 
-def test_an_extension_without_code_for_the_gpu_fails():
-    assert verdict({"a.so": {"sm_80": 1, "sm_90": 1}}, (12, 0)) == "FAIL"
-    assert verdict({"a.so": {"sm_80": 1, "sm_90": 1}}, (8, 9)) == "PASS"
-
-
-def test_ptx_alone_is_no_native_code():
-    assert verdict({"a.so": {"sm_80": 1, "compute_90": 1}}, (12, 0)) == "FAIL"
-
-
-def test_a_library_of_somebody_else_in_the_wheel_does_not_decide():
-    parts = {"pkg/_C.so": {"sm_70": 6}, "pkg.libs/libnvjpeg.so.12": {"sm_50": 11, "sm_61": 11}}
-    assert verdict(parts, (6, 1)) == "FAIL"
-
-
-def test_a_library_for_another_chip_does_not_decide():
-    assert verdict({"_C.so": {"sm_80": 6}, "_C_90a.so": {"sm_90a": 8}}, (8, 0)) == "PASS"
-
-
-def test_parts_that_differ_are_not_called_fine():
-    assert verdict({"big.so": {"sm_80": 60, "sm_90": 60}, "small.so": {"sm_80": 1}}, (9, 0)) == "INCONCLUSIVE"
-    assert verdict({"big.so": {"sm_80": 60}, "small.so": {"sm_90": 1}}, (9, 0)) == "FAIL"
+@pytest.mark.parametrize(
+    ("libraries", "capability", "outcome"),
+    [
+        ({"a.so": {"sm_80": 1, "sm_90": 1}}, (12, 0), "FAIL"),
+        ({"a.so": {"sm_80": 1, "sm_90": 1}}, (8, 9), "PASS"),
+        # PTX alone is no native code
+        ({"a.so": {"sm_80": 1, "compute_90": 1}}, (12, 0), "FAIL"),
+        # a library of somebody else, or for another chip, does not decide
+        ({"pkg/_C.so": {"sm_70": 6}, "pkg.libs/libnvjpeg.so.12": {"sm_50": 11, "sm_61": 11}}, (6, 1), "FAIL"),
+        ({"_C.so": {"sm_80": 6}, "_C_90a.so": {"sm_90a": 8}}, (8, 0), "PASS"),
+        # parts that differ are not called fine
+        ({"big.so": {"sm_80": 60, "sm_90": 60}, "small.so": {"sm_80": 1}}, (9, 0), "INCONCLUSIVE"),
+        ({"big.so": {"sm_80": 60}, "small.so": {"sm_90": 1}}, (9, 0), "FAIL"),
+    ],
+)
+def test_the_parts_with_most_code_decide(libraries, capability, outcome):
+    assert verdict(libraries, capability) == outcome
 
 
 @pytest.mark.parametrize(
