@@ -44,13 +44,6 @@ def test_conda_file_pins_nothing_of_its_own_but_python():
     assert entries == ["conda-forge", "python>=3.11,<3.15", "pip", "pip:", "-r requirements-gpu.txt", "-e ."]
 
 
-def test_conda_file_is_yaml_with_that_structure():
-    import yaml
-
-    data = yaml.safe_load((ROOT / "environment-gpu.yml").read_text(encoding="utf-8"))
-    assert data["dependencies"][-1] == {"pip": ["-r requirements-gpu.txt", "-e ."]}
-
-
 def test_package_metadata_takes_its_dependencies_from_the_same_files():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     dynamic = project["tool"]["setuptools"]["dynamic"]

@@ -23,13 +23,11 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 TOKEN = "for-this-test"
 START_S, RUN_S = 90, 240
 
+MISSING = [name for name in ("playwright", "jupyterlab") if not importlib.util.find_spec(name)]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path"),
-    pytest.mark.skipif(
-        not importlib.util.find_spec("playwright"), reason="playwright is missing: pip install playwright"
-    ),
-    pytest.mark.skipif(not importlib.util.find_spec("jupyterlab"), reason="jupyterlab is missing"),
+    pytest.mark.skipif(bool(MISSING), reason=f"{MISSING} missing: pip install playwright"),
 ]
 
 
@@ -45,28 +43,10 @@ def lab(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    own = {
-        name: str(root / name.lower())
-        for name in (
-            "JUPYTER_CONFIG_DIR",
-            "JUPYTER_DATA_DIR",
-            "JUPYTERLAB_SETTINGS_DIR",
-            "JUPYTERLAB_WORKSPACES_DIR",
-            "IPYTHONDIR",
-        )
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "kit",
-        "lab",
-        "--no-browser",
-        f"--port={port}",
-        "--ServerApp.port_retries=0",
-        f"--IdentityProvider.token={TOKEN}",
-        f"--ServerApp.root_dir={root}",
-        "--allow-root",
-    ]
+    names = "JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTERLAB_SETTINGS_DIR JUPYTERLAB_WORKSPACES_DIR IPYTHONDIR"
+    own = {name: str(root / name.lower()) for name in names.split()}
+    options = f"--no-browser --port={port} --ServerApp.port_retries=0 --IdentityProvider.token={TOKEN} --allow-root"
+    command = [sys.executable, "-m", "kit", "lab", *options.split(), f"--ServerApp.root_dir={root}"]
     environ = {**os.environ, **own, "PYTHONPATH": str(ROOT)}
     with (root / "server.log").open("w", encoding="utf-8") as log:
         server = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=log, stderr=log)
@@ -75,12 +55,8 @@ def lab(tmp_path_factory):
         wait_for_server(server, address, root / "server.log")
         yield address
     finally:
-        server.terminate()
-        try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+        server.kill()
+        server.wait()
 
 
 def wait_for_server(server, address, log):
@@ -158,20 +134,14 @@ def keep_screenshots(page, name):
 )
 def test_a_newcomer_runs_a_notebook_to_the_end(lab, browser, name, height, card, figures):
     page = browser.new_page(viewport={"width": 1200, "height": height})
-    try:
-        run_all_cells(page, lab, name)
-        errors = page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
-        keep_screenshots(page, name)
-        assert errors == []
-        prompts = [text.strip() for text in page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()]
-        assert prompts == [f"[{number}]:" for number in range(1, len(prompts) + 1)]
-        assert page.locator(".jp-OutputArea-output.jp-RenderedHTMLCommon", has_text=card).first.is_visible()
-        shown = page.locator(".jp-OutputArea-output img")
-        assert shown.count() == figures
-        assert all(shown.nth(i).evaluate("img => img.complete && img.naturalWidth > 300") for i in range(figures))
-    except Exception:
-        OUTPUT.mkdir(exist_ok=True)
-        page.screenshot(path=OUTPUT / f"{name}_failed.png")
-        raise
-    finally:
-        page.close()
+    run_all_cells(page, lab, name)
+    errors = page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
+    keep_screenshots(page, name)
+    assert errors == []
+    prompts = [text.strip() for text in page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()]
+    assert prompts == [f"[{number}]:" for number in range(1, len(prompts) + 1)]
+    assert page.locator(".jp-OutputArea-output.jp-RenderedHTMLCommon", has_text=card).first.is_visible()
+    shown = page.locator(".jp-OutputArea-output img")
+    assert shown.count() == figures
+    assert all(shown.nth(i).evaluate("img => img.complete && img.naturalWidth > 300") for i in range(figures))
+    page.close()
