@@ -159,7 +159,7 @@ def test_an_environment_that_does_not_fit_is_built_anew_with_the_reason(place, c
         leftover.touch()
         # git may have turned the line ends into Windows ones.
         pins = place.folder / "requirements-gpu.txt"
-        pins.write_bytes(pins.read_bytes().replace(b"\n", b"\r\n"))
+        pins.write_bytes(pins.read_bytes().strip() + b"\r\n")
         assert main(["train"]) == WENT_ON and len(place.calls) == 3 * built, "the healthy twin is entered as it is"
         capsys.readouterr()
         DAMAGE[why](place.folder / ".venv-gpu")
