@@ -53,21 +53,20 @@ def mask_problem(value: str | None, count: int | None, uuids: Sequence[str | Non
     if value is None:
         return None
     tokens = [token.strip() for token in value.split(",")]
-    first, twice = tokens[0], [token for token in tokens if tokens.count(token) > 1]
+    first, twice = tokens[0], next((token for token in tokens if tokens.count(token) > 1), "")
     is_number, known = first.lstrip("+").isdigit(), [uuid for uuid in uuids if uuid]
-    if not value.strip():
-        return "the empty value hides every GPU"
-    if twice:
-        return f"{twice[0]!r} stands twice, and CUDA then shows no GPU"
-    if is_number and count is not None and int(first) >= count:
-        return f"GPU {first} does not exist, the driver lists {count} (numbers start at 0)"
-    if first.startswith("GPU-") and known and not any(uuid.startswith(first) for uuid in known):
-        return f"no GPU has the UUID {first[:12]}…"
-    return (
-        None
-        if is_number or first.startswith(("GPU-", "MIG-"))
-        else f"{first!r} is no GPU number or UUID, so every GPU is hidden"
+    is_uuid, is_known = first.startswith(("GPU-", "MIG-")), any(uuid.startswith(first) for uuid in known)
+    problems = (
+        (not value.strip(), "the empty value hides every GPU"),
+        (twice, f"{twice!r} stands twice, and CUDA then shows no GPU"),
+        (
+            is_number and count is not None and int(first) >= count,
+            f"GPU {first} does not exist, the driver lists {count} (numbers start at 0)",
+        ),
+        (first.startswith("GPU-") and known and not is_known, f"no GPU has the UUID {first[:12]}…"),
+        (not (is_number or is_uuid), f"{first!r} is no GPU number or UUID, so every GPU is hidden"),
     )
+    return next((words for holds, words in problems if holds), None)
 
 
 @dataclasses.dataclass(frozen=True)

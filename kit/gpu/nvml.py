@@ -6,6 +6,7 @@ witness of a check, with what explains its silence. What no witness said stays N
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import ctypes
 import dataclasses
@@ -130,10 +131,8 @@ class Nvml:
 
     def __exit__(self, *_: object) -> None:
         """NVML counts its starts; one that is never ended is torn down by the process's exit."""
-        try:
+        with contextlib.suppress(self.library.NVMLError):
             self.library.nvmlShutdown()
-        except self.library.NVMLError:
-            pass
 
     def ask(self, function: str, *arguments: Any, told: str = "") -> Any:
         """One reading, decoded; None where it is not to be had, and then `told`, else the function, is missing.
@@ -237,11 +236,9 @@ def platform_name(system: str | None = None, machine: str | None = None) -> str:
 
 def first_line(path: Path) -> str:
     """The first line of a small file of the kernel; empty where it cannot be read."""
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return file.readline().strip()
-    except OSError:
-        return ""
+    with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+        return file.readline().strip()
+    return ""
 
 
 def libcuda_kind() -> str | None:
@@ -259,18 +256,15 @@ def libcuda_kind() -> str | None:
 
 def _cu_init() -> int | None:
     """The result of cuInit(0) where it is not 0; it makes no context. None where there is no libcuda."""
-    try:
+    with contextlib.suppress(OSError, AttributeError):
         return int(ctypes.CDLL(LIBCUDA).cuInit(0)) or None
-    except (OSError, AttributeError):
-        return None
+    return None
 
 
 def _uvm_error(path: Path) -> str | None:
     """Why a device cannot be opened which nvidia-smi does not need and CUDA does; None where it can, or is not there."""
     try:
         path.open("rb+", buffering=0).close()
-    except FileNotFoundError:
-        return None
     except OSError as error:
-        return str(error.strerror)
+        return None if isinstance(error, FileNotFoundError) else error.strerror
     return None

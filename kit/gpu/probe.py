@@ -130,13 +130,10 @@ def probe(*, proof_device: str | None = None, with_torch: bool = True, library: 
 
 def _packages() -> dict[str, str]:
     """Torch's neighbours in this interpreter, by their normalised names."""
-    found: dict[str, str] = {}
-    for distribution in importlib.metadata.distributions():
-        name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower()
-        if NEIGHBOURS.fullmatch(name):
-            # The first in the path is the one that an import finds.
-            found.setdefault(name, distribution.version)
-    return dict(sorted(found.items()))
+    told = [each.metadata for each in importlib.metadata.distributions()]
+    named = [(re.sub(r"[-_.]+", "-", each["Name"] or "").lower(), each["Version"]) for each in told]
+    # The first in the path is the one that an import finds.
+    return dict(sorted({name: version for name, version in reversed(named) if NEIGHBOURS.fullmatch(name)}.items()))
 
 
 def _xids(driver: Driver | None, notes: list[str]) -> tuple[int, ...] | None:
@@ -226,12 +223,10 @@ def _read_torch(torch: Any) -> Torch:
 
 def _installed_from() -> dict[str, Any]:
     """Version and origin as the installer recorded them, which tell a wheel that was swapped under the code."""
-    try:
-        found = importlib.metadata.distribution("torch")
-    except importlib.metadata.PackageNotFoundError:
-        return {}
-    origin = found.read_text("direct_url.json")
-    return {"metadata_version": found.version, "direct_url": json.loads(origin).get("url") if origin else None}
+    for found in importlib.metadata.Distribution.discover(name="torch"):
+        origin = found.read_text("direct_url.json")
+        return {"metadata_version": found.version, "direct_url": json.loads(origin).get("url") if origin else None}
+    return {}
 
 
 def _torch_gpu(torch: Any, index: int) -> Gpu:

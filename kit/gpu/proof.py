@@ -91,22 +91,17 @@ def jit_allowed() -> JitControl | None:
 
 def _on_gpu(size: int, library: Path | None) -> KernelProof:
     """The product, then the library's kernel, then the control of the process in which both ran."""
-    proof = _product("cuda", size)
+    proof, error = _product("cuda", size), None
     if library and proof.ran:
-        error = _kernel_error(library)
+        try:
+            code, text = ctypes.CDLL(str(library)).kernel(), ctypes.c_char_p()
+            if code:
+                ctypes.CDLL(LIBCUDA).cuGetErrorString(code, ctypes.byref(text))
+                error = f"kernel() of {library.name}: CUDA error {code}: {(text.value or b'?').decode()}"
+        except (OSError, AttributeError) as caught:
+            error = f"{library.name} could not be run: {caught}"
         proof = dataclasses.replace(proof, library=library.name, ran=error is None, error=error)
     return dataclasses.replace(proof, jit=jit_control())
-
-
-def _kernel_error(library: Path) -> str | None:
-    try:
-        code = ctypes.CDLL(str(library)).kernel()
-        text = ctypes.c_char_p()
-        if code:
-            ctypes.CDLL(LIBCUDA).cuGetErrorString(code, ctypes.byref(text))
-    except (OSError, AttributeError) as error:
-        return f"{library.name} could not be run: {error}"
-    return f"kernel() of {library.name}: CUDA error {code}: {(text.value or b'?').decode()}" if code else None
 
 
 def _product(device: str, size: int) -> KernelProof:

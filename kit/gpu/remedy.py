@@ -80,16 +80,19 @@ def remedy_for(case: Case) -> Remedy:
         too_little = "Too little is known to name a change. The output of this command would settle it."
         return Remedy(first + too_little, (found.ask,) if found.ask else ())
     if row["remedy"] and case.is_not_nvidia:
-        return Remedy(
-            "This machine's GPU is not one of NVIDIA's: no CUDA build serves it, and none is to be installed."
-        )
-    if row["remedy"] in _COMPUTED:
-        return _COMPUTED[row["remedy"]](case)
-    advice = {**row, **(table()["advice"][row["remedy"]] if row["remedy"] else {})}
-    if not advice["do"]:
+        return _advise("not_nvidia", case)
+    if row["remedy"]:
+        return _COMPUTED[row["remedy"]](case) if row["remedy"] in _COMPUTED else _advise(row["remedy"], case)
+    if not row["do"]:
         return Remedy("It cannot be told from this. The next command's output would.", (found.ask,))
     first = "This is not an installation problem. " if row["kind"] in ("program", "hardware") else ""
-    return Remedy(first + advice["do"], by_tool(advice["commands"], case))
+    return Remedy(first + row["do"], by_tool(row["commands"], case))
+
+
+def _advise(name: str, case: Case, *, driver: str | None = None, **words: str) -> Remedy:
+    """A remedy whose words stand in the table of causes, under `advice`."""
+    row = table()["advice"][name]
+    return Remedy(row["do"].format(**words), by_tool(row.get("commands", ()), case), driver=driver)
 
 
 def by_tool(commands: Mapping[str, Sequence[str]] | Sequence[str], case: Case) -> tuple[str, ...]:
@@ -110,38 +113,34 @@ def other_build(case: Case) -> Remedy:
     if any(gpu in TEGRA for gpu in gpus):
         return _jetson(case, gpus)
     if gone := [gpu for gpu in gpus if still_driven(gpu, version) is False]:
-        branch = f"R{last_driver_branch(gone[0])}"
-        text = f"Driver {version} no longer serves compute capability {dotted(gone[0])}: the last branch that does is"
-        return Remedy(f"{text} {branch}. Install that driver first.", driver=branch)
-    choice, python_note = _choose(case, gpus)
-    if choice.wheel is None:
-        return _no_build(case, gpus, choice)
-    return _install(case, gpus, choice.wheel, python_note, choice.driver_advice)
+        branch, own = f"R{last_driver_branch(gone[0])}", dotted(gone[0])
+        return _advise("dropped", case, driver=branch, version=version or "", capability=own, branch=branch)
+    wheel, driver, note = _choose(case, gpus)
+    return _install(case, gpus, wheel, driver, note) if wheel else _no_build(case, gpus, driver)
 
 
-def _choose(case: Case, gpus: tuple[Capability, ...]) -> tuple[wheels.Choice, str]:
-    """The release that is installed first, then recent builds, then all of torch 2, then for any Python; the note says
-    where Python is the reason."""
-    python, own = case.facts.platform.python, _stable(case) or _OLDEST
-    platform = platform_of(case.facts, gpus[0]) or "linux_x86_64"
+def _choose(case: Case, gpus: tuple[Capability, ...]) -> tuple[Wheel | None, str | None, str]:
+    """The release that is installed first, then recent builds, then all of torch 2, then for any Python: the build, what
+    a driver would bring, and a note where Python is the reason."""
+    python, own, needed = case.facts.platform.python, _stable(case) or _OLDEST, None
     ranges = [(own, own, python)] if version_of(own) > version_of(_OLDEST) else []
     ranges += [(low, _NEWEST, any_python) for any_python in (python, None) for low in ("2.9", _OLDEST)]
     for torch_min, torch_max, for_python in ranges:
-        choice = wheels.choose(
+        wheel, _, needed = wheels.choose(
             capabilities=gpus,
             driver_version=case.driver.version,
             driver_cuda=case.driver.cuda_version,
-            platform=platform,
+            platform=platform_of(case.facts, gpus[0]) or "linux_x86_64",
             python=for_python,
             torch_min=torch_min,
             torch_max=torch_max,
             is_wsl=bool(case.facts.platform.is_wsl),
         )
-        if choice.wheel and (choice.wheel.status in _TRUSTED or torch_min == _OLDEST):
-            low, high = choice.wheel.python_min, choice.wheel.python_max
-            needed = f" It needs Python {dotted(low)} to {dotted(high)}: make a new environment with one of them."
-            return choice, "" if python is None or low <= python <= high else needed
-    return choice, ""
+        if wheel and (wheel.status in _TRUSTED or torch_min == _OLDEST):
+            low, high = wheel.python_min, wheel.python_max
+            note = f" It needs Python {dotted(low)} to {dotted(high)}: make a new environment with one of them."
+            return wheel, needed, "" if python is None or low <= python <= high else note
+    return None, needed, ""
 
 
 def _stable(case: Case) -> str | None:
@@ -149,7 +148,7 @@ def _stable(case: Case) -> str | None:
     return dotted(case.release) if case.release and "dev" not in (case.torch.version or "") else None
 
 
-def _install(case: Case, gpus: tuple[Capability, ...], wheel: Wheel, note: str, driver: str | None) -> Remedy:
+def _install(case: Case, gpus: tuple[Capability, ...], wheel: Wheel, driver: str | None, note: str) -> Remedy:
     version = case.driver.version
     served = "; ".join(f"{dotted(gpu)}: {wheels.serves(wheel, gpu).reason}" for gpu in gpus)
     on = f" and runs on driver {version}" if version else ""
@@ -226,27 +225,23 @@ def _known_wheels(case: Case, platform: str, gpus: Iterable[Capability] = ()) ->
     ]
 
 
-def _no_build(case: Case, gpus: tuple[Capability, ...], choice: wheels.Choice) -> Remedy:
-    if choice.driver_advice and (case.driver.version or case.driver.cuda_version):
+def _no_build(case: Case, gpus: tuple[Capability, ...], driver: str | None) -> Remedy:
+    if driver and (case.driver.version or case.driver.cuda_version):
         branches = [branch for gpu in gpus if (branch := last_driver_branch(gpu))]
         limit = f", but not above R{min(branches)}, the last branch for this GPU" if branches else ""
-        text = f"No torch 2 build with code for this GPU runs on this driver. Install {choice.driver_advice}{limit}"
-        needed = choice.driver_advice.removeprefix("driver ").split(" for ")[0]
-        return Remedy(f"{text}, then ask again.", ("nvidia-smi",), driver=needed + limit)
-    which = " and ".join(dotted(gpu) for gpu in gpus)
-    unknown = ", ".join(dotted(gpu) for gpu in gpus if gpu not in families() and gpu > (3, 0))
+        least = driver.removeprefix("driver ").split(" for ")[0] + limit
+        return _advise("no_build_for_driver", case, driver=least, needed=driver + limit)
+    which, unknown = " and ".join(map(dotted, gpus)), [gpu for gpu in gpus if gpu not in families() and gpu > (3, 0)]
     if unknown:
-        text = f"Compute capability {unknown} is not in this kit's table of {compat.load('wheels')['checked']}"
-        return Remedy(f"{text}: see https://pytorch.org/get-started/locally/ for a newer build.")
-    if len(gpus) > 1 and all(_choose(case, (gpu,))[0].wheel for gpu in gpus):
-        text = f"No one build serves compute capability {which} together. Use one environment for each and hide the"
-        return Remedy(f"{text} other GPU with CUDA_VISIBLE_DEVICES.", ("CUDA_VISIBLE_DEVICES=0 python -m kit check",))
-    last = ""
+        checked = compat.load("wheels")["checked"]
+        return _advise("unknown_capability", case, which=", ".join(map(dotted, unknown)), checked=checked)
+    if len(gpus) > 1 and all(_choose(case, (gpu,))[0] for gpu in gpus):
+        return _advise("apart", case, which=which)
+    is_arm = (7, 5) in gpus and platform_of(case.facts, gpus[0]) == "linux_aarch64"
+    last = " NVIDIA's own container images or a build from source (TORCH_CUDA_ARCH_LIST=7.5) remain." if is_arm else ""
     if max(gpus) <= (3, 5):
         last = " The last builds that listed sm_35 in part are torch 1.12 and older with CUDA 10.2."
-    if (7, 5) in gpus and platform_of(case.facts, gpus[0]) == "linux_aarch64":
-        last = " NVIDIA's own container images or a build from source (TORCH_CUDA_ARCH_LIST=7.5) remain."
-    return Remedy(f"No official torch 2 release has code for compute capability {which} on this platform.{last}")
+    return _advise("no_release", case, which=which, last=last)
 
 
 def _build_for_unknown_gpu(case: Case) -> Remedy:
@@ -256,8 +251,7 @@ def _build_for_unknown_gpu(case: Case) -> Remedy:
     fitting = [wheel for wheel in rows if python is None or wheel.python_min <= python <= wheel.python_max] or rows
     if not fitting:
         needed = f"{text_of(driver_floor('cu126', case.system) or ())} or newer ({case.system})"
-        text = f"No torch 2 build runs on this driver. Install driver {needed}, then ask again."
-        return Remedy(text, ("nvidia-smi -L",), driver=needed)
+        return _advise("no_build", case, driver=needed, needed=needed)
     possible = [capability for capability in families() if _can_drive(case, capability)]
     reach = {wheel: [gpu for gpu in possible if wheels.serves_all(wheel, [gpu])] for wheel in fitting}
     best = max(fitting, key=lambda wheel: (max(reach[wheel]), len(reach[wheel]), version_of(wheel.torch)))
@@ -283,20 +277,11 @@ def _can_drive(case: Case, capability: Capability) -> bool:
 def _jetson(case: Case, gpus: tuple[Capability, ...]) -> Remedy:
     jetpack = case.facts.platform.jetpack
     if gpus[0] == (8, 7):
-        text = (
-            "Orin needs NVIDIA's Jetson wheels: on JetPack 6 those of the Jetson AI Lab index. On JetPack 7.2 and later"
-            " the ordinary aarch64 build with CUDA 13 runs too; a kernel run decides."
-        )
-        found = f" This machine says {jetpack}." if jetpack else ""
-        index = "https://pypi.jetson-ai-lab.io/jp6/cu126"
-        return Remedy(text + found, (f"python3 -m pip install torch torchvision --index-url {index}",))
-    choice, note = _choose(case, gpus)
-    if choice.wheel:
-        image = " In docker use an NGC image of 25.08 or newer: older ones have no sm_110."
-        made = _install(case, gpus, choice.wheel, note, choice.driver_advice)
-        return dataclasses.replace(made, summary=made.summary + (image if gpus[0] >= (10, 0) else ""))
-    text = f"A Jetson of compute capability {dotted(gpus[0])} needs the wheel that NVIDIA publishes for its JetPack"
-    return Remedy(f"{text} release; no wheel of the PyTorch index has code for it.", ("cat /etc/nv_tegra_release",))
+        return _advise("orin", case, found=f" This machine says {jetpack}." if jetpack else "")
+    wheel, driver, note = _choose(case, gpus)
+    image = " In docker use an NGC image of 25.08 or newer: older ones have no sm_110." if gpus[0] >= (10, 0) else ""
+    made = _install(case, gpus, wheel, driver, note) if wheel else _advise("jetson", case, which=dotted(gpus[0]))
+    return dataclasses.replace(made, summary=made.summary + image) if wheel else made
 
 
 # --- another driver -------------------------------------------------------------------
@@ -304,20 +289,13 @@ def _jetson(case: Case, gpus: tuple[Capability, ...]) -> Remedy:
 
 def _driver(case: Case) -> Remedy:
     """An older build that this driver starts, or a newer driver."""
-    version, own, needs_own = case.driver.version, case.driver.cuda_version, case.found.cause in _NEEDS_OWN
-    cuda = case.torch.cuda if needs_own else None
-    floor = cuda and toolkit_driver(cuda, case.system)
+    version, own, is_own = case.driver.version, case.driver.cuda_version, case.found.cause in _NEEDS_OWN
+    floor = toolkit_driver(case.torch.cuda, case.system) if is_own and case.torch.cuda else None
     least = f"{text_of(floor)} or newer" if floor else case.floor
     needed = f"{least} ({case.system})" if least else None
     host = " In a container it is the host's driver that counts." if "container" in case.known else ""
-    if needs_own:
-        text = "Use a driver at least as new as the toolkit of the build, or a build (or image) of an older CUDA that"
-        return Remedy(f"{text} holds native code for this GPU.{host}", ("nvidia-smi",), driver=needed)
-    if version is None and own is None:
-        text = (
-            "Install the newest driver that serves this GPU, or a torch build for an older CUDA; nvidia-smi tells the"
-        )
-        return Remedy(f"{text} driver.{host}", ("nvidia-smi",), driver=needed)
+    if is_own or not (version or own):
+        return _advise("own_driver" if is_own else "newest_driver", case, driver=needed, host=host)
     build = other_build(case)
     if not build.commands or not build.torch_variants:
         return build
@@ -345,26 +323,22 @@ def _pair(case: Case) -> Remedy:
     made = other_build(case) if case.gpus else None
     if made and made.torch_variants:
         return dataclasses.replace(made, summary=f"{text} (a stable one). {made.summary}")
-    first = 'python -c "import torch; print(torch.__version__)"'
-    then = f"python -m pip install --upgrade torch torchvision --index-url {wheels.INDEX}/cuXXX   # its +cuXXX"
-    return Remedy(f"{text}: the index that this torch came from.", (first, then))
+    return _advise("one_index", case, text=text)
 
 
 def _python(case: Case) -> Remedy:
     """Which Python or which torch the index has."""
-    python = case.facts.platform.python
+    python, which = case.facts.platform.python, ""
     wanted = re.search(r"\btorch(?:==|~=|\s?\(|-)\s?v?(\d\.\d{1,2})", case.reading.text)
-    text = "Ask an index that has the build for this Python and platform: each torch release has builds for some Python versions only"
     rows = [wheel for wheel in wheels.wheels() if wanted and wheel.torch == wanted[1]]
     if rows:
         low, high = dotted(rows[0].python_min), dotted(rows[0].python_max)
         variants = sorted({wheel.variant for wheel in rows} - {"cpu"}, key=lambda name: (len(name), name))
-        text += f": torch {rows[0].torch} for Python {low} to {high}, with {', '.join(variants)}"
+        which = f": torch {rows[0].torch} for Python {low} to {high}, with {', '.join(variants)}"
     fitting = [version_of(w.torch) for w in wheels.wheels() if python and w.python_min <= python <= w.python_max]
     if fitting:
-        text += f". Python {dotted(python)} has torch {dotted(min(fitting))} to {dotted(max(fitting))}"
-    text += ". Builds with +cuXXX stand on PyTorch's index only (https://download.pytorch.org/whl/ lists them); Python must be 64-bit."
-    return Remedy(text, by_tool(table()["advice"]["python"]["commands"], case))
+        which += f". Python {dotted(python)} has torch {dotted(min(fitting))} to {dotted(max(fitting))}"
+    return _advise("python", case, which=which)
 
 
 _COMPUTED: Mapping[str, Callable[[Case], Remedy]] = {

@@ -64,15 +64,6 @@ class Wheel:
         return None if self.is_pypi_default else f"{INDEX}/{self.variant}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """The build to install, or None with the reason. driver_advice: what a driver change would need or bring."""
-
-    wheel: Wheel | None
-    reason: str
-    driver_advice: str | None = None
-
-
 @functools.cache
 def wheels() -> tuple[Wheel, ...]:
     """All rows, oldest first."""
@@ -113,26 +104,26 @@ def choose(
     torch_max: str = "2.15",
     driver_cuda: tuple[int, int] | None = None,
     is_wsl: bool = False,
-) -> Choice:
-    """The newest well-known build that serves every GPU natively and that this driver starts.
+) -> tuple[Wheel | None, str, str | None]:
+    """The newest well-known build that serves every GPU natively and that this driver starts, or None; the reason; what
+    a driver change would need or bring.
 
     Another wheel is a smaller change than another driver, so the driver is taken as it
-    is. Unknown driver: the build that the oldest driver still starts, and `driver_advice`
-    names that driver. driver_cuda: what the driver reports, where its version is unknown.
+    is. Unknown driver: the build that the oldest driver still starts, and that driver. driver_cuda: what the driver reports, where its version is unknown.
     """
     gpus, span = tuple(dict.fromkeys(capabilities)), (version_of(torch_min), version_of(torch_max))
     system, which = "Windows" if platform.startswith("windows") or is_wsl else "Linux", " and ".join(map(dotted, gpus))
     if not gpus:
-        return Choice(None, "The compute capability of the GPU is not known, so no build can be chosen.")
+        return None, "The compute capability of the GPU is not known, so no build can be chosen.", None
     pool = [row for row in wheels() if row.platform == platform and span[0] <= version_of(row.torch) <= span[1]]
     coded = [row for row in pool if row.variant != "cpu" and serves_all(row, gpus)]
     if not coded:
         together = " together" if len(gpus) > 1 else ""
         text = f"No official torch build from {torch_min} to {torch_max} for {platform} has native code for"
-        return Choice(None, f"{text} {which}{together}.")
+        return None, f"{text} {which}{together}.", None
     fitting = [row for row in coded if python is None or row.python_min <= python <= row.python_max]
     if not fitting:
-        return Choice(None, f"{_names(coded)} would serve {which}, but not on Python {dotted(python)}.")
+        return None, f"{_names(coded)} would serve {which}, but not on Python {dotted(python)}.", None
     starts = [driver_runs(row.variant, driver_version, system, driver_cuda=driver_cuda) for row in fitting]
     needs = {row: needed_driver(row.variant, gpus, system) for row, runs in zip(fitting, starts) if runs is not False}
     if not needs:
@@ -140,14 +131,24 @@ def choose(
         least = min(floors.values())
         variants = ", ".join(sorted(variant for variant, floor in floors.items() if floor == least))
         text = f"{_names(fitting)} would serve {which}, but the driver is too old for every one of them."
-        return Choice(None, text, f"driver {text_of(least)} or newer ({system}) for {variants}")
+        return None, text, f"driver {text_of(least)} or newer ({system}) for {variants}"
     own = driver_cuda or cuda_of_driver(driver_version, system)
     is_known = parse_driver(driver_version) is not None or driver_cuda is not None
     running = [row for row in needs if is_known or needs[row] == min(needs.values())]
-    best = max(running, key=lambda row: _rank(row, own))
+    # Trust first, then the newest release; within it PyPI's own build, then a CUDA the driver carries itself.
+    best = max(
+        running,
+        key=lambda row: (
+            _TRUST[row.status],
+            version_of(row.torch),
+            row.is_pypi_default,
+            own is None or (row.cuda or (0, 0)) <= own,
+            row.cuda,
+        ),
+    )
     covered = "; ".join(f"GPU {dotted(gpu)}: {serves(best, gpu).reason}" for gpu in gpus)
     advice = None if is_known else f"driver {text_of(needs[best])} or newer ({system})"
-    return Choice(best, f"torch {best.release}+{best.variant} ({best.status}). {covered}.", advice)
+    return best, f"torch {best.release}+{best.variant} ({best.status}). {covered}.", advice
 
 
 def needed_driver(variant: str, gpus: Iterable[Capability], system: str) -> Version:
@@ -159,13 +160,6 @@ def needed_driver(variant: str, gpus: Iterable[Capability], system: str) -> Vers
         *(first_driver(gpu, system) for gpu in gpus),
     ]
     return max(floor for floor in floors if floor)
-
-
-def _rank(wheel: Wheel, own: tuple[int, int] | None) -> tuple[object, ...]:
-    """Trust first, then the newest release; within it PyPI's own build, then a CUDA the driver carries
-    itself."""
-    carried = own is None or (wheel.cuda or (0, 0)) <= own
-    return (_TRUST[wheel.status], version_of(wheel.torch), wheel.is_pypi_default, carried, wheel.cuda)
 
 
 def _names(group: list[Wheel]) -> str:
@@ -187,10 +181,9 @@ def _names(group: list[Wheel]) -> str:
 def holding(facts: MachineFacts, capability: Capability | None) -> Coverage:
     """What the torch build of `facts` holds for a GPU of `capability`."""
     torch = facts.torch
-    if capability is None:
-        return Coverage("unknown", "the compute capability of the GPU is not known")
-    if torch is None:
-        return Coverage("unknown", "the torch build is not known")
+    if capability is None or torch is None:
+        what = "compute capability of the GPU" if capability is None else "torch build"
+        return Coverage("unknown", f"the {what} is not known")
     if torch.arch_list:
         return cover(torch.arch_list, capability, cuda=torch.cuda)
     if torch.min_capability:
@@ -200,11 +193,9 @@ def holding(facts: MachineFacts, capability: Capability | None) -> Coverage:
 
 def variant_of(torch: Torch | None) -> str | None:
     """'cu128', 'cpu', or None where the text does not tell."""
-    if torch is None:
-        return None
-    if torch.cuda:
+    if torch and torch.cuda:
         return f"cu{torch.cuda[0]}{torch.cuda[1]}"
-    return "cpu" if torch.is_cpu_build else None
+    return "cpu" if torch and torch.is_cpu_build else None
 
 
 def platform_of(facts: MachineFacts, capability: Capability | None = None) -> str | None:
@@ -221,25 +212,22 @@ def platform_of(facts: MachineFacts, capability: Capability | None = None) -> st
 def _from_range(torch: Torch, capability: Capability) -> Coverage:
     """The warnings of torch 2.7 to 2.10 name the lowest and the highest code; a higher minor of the same
     major generation than the highest still runs it."""
-    low, high = torch.min_capability or (0, 0), torch.max_capability
+    low, high, own = torch.min_capability or (0, 0), torch.max_capability, dotted(capability)
     if capability < low:
-        why = f"the build starts at {dotted(low)}, the GPU has {dotted(capability)}"
+        why = f"the build starts at {dotted(low)}, the GPU has {own}"
         return Coverage("none", why, "range", is_too_old=True)
     if high is None:
         return Coverage("unknown", f"the build starts at {dotted(low)}; its list is not known", "range")
-    if capability <= high or capability[0] == high[0]:
-        reason = f"the build's code ends at {dotted(high)}, and {dotted(capability)} runs code of its own generation"
-        return Coverage("native", reason, "range", f"sm_{high[0]}{high[1]}", capability == high)
-    return Coverage("none", f"the build ends at {dotted(high)}, the GPU has {dotted(capability)}", "range")
+    if capability > high and capability[0] != high[0]:
+        return Coverage("none", f"the build ends at {dotted(high)}, the GPU has {own}", "range")
+    reason = f"the build's code ends at {dotted(high)}, and {own} runs code of its own generation"
+    return Coverage("native", reason, "range", f"sm_{high[0]}{high[1]}", capability == high)
 
 
 def _from_table(facts: MachineFacts, capability: Capability) -> Coverage | None:
     """Only where every row that this build could be agrees."""
-    torch, variant = facts.torch, variant_of(facts.torch)
-    if torch is None or not (torch.version or variant):
-        return None
+    torch, variant, platform = facts.torch or Torch(), variant_of(facts.torch), platform_of(facts, capability)
     version = ".".join((torch.version or "").split(".")[:2])
-    platform = platform_of(facts, capability)
     rows = [
         row
         for row in wheels()
@@ -247,10 +235,11 @@ def _from_table(facts: MachineFacts, capability: Capability) -> Coverage | None:
         and row.variant != "cpu"
         and (row.variant == variant if variant else row.is_pypi_default)
         and (row.platform == platform if platform else row.platform != "linux_aarch64")
+        and (version or variant)
     ]
     rows = [row for row in rows if row.status != "unverified"] or rows
     found = [cover(row.arch_list, capability, cuda=row.cuda, source="table") for row in rows if row.arch_list]
-    return found[0] if found and len({holding.how for holding in found}) == 1 else None
+    return found[0] if len({holding.how for holding in found}) == 1 else None
 
 
 def _from_toolkit(torch: Torch, capability: Capability) -> Coverage:
@@ -258,13 +247,12 @@ def _from_toolkit(torch: Torch, capability: Capability) -> Coverage:
     if torch.cuda is None:
         return Coverage("unknown", "neither the build's list nor its CUDA version is known")
     usable = [row for own, row in families().items() if own[0] == capability[0] and own[1] <= capability[1]]
+    own, cuda = dotted(capability), dotted(torch.cuda)
     if not usable:
-        return Coverage("unknown", f"compute capability {dotted(capability)} is not in the table")
-    cuda = dotted(torch.cuda)
+        return Coverage("unknown", f"compute capability {own} is not in the table")
     if all(row["first_toolkit"] and row["first_toolkit"] > torch.cuda for row in usable):
         why = f"CUDA {cuda} is older than the GPU generation {capability[0]}.x and has no code for it"
         return Coverage("none", why, "toolkit")
     if all(row["dropped_in"] and row["dropped_in"] <= torch.cuda for row in usable):
-        return Coverage("none", f"CUDA {cuda} no longer compiles for {dotted(capability)}", "toolkit", is_too_old=True)
-    why = f"CUDA {cuda} can compile for {dotted(capability)}; this build's list is not known"
-    return Coverage("possible", why, "toolkit")
+        return Coverage("none", f"CUDA {cuda} no longer compiles for {own}", "toolkit", is_too_old=True)
+    return Coverage("possible", f"CUDA {cuda} can compile for {own}; this build's list is not known", "toolkit")

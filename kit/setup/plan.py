@@ -232,7 +232,7 @@ def _gpu(machine: Machine) -> TorchPick:
             expected="the compute capability, which picks the torch build.",
             todo="update the NVIDIA driver (nvidia-smi tells it from R510 on).",
         )
-    choice = wheels.choose(
+    wheel, why, advice = wheels.choose(
         capabilities=[found for found in capabilities if found],
         driver_version=driver.version,
         platform=machine.platform,
@@ -240,15 +240,13 @@ def _gpu(machine: Machine) -> TorchPick:
         driver_cuda=driver.cuda_version,
         is_wsl=machine.is_wsl,
     )
-    wheel = choice.wheel
     if wheel is None:
-        advice = f"install {choice.driver_advice}" if choice.driver_advice else "use another GPU or another Python"
         raise GpuNotUsable(
-            f"no torch build serves {names} with driver {driver.version}. {choice.reason}",
+            f"no torch build serves {names} with driver {driver.version}. {why}",
             expected="a published torch build with code for the GPU that this driver starts.",
-            todo=f"{advice}. {REHEARSE}.",
+            todo=f"{f'install {advice}' if advice else 'use another GPU or another Python'}. {REHEARSE}.",
         )
     # '===' compares text, so a '+cpu' wheel from a folder or a mirror cannot take its place.
     exact = f"torch=={wheel.release}+{wheel.variant}" if wheel.index_url else f"torch==={wheel.release}"
-    reason = f"{names}, driver {driver.version}: {choice.reason}"
+    reason = f"{names}, driver {driver.version}: {why}"
     return TorchPick("gpu", exact, wheel.index_url, reason, wheel.cuda)
