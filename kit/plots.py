@@ -6,14 +6,16 @@ Ito's, told apart by colour-blind readers; markers differ too, so a grey print s
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+import collections
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
-from kit.sweep.table import Ceilings, Row, floor_s
-from kit.train.config import MODELS, adamw_step_bytes
+from kit.sweep.table import Ceilings, Row, floor_s, mfu
+from kit.train.config import ENGINES, MODELS, adamw_step_bytes
 from kit.train.steps import STEADY_FROM, KernelProfile, StepRecord, TelemetrySample, throughput
 from kit.units import GiB, number, percent, quantity, seconds, spread
 
@@ -23,12 +25,14 @@ GREY = "#555555"
 _SIZE = (8.0, 4.5)
 
 
-def figure_of(columns: int, title: str, caption: str) -> tuple[Figure, Sequence[Any]]:
-    """A figure with its axes side by side."""
-    figure = Figure(figsize=_SIZE, dpi=120, layout="constrained")
+def figure_of(panels: int, title: str, caption: str, *, most: int = 2) -> tuple[Figure, Sequence[Any]]:
+    """A figure with its axes, at most `most` side by side."""
+    columns = min(panels, most)
+    lines = math.ceil(panels / columns)
+    figure = Figure(figsize=(_SIZE[0], _SIZE[1] * (1 + 0.6 * (lines - 1))), dpi=120, layout="constrained")
     figure.suptitle(title, fontsize=11)
     figure.supxlabel(caption, fontsize=8, color=GREY)
-    return figure, figure.subplots(1, columns, squeeze=False)[0]
+    return figure, list(figure.subplots(lines, columns, squeeze=False).flat)
 
 
 def look(colour: int, marker: int | None = None) -> dict[str, str]:
@@ -72,162 +76,178 @@ def nothing(axis, text: str) -> None:
 
 
 def training(steps: Sequence[StepRecord], samples: Sequence[TelemetrySample], *, caption: str) -> Figure:
-    """Loss and memory of a run: loss of each step, memory as torch counts it and as the driver sees it."""
+    """A run: the loss and the time of each step, and memory as torch counts it and as the driver sees it."""
     losses = [(step.step, step.loss) for step in steps if step.loss is not None]
-    title = "No loss"
-    if losses:
-        title = f"Loss {number(losses[0][1], 4)} → {number(losses[-1][1], 4)} in {len(steps)} steps"
-    torch_memory = [(s.started_s + s.step_time_s, s.memory_peak_bytes / GiB) for s in steps if s.memory_peak_bytes]
-    driver_memory = [(s.at_s, s.memory_used_bytes / GiB) for s in samples if s.memory_used_bytes is not None]
-    has_memory = bool(torch_memory or driver_memory)
-    figure, (left, *others) = figure_of(1 + has_memory, title, caption if has_memory else f"{caption}; no GPU memory")
-    left.plot(*zip(*losses) if losses else ([], []), markersize=4, **look(0))
-    left.set(xlabel="step", ylabel="loss (cross-entropy, nats per token)")
-    for right in others:
-        for points, label, colour, style in (
-            (torch_memory, "allocated by torch, peak of the step", COLOURS[1], "s-"),
-            (driver_memory, "in use, as the driver sees it", COLOURS[2], ".:"),
-        ):
-            if points:
-                right.plot(*zip(*points), style, color=colour, label=label, markersize=4)
-        right.legend(fontsize=8)
-        right.set(xlabel="time since the first step (s)", ylabel="GPU memory (GiB)", ylim=(0, None))
-    return figure
-
-
-def step_times(steps: Sequence[StepRecord], *, caption: str) -> Figure:
-    """The time of every step; the cold ones apart from the steady ones."""
     figures = throughput(steps)
-    steady = figures.steady if figures else None
-    title = f"First step {seconds(figures.first_step_s)}, then {seconds(steady.median)}" if steady else "Step times"
-    figure, (axis,) = figure_of(1, title, caption)
-    for is_steady, label in ((False, "warm-up"), (True, "steady")):
-        points = [(s.step, s.step_time_s * 1e3) for s in steps if (s.step >= STEADY_FROM) == is_steady]
-        if points:
-            axis.plot(*zip(*points), linestyle="", label=label, **look(not is_steady))
-    if steady:
-        axis.axhline(steady.median * 1e3, color=COLOURS[0], linewidth=1, linestyle="--", label="steady median")
-    axis.set(xlabel="step", ylabel="step time (ms)", ylim=(0, None))
-    axis.legend(fontsize=8)
+    title = f"Loss {number(losses[0][1], 4)} → {number(losses[-1][1], 4)}" if losses else "No loss"
+    if figures and figures.steady:
+        title += f"; first step {seconds(figures.first_step_s)}, then {seconds(figures.steady.median)}"
+    memory = {
+        "torch, peak of the step": [
+            (s.started_s + s.step_time_s, s.memory_peak_bytes / GiB) for s in steps if s.memory_peak_bytes
+        ],
+        "the driver": [(s.at_s, s.memory_used_bytes / GiB) for s in samples if s.memory_used_bytes is not None],
+    }
+    figure, (loss, times, *others) = figure_of(2 + any(memory.values()), title, caption, most=3)
+    loss.plot(*zip(*losses) if losses else ([], []), markersize=4, **look(0))
+    loss.set(xlabel="step", ylabel="loss (cross-entropy, nats per token)")
+    cold = [(s.step, s.step_time_s * 1e3) for s in steps if s.step < STEADY_FROM]
+    warm = [(s.step, s.step_time_s * 1e3) for s in steps if s.step >= STEADY_FROM]
+    _labelled(times, {"warm-up": cold, "steady": warm}, lines="")
+    times.set(xlabel="step", ylabel="step time (ms)", ylim=(0, None))
+    for axis in others:
+        _labelled(axis, memory, lines="-")
+        axis.set(xlabel="time since the first step (s)", ylabel="GPU memory (GiB)", ylim=(0, None))
     return figure
 
 
-def _best(rows: Sequence[Row], name: str, text: Callable[[float], str]) -> str:
-    """The title of a figure of a sweep: its best point by the figure `name`."""
-    best = max((row for row in rows if getattr(row, name)), key=lambda row: getattr(row, name), default=None)
-    if best is None:
-        return "No point could be measured"
-    return f"Best: {text(getattr(best, name))} by {best.engine} at {best.batch_size} × {best.seq_len}, {best.dtype}"
+def _labelled(axis, series: Mapping[str, Sequence], *, lines: str) -> None:
+    for index, (label, points) in enumerate(series.items(), 1):
+        if points:
+            axis.plot(*zip(*points), linestyle=lines, label=label, markersize=3, **look(index))
+    axis.legend(fontsize=8)
 
 
 def sweep_throughput(rows: Sequence[Row], ceilings: Ceilings, *, caption: str) -> Figure:
-    """Tokens a second against batch size, a line for each engine, sequence length and precision; the limit dashed."""
-    title = _best(rows, "tokens_per_s", lambda rate: f"{number(rate)} tokens/s")
-    figure, (axis,) = figure_of(1, title, caption)
-    for line, style in _lines([row for row in rows if row.tokens_per_s]):
-        sizes, tokens = [row.batch_size for row in line], [row.tokens for row in line]
-        rates(axis, sizes, tokens, [row.block_step_s for row in line], **style)
-        limits = [(row.batch_size, row.tokens / floor_s(row, ceilings)) for row in line if floor_s(row, ceilings)]
-        if limits:
-            axis.plot(*zip(*limits), "--", color=style["color"], linewidth=0.8, marker="_")
-    lost = sorted({(row.batch_size, row.engine) for row in rows if row.outcome == "oom"})
-    for size, group in itertools.groupby(lost, key=lambda one: one[0]):
-        said = f" out of memory: {', '.join(engine for _, engine in group)}"
-        axis.annotate(said, (size, 0), fontsize=7, rotation=90, va="bottom", ha="right")
-    axis.set(ylabel="tokens/s (dashed: limit of this card)", ylim=(0, None))
-    axis.yaxis.set_major_formatter("{x:,.0f}")
-    _batch_axis(axis, rows)
-    return figure
+    """Tokens a second, a panel for each precision and length, an engine a line or a bar; dashed: what the card allows."""
+    best = max((row for row in rows if row.tokens_per_s), key=lambda row: row.tokens_per_s, default=None)
+    title = "No point could be measured"
+    if best:
+        shape = f"{best.batch_size} × {best.seq_len}, {best.dtype}"
+        title = f"{best.engine} is fastest: {number(best.tokens_per_s)} tokens/s at {shape}"
+
+    def limit(row: Row) -> float | None:
+        floor = floor_s(row, ceilings)
+        return row.batch_size * row.seq_len / floor if floor else None
+
+    return _panels(rows, lambda row: row.tokens_per_s, title, "tokens/s", caption, limit=limit)
 
 
 def sweep_memory(rows: Sequence[Row], *, caption: str) -> Figure:
-    """Peak memory against batch size, a line for each sequence length and precision."""
-    known = [row for row in rows if row.peak_memory_bytes]
-    top = max((row.peak_memory_bytes for row in known), default=None)
-    title = f"Peak memory up to {top / GiB:.1f} GiB" if top else "GPU memory: none, this sweep ran on the CPU"
-    figure, (axis,) = figure_of(1, title, caption)
-    for line, style in _lines(known):
-        axis.plot([row.batch_size for row in line], [row.peak_memory_bytes / GiB for row in line], **style)
-    if known:
-        axis.set(ylabel="peak memory allocated (GiB)", ylim=(0, None))
-        _batch_axis(axis, known)
-    else:
+    """Peak memory, a panel for each precision and length, an engine a line or a bar."""
+    top = max((row.peak_memory_bytes for row in rows if row.peak_memory_bytes), default=None)
+    if not top:
+        figure, (axis,) = figure_of(1, "GPU memory: none, this sweep ran on the CPU", caption)
         nothing(axis, "no GPU memory: this ran on the CPU")
+        return figure
+    title = f"The largest step holds {top / GiB:.1f} GiB"
+    return _panels(rows, lambda row: (row.peak_memory_bytes or 0) / GiB or None, title, "peak memory (GiB)", caption)
+
+
+def _panels(rows: Sequence[Row], value, title: str, what: str, caption: str, *, limit=None) -> Figure:
+    """Small multiples over one logarithmic axis. value, limit: of a row; None where there is none."""
+    kinds = sorted({(row.dtype, row.seq_len) for row in rows if value(row)})
+    figure, axes = figure_of(max(1, len(kinds)), title, caption, most=3)
+    for axis, (dtype, seq_len) in zip(axes, kinds):
+        here = sorted((r for r in rows if (r.dtype, r.seq_len) == (dtype, seq_len)), key=lambda row: row.batch_size)
+        sizes = sorted({row.batch_size for row in here})
+        axis.set_title(f"{dtype}, {f'{sizes[0]} × ' if len(sizes) == 1 else 'batch size × '}{seq_len}", fontsize=9)
+        (_bars if len(sizes) == 1 else _curves)(axis, here, value, limit, what)
+    for axis in axes[len(kinds) :] if kinds else axes[:1]:
+        nothing(axis, "" if kinds else "no point could be measured")
     return figure
 
 
-def _lines(rows: Sequence[Row]) -> list[tuple[list[Row], dict[str, str]]]:
-    """The rows of each line, and how it looks. A colour is an engine's; where there is one engine, each line's."""
-    engines, lines = sorted({row.engine for row in rows}), []
-    kinds = sorted({(row.dtype, row.seq_len) for row in rows})
-    for engine, kind in itertools.product(engines, kinds):
-        line = [row for row in rows if (row.engine, row.dtype, row.seq_len) == (engine, *kind)]
+def _bars(axis, rows: Sequence[Row], value, limit, what: str) -> None:
+    """One batch size: an engine a bar with its figure beside it, the limit a dashed line."""
+    rows = sorted(rows, key=lambda row: value(row) or 0)
+    for height, row in enumerate(rows):
+        found = value(row)
+        axis.barh(height, found or 0, color=_look(row.engine)["color"], height=0.7)
+        axis.annotate(f" {number(found) if found else _why_not(row)}", (found or 0, height), fontsize=8, va="center")
+    axis.set_yticks(range(len(rows)), [row.engine for row in rows], fontsize=8)
+    ceiling = limit(rows[0]) if limit else None
+    if ceiling:
+        axis.axvline(ceiling, color=GREY, linestyle="--", linewidth=1)
+        axis.annotate("limit ", (ceiling, len(rows) - 0.45), fontsize=8, ha="right", color=GREY)
+    most = max([ceiling or 0, *(value(row) or 0 for row in rows)])
+    axis.set(xlim=(0, 1.3 * most), xlabel=what, ylim=(-0.6, len(rows) - 0.1))
+    axis.xaxis.set_major_formatter("{x:,.6g}")
+    axis.tick_params(axis="x", labelsize=8, rotation=20)
+
+
+def _curves(axis, rows: Sequence[Row], value, limit, what: str) -> None:
+    """Several batch sizes: an engine a line whose name stands at its end, the limit a dashed line."""
+    ends = []
+    for engine in sorted({row.engine for row in rows}):
+        line = [(row.batch_size, value(row)) for row in rows if row.engine == engine and value(row)]
+        missing = [row for row in rows if row.engine == engine and not value(row)]
+        name = f"{engine}, {_why_not(missing[0])} at {missing[0].batch_size}" if missing else engine
         if line:
-            label = f"{engine}, " * (len(engines) > 1) + f"{kind[0]}, {kind[1]} tokens a sample"
-            style = look(engines.index(engine) if len(engines) > 1 else len(lines), len(lines))
-            lines.append((sorted(line, key=lambda row: row.batch_size), {"label": label, **style}))
-    return lines
-
-
-def _legend(axis) -> None:
-    """Inside the axes, or beside them where it would cover what it explains."""
-    if len(axis.get_legend_handles_labels()[1]) > 6:
-        axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
-    else:
-        axis.legend(fontsize=8)
-
-
-def _batch_axis(axis, rows: Sequence[Row]) -> None:
+            axis.plot(*zip(*line), markersize=5, **_look(engine))
+            ends.append((line[-1][1], name, _look(engine)["color"]))
+    ceiling = [(row.batch_size, limit(row)) for row in rows if limit and limit(row)]
+    if ceiling:
+        axis.plot(*zip(*ceiling), color=GREY, linestyle="--", linewidth=1)
+        ends.append((ceiling[-1][1], "limit", GREY))
+    axis.set(xscale="log", yscale="log", xlabel="batch size", ylabel=what)
     sizes = sorted({row.batch_size for row in rows})
-    axis.set_xscale("log", base=2)
     axis.set_xticks(sizes, [str(size) for size in sizes])
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:,.6g}")
     axis.minorticks_off()
-    axis.set_xlabel("batch size")
-    _legend(axis)
+    axis.tick_params(labelsize=8)
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high * 1.2)
+    # Names keep a line's height of distance, from the lowest up.
+    least = low
+    for end, name, colour in sorted(ends):
+        at = max(end, least)
+        axis.annotate(name, (1.02, at), xycoords=("axes fraction", "data"), fontsize=8, color=colour, va="center")
+        least = at * (high / low) ** 0.06
+
+
+def _why_not(row: Row) -> str:
+    return {"oom": "OOM", "missing": "not here"}.get(row.outcome, "no figure")
+
+
+def _look(engine: str) -> dict[str, str]:
+    """An engine's colour and marker, the same in every figure."""
+    return look(ENGINES.index(engine))
 
 
 def roofline(rows: Sequence[Row], ceilings: Ceilings, *, caption: str) -> Figure:
-    """FLOP/s against FLOP a byte, every point under the roof of the measured copy and matrix-product rates.
+    """FLOP/s against FLOP a byte, the best engine of each shape by name, under the measured roofs.
 
     Bytes are the least a step moves for weights, gradients and optimizer (`adamw_step_bytes`);
     activations are left out, so that points stand too far right rather than too far left.
     """
-    good = [row for row in rows if row.flop_per_s]
-    figure, (axis,) = figure_of(1, _best(good, "flop_per_s", lambda rate: quantity(rate, "FLOP/s")), caption)
-    densities: list[float] = []
-    for line, style in _lines(good):
-        own = [row.flop_per_s * row.step_time_s / adamw_step_bytes(MODELS[row.model], row.dtype) for row in line]
-        axis.plot(own, [row.flop_per_s for row in line], linestyle="", **style)
-        densities += own
-    if good and ceilings.copy_bytes_per_s:
-        left, right = min(densities) / 2, max(densities) * 2
-        for dtype in sorted({row.dtype for row in good} & set(ceilings.matmul_flop_per_s)):
-            rate = ceilings.matmul_flop_per_s[dtype]
-            ridge = min(max(rate / ceilings.copy_bytes_per_s, left), right)
-            heights = [min(rate, x * ceilings.copy_bytes_per_s) for x in (left, ridge, right)]
-            axis.plot((left, ridge, right), heights, color=GREY, linewidth=1)
-            axis.annotate(f"{dtype}, measured", (right, heights[-1]), fontsize=7, ha="right", va="bottom")
-    axis.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP/byte)", ylabel="achieved FLOP/s")
+    good = sorted((row for row in rows if row.flop_per_s), key=lambda row: -row.flop_per_s)
+    title = "No point could be measured"
     if good:
-        _legend(axis)
-    return figure
-
-
-def sweep_step_times(rows: Sequence[Row], *, caption: str) -> Figure:
-    """Step time of each measured point: its blocks as dots, the median as a bar across, one line a point."""
-    good = sorted((row for row in rows if row.step_time_s), key=lambda row: -row.step_time_s)
-    widest = max((one.iqr / one.median for one in (spread(row.block_step_s) for row in good)), default=None)
-    title = f"Widest spread: IQR {percent(widest)} of the median" if good else "No point could be measured"
+        of_roof = mfu(good[0], ceilings)
+        share = f", {percent(of_roof)} of the measured roof" if of_roof else ""
+        title = f"{good[0].engine} reaches {quantity(good[0].flop_per_s, 'FLOP/s')}{share}"
     figure, (axis,) = figure_of(1, title, caption)
-    engines = sorted({row.engine for row in good})
-    for height, row in enumerate(good):
-        colour = look(engines.index(row.engine))["color"]
-        dots = [s * 1e3 for s in row.block_step_s]
-        axis.plot(dots, [height] * len(dots), ".", color=colour, alpha=0.6)
-        axis.plot(row.step_time_s * 1e3, height, "|", color=colour, markersize=14)
-    labels = [f"{row.engine} {row.batch_size} × {row.seq_len} {row.dtype}" for row in good]
-    axis.set_yticks(range(len(good)), labels, fontsize=7)
-    axis.set(xscale="log", xlabel="step time (ms)")
+    intensities, labels = [], []
+    names: dict[tuple, list[str]] = collections.defaultdict(list)
+    for row in good:
+        x = row.flop_per_s * row.step_time_s / adamw_step_bytes(MODELS[row.model], row.dtype)
+        intensities.append(x)
+        axis.plot(x, row.flop_per_s, linestyle="", markersize=6, **_look(row.engine))
+        # Shapes of the same intensity share a label, at the best of them.
+        here = names[row.dtype, round(10 * math.log10(x))]
+        shape = f"{row.batch_size} × {row.seq_len}"
+        if not here:
+            labels.append((x, row, here))
+        if shape not in here:
+            here.append(shape)
+    for x, row, shapes in labels:
+        name = f"{row.engine}, {row.dtype} {', '.join(shapes)}"
+        axis.annotate(name, (x, row.flop_per_s), fontsize=8, xytext=(8, 0), textcoords="offset points", va="center")
+    ends = min(intensities, default=1) / 10, max(intensities, default=1) * 10
+    for dtype in sorted({row.dtype for row in good} & set(ceilings.matmul_flop_per_s)):
+        rate, copy = ceilings.matmul_flop_per_s[dtype], ceilings.copy_bytes_per_s
+        if copy:
+            xs = sorted((*ends, min(max(rate / copy, ends[0]), ends[1])))
+            axis.plot(xs, [min(rate, x * copy) for x in xs], color=GREY, linewidth=1)
+            at = (ends[1], min(rate, ends[1] * copy))
+            axis.annotate(f"{dtype}: {quantity(rate, 'FLOP/s')} measured", at, fontsize=8, ha="right", va="bottom")
+    axis.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP/byte)", ylabel="achieved FLOP/s")
+    for engine in sorted({row.engine for row in good}):
+        axis.plot([], [], linestyle="", label=engine, **_look(engine))
+    if good:
+        axis.legend(fontsize=8, loc="lower right")
     return figure
 
 
@@ -251,7 +271,7 @@ def where_time_goes(profiles: Mapping[str, KernelProfile], *, caption: str) -> F
     ends = bars(axis, [name for name, _ in found], [parts for _, parts in found], _PARTS, styles)
     for height, end in enumerate(ends):
         axis.annotate(f" {seconds(end)}", (end * 1e3, height), fontsize=8, va="center")
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=len(_PARTS), frameon=False)
     return figure
 
 
