@@ -13,43 +13,49 @@ PEER = dataclasses.replace(ROW, engine="trainer", block_step_s=(0.045, 0.046))
 CARD = Ceilings("NVIDIA H100", {"bfloat16": 760e12}, {"bfloat16": "8192"}, 2.98e12, 1e-5)
 
 
-def texts(figure):
-    (axis,) = figure.axes
-    return texts_of(axis)
+def said(axis):
+    return [text.get_text().strip() for text in axis.texts]
 
 
-def texts_of(axis):
-    return [text.get_text() for text in axis.get_legend().get_texts()]
+def test_one_batch_size_is_a_bar_for_each_engine_beside_the_limit():
+    (axis,) = plots.sweep_throughput([ROW, PEER], CARD, caption="H100").axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["trainer", "graphed"]
+    assert [bar.get_width() for bar in axis.patches] == pytest.approx([256 / 0.0455, 256 / 0.0034])
+    (limit,) = axis.lines
+    assert limit.get_xdata()[0] > 256 / 0.0034 and said(axis) == ["5,626", "75,294", "limit"]
 
 
-def test_each_engine_has_a_line_of_its_own():
-    figure = plots.sweep_throughput([ROW, PEER], CARD, caption="H100")
-    assert [line.split(",")[0] for line in texts(figure)] == ["graphed", "trainer"]
+def test_several_batch_sizes_are_a_line_for_each_engine_with_its_name_at_the_end():
+    rows = [dataclasses.replace(row, batch_size=size) for row in (ROW, PEER) for size in (4, 16)]
+    (axis,) = plots.sweep_throughput(rows, CARD, caption="H100").axes
+    assert said(axis) == ["trainer", "graphed", "limit"]
+    looks = {(line.get_color(), line.get_marker()) for line in axis.lines}
+    assert len(looks) == 3 and not axis.get_legend()
 
 
-def test_no_two_lines_look_alike():
-    rows = [
-        dataclasses.replace(ROW, engine=engine, dtype=dtype, seq_len=tokens)
-        for engine in ("trainer", "eager", "compiled", "graphed")
-        for dtype, tokens in (("bfloat16", 64), ("bfloat16", 1024), ("float32", 64))
-    ]
-    lost = dataclasses.replace(ROW, engine="captured", outcome="missing", block_step_s=())
-    (axis,) = plots.sweep_throughput([*rows, lost], CARD, caption="H100").axes
-    looks = [(bar.lines[0].get_color(), bar.lines[0].get_marker()) for bar in axis.containers]
-    assert len(looks) == len(set(looks)) == 12
-    assert not [text for text in texts_of(axis) if "captured" in text]
+def test_each_precision_and_length_has_a_panel():
+    kinds = [("bfloat16", 64), ("bfloat16", 1024), ("float32", 64)]
+    rows = [dataclasses.replace(ROW, dtype=dtype, seq_len=tokens, peak_memory_bytes=2**30) for dtype, tokens in kinds]
+    for figure in (plots.sweep_throughput(rows, CARD, caption=""), plots.sweep_memory(rows, caption="")):
+        assert [axis.get_title() for axis in figure.axes] == [
+            "bfloat16, 4 × 64",
+            "bfloat16, 4 × 1024",
+            "float32, 4 × 64",
+        ]
 
 
 def test_points_that_did_not_fit_are_named_in_the_figure():
-    oom = dataclasses.replace(PEER, batch_size=64, outcome="oom", block_step_s=())
-    (axis,) = plots.sweep_throughput([ROW, oom], CARD, caption="H100").axes
-    assert [text.get_text().strip() for text in axis.texts] == ["out of memory: trainer"]
+    oom = dataclasses.replace(PEER, outcome="oom", block_step_s=())
+    (bars,) = plots.sweep_throughput([ROW, oom], CARD, caption="H100").axes
+    assert "OOM" in said(bars)
+    (lines,) = plots.sweep_throughput([ROW, PEER, dataclasses.replace(oom, batch_size=64)], CARD, caption="H100").axes
+    assert "trainer, OOM at 64" in said(lines)
 
 
 def test_points_stand_under_the_roof():
     figure = plots.roofline([ROW, PEER], CARD, caption="H100")
     (axis,) = figure.axes
-    *points, roof = axis.get_lines()
+    *points, roof = [line for line in axis.get_lines() if len(line.get_xdata())]
     for line in points:
         for x, y in zip(line.get_xdata(), line.get_ydata()):
             assert y < min(760e12, x * 2.98e12)
@@ -60,13 +66,7 @@ def test_points_stand_under_the_roof():
 def test_only_roofs_of_measured_precisions_are_drawn():
     card = dataclasses.replace(CARD, matmul_flop_per_s={"bfloat16": 760e12, "float8": 1400e12})
     (axis,) = plots.roofline([ROW], card, caption="H100").axes
-    assert [text.get_text() for text in axis.texts] == ["bfloat16, measured"]
-
-
-def test_the_distribution_shows_every_block():
-    (axis,) = plots.sweep_step_times([ROW, PEER], caption="H100").axes
-    dots = [len(line.get_xdata()) for line in axis.get_lines() if line.get_marker() == "."]
-    assert sorted(dots) == [2, 3]
+    assert said(axis) == ["graphed, bfloat16 4 × 64", "bfloat16: 760 TFLOP/s measured"]
 
 
 def test_idle_time_is_what_no_kernel_used():
@@ -90,7 +90,7 @@ def test_kernels_that_overlap_leave_no_negative_gap():
 def test_nothing_measured_is_a_figure_that_says_so():
     empty = dataclasses.replace(ROW, outcome="oom", block_step_s=())
     assert "No point" in plots.roofline([empty], CARD, caption="").get_suptitle()
-    assert "No point" in plots.sweep_step_times([empty], caption="").get_suptitle()
+    assert "no point" in said(plots.sweep_throughput([empty], CARD, caption="").axes[0])[0]
     for profiles in ({}, {"eager": KernelProfile(error="none")}):
         figure = plots.where_time_goes(profiles, caption="")
         assert "No profile" in figure.get_suptitle() and "CPU" in figure.axes[0].texts[0].get_text()
