@@ -13,16 +13,8 @@ from kit.session import Picture, Session, recorded_machines
 
 def Step(number):  # noqa: N802
     """What the figure reads of a step's record."""
-    return types.SimpleNamespace(
-        step=number,
-        loss=4.0,
-        started_s=0.0,
-        step_time_s=0.01,
-        memory_peak_bytes=None,
-        samples=4,
-        tokens=256,
-        supervised_tokens=252,
-    )
+    counts = {"samples": 4, "tokens": 256, "supervised_tokens": 252, "memory_peak_bytes": None, "is_watched": False}
+    return types.SimpleNamespace(step=number, loss=4.0, started_s=0.0, step_time_s=0.01, **counts)
 
 
 @pytest.fixture
