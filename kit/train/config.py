@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import typing
@@ -65,11 +66,15 @@ def _wrong_fields(plan: Any) -> Iterator[tuple[str, str, str]]:
     kinds = typing.get_type_hints(type(plan))
     for field in dataclasses.fields(plan):
         value, kind, limits = getattr(plan, field.name), kinds[field.name], field.metadata
-        found = f"{field.name}={value!r}"
+        found, meant = f"{field.name}={value!r}", ""
         try:
             from_json(kind, to_json(value), field.name)
         except (UsageError, TypeError, ValueError):
-            yield found, f"{field.name} as {_KINDS.get(kind, kind)}", _meant(field.name, kind, value)
+            words = {int: "a whole number", float: "a number", str: "text"}
+            # '14' where a number belongs.
+            with contextlib.suppress(TypeError, ValueError):
+                meant = f"{field.name}={kind(value)!r}" if isinstance(value, str) else ""
+            yield found, f"{field.name} as {words.get(kind, kind)}", meant
             continue
         choices, least, below = (limits.get(name) for name in ("choices", "least", "below"))
         for one in value if isinstance(value, (tuple, list)) else (value,):
@@ -80,17 +85,6 @@ def _wrong_fields(plan: Any) -> Iterator[tuple[str, str, str]]:
             elif (least is not None and not one >= least) or (below is not None and not one < below):
                 wanted = f"{least} <= {field.name}" + (f" < {below}" if below is not None else "")
                 yield found, wanted, ""
-
-
-_KINDS = {int: "a whole number", float: "a number", str: "text"}
-
-
-def _meant(name: str, kind: Any, value: Any) -> str:
-    """'steps=14' for the text '14' where a number belongs."""
-    try:
-        return f"{name}={kind(value)!r}" if isinstance(value, str) else ""
-    except (TypeError, ValueError):
-        return ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from kit.errors import UsageError
+from kit.process import cache_folder
 from kit.train.config import TrainConfig
 
 # Causal attention that stays causal when a step is compiled or captured.
@@ -81,35 +82,22 @@ def build_model(config: TrainConfig) -> tuple[torch.nn.Module, str]:
 
     dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     if config.weights == "pretrained":
+        note = "pretrained weights of gpt2 from the Hugging Face hub"
         try:
-            model = GPT2LMHeadModel.from_pretrained("gpt2", **dropout)
+            model = GPT2LMHeadModel.from_pretrained("gpt2", **dropout).float()
         except OSError as error:
             raise UsageError(
                 f"the pretrained weights of gpt2 could not be loaded: {str(error).splitlines()[0]}",
                 expected="the Hugging Face cache or a reachable hub",
                 todo="set weights=random, or download gpt2 once where there is a network",
             ) from error
-        return _ready(model.float()), "pretrained weights of gpt2 from the Hugging Face hub"
-    torch.manual_seed(config.seed)
-    shape = config.shape
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            n_layer=shape.n_layer,
-            n_head=shape.n_head,
-            n_embd=shape.n_embd,
-            vocab_size=shape.vocab_size,
-            n_positions=shape.n_positions,
-            use_cache=False,
-            **dropout,
-        )
-    )
-    return _ready(model), f"random initialisation with seed {config.seed}; no pretrained weights"
-
-
-def _ready(model: torch.nn.Module) -> torch.nn.Module:
+    else:
+        note = f"random initialisation with seed {config.seed}; no pretrained weights"
+        torch.manual_seed(config.seed)
+        model = GPT2LMHeadModel(GPT2Config(**dataclasses.asdict(config.shape), use_cache=False, **dropout))
     # The name of GPT-2's own loss; unset, transformers warns and then uses it all the same.
     model.loss_type = "ForCausalLM"
-    return model.train()
+    return model.train(), note
 
 
 def build_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -163,8 +151,7 @@ def compiled(function):
     """torch.compile for one static shape, whole or not at all. Compiled code is kept where it survives a reboot."""
     # Earlier engines' code would count against the limit of recompilations, and then run uncompiled.
     torch.compiler.reset()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kit" / "inductor"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder("inductor")))
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 

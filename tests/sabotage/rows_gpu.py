@@ -16,7 +16,7 @@ from kit.records import Verdict
 from kit.train import train
 from kit.train.config import TrainConfig
 
-from .rows_training import block_computes, built, in_numpy
+from .rows_training import block_computes, built, in_numpy, perturbed
 from .seams import ROOT, Said, _read, child
 from .table import FAIL, INCONCLUSIVE, row
 
@@ -60,28 +60,6 @@ on_gpu = functools.partial(row, seam="GPU", must=FAIL, twin=healthy, is_gpu=True
 # --- environment --------------------------------------------------------------------
 
 
-@on_gpu(
-    "A02g",
-    "every GPU hidden by CUDA_VISIBLE_DEVICES",
-    at="environment.cuda_starts",
-    words="CUDA_VISIBLE_DEVICES",
-    twin=checked,
-)
-def a02():
-    return check(env={"CUDA_VISIBLE_DEVICES": ""})
-
-
-@on_gpu(
-    "A12g",
-    "PTX JIT forced on the libraries; the twin runs without any PTX JIT and without a cache (A12)",
-    at="native.kernel_ran",
-    words="CUDA_FORCE_PTX_JIT",
-    twin=lambda: check(env={"CUDA_DISABLE_PTX_JIT": "1", "CUDA_CACHE_DISABLE": "1"}),
-)
-def a12():
-    return check(env={"CUDA_FORCE_PTX_JIT": "1"})
-
-
 @functools.cache
 def kernel(*code, is_cached=False):
     """`kit check --kernel` with tests/gpu/kernel.cu built so; is_cached: after the driver compiled and kept it."""
@@ -105,11 +83,6 @@ for _id, _what, _cached in (
     on_gpu(_id, _what, at="native.without_ptx_jit", words="PTX", twin=native)(
         functools.partial(kernel, *PTX_ALONE, is_cached=_cached)
     )
-
-
-@on_gpu("A28g", "torch calls the card by another name", at="environment.two_witnesses", words="RTX 5090", twin=checked)
-def a28():
-    return check(recipe="other_name")
 
 
 @on_gpu("A28t", "the same inside a training run", at="native.driver_view", words="torch names", twin=healthy_tiny)
@@ -139,13 +112,6 @@ def swallowed():
     return stack
 
 
-@on_gpu(
-    "B01g", "model and batches left on the CPU", at="native.placement", words="parameter transformer.wte.weight on cpu"
-)
-def b01():
-    return trained(swallowed(), **SHORT)
-
-
 def one_block_left(state):
     """The second block stays on the CPU; a wrapper carries what flows through it there and back."""
     import torch
@@ -165,22 +131,6 @@ def split():
     return trained(built(one_block_left), **SHORT)
 
 
-@on_gpu("B02g", "one block on the CPU: by name", at="native.placement", words="transformer.h.1.", twin=healthy_tiny)
-def b02():
-    return split()
-
-
-@on_gpu(
-    "B02gk",
-    "one block on the CPU: its products",
-    at="native.kernels",
-    words="matrix products on the CPU",
-    twin=healthy_tiny,
-)
-def b02k():
-    return split()
-
-
 @on_gpu(
     "B08g", "a dummy tensor makes memory look used, training is on the CPU", at="native.kernels", words="on the CPU"
 )
@@ -194,41 +144,7 @@ def b08():
         del dummy
 
 
-@on_gpu("B13g", "learning rate 0", at="learning.moved", words="learning rate was 0", twin=healthy_tiny)
-def b13():
-    return trained(**{**SHORT, "lr": 0.0})
-
-
-def perturbed():
-    import torch
-
-    real, calls = torch.addmm, []
-
-    def addmm(*args, **kwargs):
-        calls.append(1)
-        product = real(*args, **kwargs)
-        return product * 1.01 if len(calls) % 31 == 0 else product
-
-    return mock.patch.object(torch, "addmm", addmm)
-
-
-@on_gpu("B32g", "one product in 31 off by one percent", at="native.replay", words="first difference", twin=healthy_tiny)
-def b32():
-    return trained(perturbed(), **{**SHORT, "steps": 8})
-
-
 LONG = {"model": "tiny", "steps": 30, "batch_size": 8, "seq_len": 256, "lr": 1e-3, "dtype": "bfloat16"}
-
-
-@on_gpu(
-    "B33g",
-    "the same at 8 × 256 in bfloat16, where attention may add in changing order",
-    at="native.replay",
-    words="different also",
-    twin=lambda: trained(**LONG),
-)
-def b33():
-    return trained(perturbed(), **{**LONG, "steps": 8})
 
 
 # --- every step, not only those that are looked into --------------------------------
@@ -259,41 +175,9 @@ def healthy_between():
     return trained(**BETWEEN)
 
 
-between = functools.partial(on_gpu, at="native.products", twin=healthy_between)
-
-
-@between(
-    "P9g",
-    "one block's products on the CPU in steps 3 to 6 of 30",
-    words=("transformer.h.1.", "on cpu", "first at step 3"),
-)
-def p9():
-    return trained(block_computes(round_trip, lambda call: 3 <= call <= 6), **BETWEEN)
-
-
-@between("P9n", "the same in numpy, which torch does not see", words="5 of 9 products on cuda")
-def p9n():
-    return trained(block_computes(in_numpy, lambda call: 3 <= call <= 6), **BETWEEN)
-
-
-@between("P9p", "one block's products on the CPU while nobody profiles", words="on cpu")
-def p9p():
-    return trained(block_computes(round_trip, nobody_profiles), **BETWEEN)
-
-
-@on_gpu(
-    "P9h",
-    "every gradient goes through the CPU while nobody profiles: outside modules and the forward pass",
-    at="native.placement",
-    words="operator aten::",
-    twin=healthy_between,
-)
-def p9h():
-    def change(state):
-        for parameter in state.model.parameters():
-            parameter.register_hook(lambda g: (g.cpu() * 1.0).to(g.device) if nobody_profiles() else g)
-
-    return trained(built(change), **BETWEEN)
+def through_the_cpu(state):
+    for parameter in state.model.parameters():
+        parameter.register_hook(lambda g: (g.cpu() * 1.0).to(g.device) if nobody_profiles() else g)
 
 
 def after_cuda(switches):
@@ -307,30 +191,10 @@ def after_cuda(switches):
     return _read(subprocess.run([sys.executable, "-c", script], env=environment, cwd=ROOT, capture_output=True))
 
 
-@on_gpu(
-    "P1t",
-    "CUDA was up before the kit was asked, and may compile PTX",
-    must=INCONCLUSIVE,
-    at="native.jit_off",
-    twin=lambda: after_cuda(NATIVE_ONLY),
-    twin_at="native.jit_off",
-)
-def p1t():
-    return after_cuda(dict.fromkeys(NATIVE_ONLY, "0"))
-
-
 # --- timing -------------------------------------------------------------------------
 
 
-@on_gpu(
-    "C01g",
-    "torch.cuda.synchronize does nothing",
-    at="throughput.clocks",
-    words="did not wait",
-    twin=healthy_tiny,
-    twin_at="throughput.clocks",
-)
-def c01():
+def not_synchronised():
     import torch
 
     deaf = mock.patch.object(torch.cuda, "synchronize", lambda *a: None)
@@ -349,16 +213,7 @@ while True:
 """
 
 
-@on_gpu(
-    "C05g",
-    "a hog on the same card",
-    must=INCONCLUSIVE,
-    at="throughput.undisturbed",
-    words="other processes",
-    twin=healthy_tiny,
-    twin_at="throughput.undisturbed",
-)
-def c05():
+def beside_a_hog():
     hog = subprocess.Popen([sys.executable, "-c", HOG], stdout=subprocess.PIPE)
     try:
         if hog.stdout.readline().strip() != b"ready":
@@ -395,16 +250,6 @@ def c13():
 # --- the detector itself ------------------------------------------------------------
 
 
-@on_gpu(
-    "N0g",
-    "the negative control flips, within 15 s; sabotaged, it is judged without its facts",
-    at="negative_control",
-    twin=lambda: control(True),
-)
-def n0():
-    return control(False)
-
-
 @functools.cache
 def _control():
     from kit.train.control import run_control
@@ -427,3 +272,29 @@ def control(is_whole):
         found=f"{found.found}; {record.seconds:.1f} s",
     )  # fmt: skip
     return Said.of(Verdict.of([found]))
+
+
+# id, check, words, what, the run or the process, its twin, and what else is so of the row.
+# fmt: off
+ROWS = [
+    ("A02g", "environment.cuda_starts", "CUDA_VISIBLE_DEVICES", "every GPU hidden by CUDA_VISIBLE_DEVICES", lambda: check(env={"CUDA_VISIBLE_DEVICES": ""}), checked),
+    ("A12g", "native.kernel_ran", "CUDA_FORCE_PTX_JIT", "PTX JIT forced on the libraries; the twin runs without any PTX JIT and without a cache (A12)", lambda: check(env={"CUDA_FORCE_PTX_JIT": "1"}), lambda: check(env={"CUDA_DISABLE_PTX_JIT": "1", "CUDA_CACHE_DISABLE": "1"})),
+    ("A28g", "environment.two_witnesses", "RTX 5090", "torch calls the card by another name", lambda: check(recipe="other_name"), checked),
+    ("B01g", "native.placement", "parameter transformer.wte.weight on cpu", "model and batches left on the CPU", lambda: trained(swallowed(), **SHORT), healthy),
+    ("B02g", "native.placement", "transformer.h.1.", "one block on the CPU: by name", split, healthy_tiny),
+    ("B02gk", "native.kernels", "matrix products on the CPU", "one block on the CPU: its products", split, healthy_tiny),
+    ("B13g", "learning.moved", "learning rate was 0", "learning rate 0", lambda: trained(**{**SHORT, "lr": 0.0}), healthy_tiny),
+    ("B32g", "native.replay", "first difference", "one product in 31 off by one percent", lambda: trained(perturbed(), **{**SHORT, "steps": 8}), healthy_tiny),
+    ("B33g", "native.replay", "different also", "the same at 8 × 256 in bfloat16, where attention may add in changing order", lambda: trained(perturbed(), **{**LONG, "steps": 8}), lambda: trained(**LONG)),
+    ("P9g", "native.products", ("transformer.h.1.", "on cpu", "first at step 3"), "one block's products on the CPU in steps 3 to 6 of 30", lambda: trained(block_computes(round_trip, lambda call: 3 <= call <= 6), **BETWEEN), healthy_between),
+    ("P9n", "native.products", "5 of 9 products on cuda", "the same in numpy, which torch does not see", lambda: trained(block_computes(in_numpy, lambda call: 3 <= call <= 6), **BETWEEN), healthy_between),
+    ("P9p", "native.products", "on cpu", "one block's products on the CPU while nobody profiles", lambda: trained(block_computes(round_trip, nobody_profiles), **BETWEEN), healthy_between),
+    ("P9h", "native.placement", "operator aten::", "every gradient goes through the CPU while nobody profiles: outside modules and the forward pass", lambda: trained(built(through_the_cpu), **BETWEEN), healthy_between),
+    ("P1t", "native.jit_off", "", "CUDA was up before the kit was asked, and may compile PTX", lambda: after_cuda(dict.fromkeys(NATIVE_ONLY, "0")), lambda: after_cuda(NATIVE_ONLY), {"must": INCONCLUSIVE, "twin_at": "native.jit_off"}),
+    ("C01g", "throughput.clocks", "did not wait", "torch.cuda.synchronize does nothing", not_synchronised, healthy_tiny, {"twin_at": "throughput.clocks"}),
+    ("C05g", "throughput.undisturbed", "other processes", "a hog on the same card", beside_a_hog, healthy_tiny, {"must": INCONCLUSIVE, "twin_at": "throughput.undisturbed"}),
+    ("N0g", "negative_control", "", "the negative control flips, within 15 s; sabotaged, it is judged without its facts", lambda: control(False), lambda: control(True)),
+]
+# fmt: on
+for _id, _at, _words, _what, _run, _twin, *_more in ROWS:
+    on_gpu(_id, _what, at=_at, words=_words, twin=_twin, **(_more[0] if _more else {}))(_run)

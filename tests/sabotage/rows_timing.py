@@ -62,31 +62,13 @@ def same_device(versions=None, **telemetry):
     return Said.of(Verdict.of([rule.check(case)]))
 
 
-@row(
-    "A15d",
-    "telemetry of another card than the one that was checked",
-    seam="recorded run",
-    must=FAIL,
-    at="native.device",
-    words="a card that the check did not see",
-    twin=same_device,
+on_both = functools.partial(row, seam="recorded run", must=FAIL, at="native.device", twin=same_device)
+on_both("A15d", "telemetry of another card than the one that was checked", words="a card that the check did not see")(
+    lambda: same_device(device_uuid="gpu-000000000000")
 )
-def a15d():
-    return same_device(device_uuid="gpu-000000000000")
-
-
-@row(
-    "A26",
-    "another torch trains than the one that was checked",
-    seam="recorded run",
-    must=FAIL,
-    at="native.device",
-    words="torch 2.9.0+cu128",
-    twin=same_device,
+on_both("A26", "another torch trains than the one that was checked", words="torch 2.9.0+cu128")(
+    lambda: same_device({"torch": "2.9.0+cu128"})
 )
-def a26():
-    return same_device({"torch": "2.9.0+cu128"})
-
 
 # --- the recorder over a fake NVML --------------------------------------------------
 
@@ -127,114 +109,42 @@ def calm():
     return watched(ours())
 
 
-on_nvml = functools.partial(row, seam="nvml", must=INCONCLUSIVE, twin=calm)
-
-
-@on_nvml(
-    "A15",
-    "NVML's order is not CUDA's: the idle card is number 0; the twin finds its own by UUID",
-    must=FAIL,
-    at="native.driver_view",
-    twin=lambda: watched(card(OTHER), ours()),
-)
-def a15():
-    """The card that torch names does not work; the one at NVML's first place does."""
-    return watched(card(OTHER, frames=[working(1)]), card(OURS))
-
-
-@on_nvml("A15u", "torch's card is none that NVML lists", at="native.driver_view", words="does not know")
-def a15u():
-    return watched(card(OTHER, frames=[working(1)]))
-
-
-@on_nvml(
-    "A23z",
-    "30 GiB in use by nobody",
-    at="throughput.undisturbed",
-    words="in use by others",
-    twin_at="throughput.undisturbed",
-)
-def a23z():
-    idle = {"used": 30 * 1024**3, "power": 30, "clock": 210}
-    return watched(card(OURS, idle=idle, frames=[working(os.getpid(), used=31 * 1024**3)]))
-
-
-@on_nvml("A29n", "the GPU is lost in the middle", at="native.driver_view", words="GPU is lost")
-def a29n():
-    return watched(ours(), raise_after=6)
-
-
-@on_nvml(
-    "C05",
-    "a hog on the same card",
-    at="throughput.undisturbed",
-    words="1 other processes",
-    twin_at="throughput.undisturbed",
-)
-def c05():
-    return watched(ours(processes=[[os.getpid(), 3_500_000_000], [4711, 2_000_000_000]]))
-
-
-@on_nvml(
-    "C08",
-    "idle and power-cap bits at full load are normal; sabotaged, the power brake is on",
-    at="throughput.undisturbed",
-    words="power brake",
-    twin_at="throughput.undisturbed",
-    twin=lambda: watched(ours(bits=0x5)),
-)
-def c08():
-    return watched(ours(bits=0x85))
-
-
-@on_nvml(
-    "C09",
-    "power cap lowered: shown",
-    must=recorded.PASS,
-    at="throughput.undisturbed",
-    words="power limit 300 W of 700 W",
-    twin_at="throughput.undisturbed",
-)
-def c09():
-    return watched(card(OURS, limit=300, frames=[working(os.getpid())]))
-
-
-@on_nvml(
-    "C10n",
-    "uncorrected memory error between first and last reading",
-    must=FAIL,
-    at="native.hardware",
-    words="ecc_uncorrected +2",
-)
-def c10n():
-    return watched(ours(ecc=[5, 2]))
-
-
-WSL = ("processes", "ecc", "rows")
-
-
-@on_nvml(
-    "W01",
-    "a driver that sees no memory of ours; the twin lacks ECC and processes, as WSL and GeForce do",
-    must=FAIL,
-    at="native.driver_view",
-    twin=lambda: watched(card(OURS, missing=WSL, frames=[working(1)])),
-)
-def w01():
-    return watched(card(OURS, missing=WSL, frames=[working(1, used=100_000_000)]))
-
-
-@on_nvml(
-    "W02",
-    "Windows: a hog is not told apart from a desktop, our memory is missing",
-    must=FAIL,
-    at="native.driver_view",
-    twin=lambda: watched(windows(3_500_000_000)),
-)
-def w02():
-    return watched(windows(100_000_000))
-
-
 def windows(used):
     """Every program that draws is listed, and what it uses is told of none."""
     return card(OURS, frames=[working(1, used=used, processes=[[os.getpid(), None], [77, None], [78, None]])])
+
+
+HOG = [[os.getpid(), 3_500_000_000], [4711, 2_000_000_000]]
+FULL = {"used": 30 * 1024**3, "power": 30, "clock": 210}
+WSL = ("processes", "ecc", "rows")
+VIEW, CALM = "native.driver_view", "throughput.undisturbed"
+
+# id, outcome, check, words, what, the cards, what else is so of NVML, and the twin's cards where they are others. At
+# `throughput.undisturbed` the twin is asked the same; elsewhere nothing of it may be red.
+# fmt: off
+ROWS = [
+    ("A15", FAIL, VIEW, "", "NVML's order is not CUDA's: the idle card is number 0; the twin finds its own by UUID", [card(OTHER, frames=[working(1)]), card(OURS)], {}, [card(OTHER), ours()]),
+    ("A15u", INCONCLUSIVE, VIEW, "does not know", "torch's card is none that NVML lists", [card(OTHER, frames=[working(1)])], {}),
+    ("A23z", INCONCLUSIVE, CALM, "in use by others", "30 GiB in use by nobody", [card(OURS, idle=FULL, frames=[working(os.getpid(), used=31 * 1024**3)])], {}),
+    ("A29n", INCONCLUSIVE, VIEW, "GPU is lost", "the GPU is lost in the middle", [ours()], {"raise_after": 6}),
+    ("C05", INCONCLUSIVE, CALM, "1 other processes", "a hog on the same card", [ours(processes=HOG)], {}),
+    ("C08", INCONCLUSIVE, CALM, "power brake", "idle and power-cap bits at full load are normal; sabotaged, the power brake is on", [ours(bits=0x85)], {}, [ours(bits=0x5)]),
+    ("C09", recorded.PASS, CALM, "power limit 300 W of 700 W", "power cap lowered: shown", [card(OURS, limit=300, frames=[working(os.getpid())])], {}),
+    ("C10n", FAIL, "native.hardware", "ecc_uncorrected +2", "uncorrected memory error between first and last reading", [ours(ecc=[5, 2])], {}),
+    ("W01", FAIL, VIEW, "", "a driver that sees no memory of ours; the twin lacks ECC and processes, as WSL and GeForce do", [card(OURS, missing=WSL, frames=[working(1, used=100_000_000)])], {}, [card(OURS, missing=WSL, frames=[working(1)])]),
+    ("W02", FAIL, VIEW, "", "Windows: a hog is not told apart from a desktop, our memory is missing", [windows(100_000_000)], {}, [windows(3_500_000_000)]),
+]
+# fmt: on
+
+for id, must, at, words, what, cards, world, *twin in ROWS:
+    keep = row(
+        id,
+        what,
+        seam="nvml",
+        must=must,
+        at=at,
+        words=words,
+        twin=functools.partial(watched, *twin[0]) if twin else calm,
+        twin_at=at if at == CALM else (),
+    )
+    keep(functools.partial(watched, *cards, **world))

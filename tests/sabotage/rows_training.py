@@ -87,9 +87,6 @@ def fed(change):
     return mock.patch.object(train, "_batches", batches)
 
 
-on_run = functools.partial(row, seam="whole run", must=FAIL, twin=rehearsal)
-
-
 def broken_loss(at):
     from kit.train import loop
 
@@ -103,24 +100,9 @@ def broken_loss(at):
     return trained(mock.patch.object(loop, "eager_step", step))
 
 
-@on_run("B11", "loss NaN from the fourth step on", at="learning.finite", words="first at step 4")
-def b11():
-    return broken_loss({4, 5, 6})
-
-
-@on_run("B12", "one step NaN, then recovered", at="learning.finite", words="1 of 6 steps, first at step 3")
-def b12():
-    return broken_loss({3})
-
-
 @functools.cache
 def still():
     return trained(lr=0.0)
-
-
-@on_run("B13", "learning rate 0: the losses still vary by batch", at="learning.moved", words="learning rate was 0")
-def b13():
-    return still()
 
 
 LAYERS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
@@ -169,95 +151,47 @@ def switched(plain, other, when):
     return forward
 
 
-@on_run("P9", "one block's products in numpy in steps 3 and 4 of 6", at="native.products", words="5 of 9 products")
-def p9():
-    return trained(block_computes(in_numpy, lambda call: call in (3, 4)))
+def weaken(state):
+    real = state.optimizer.step
+
+    def step(closure=None):
+        for group in state.optimizer.param_groups:
+            group["lr"] *= 1e-4
+        real()
+        for group in state.optimizer.param_groups:
+            group["lr"] /= 1e-4
+
+    state.optimizer.step = step
 
 
-@on_run("P8w", "the learning rate × 1e-4 inside the step", at="learning.strength", words="is due")
-def p8w():
-    def weaken(state):
-        real = state.optimizer.step
-
-        def step(closure=None):
-            for group in state.optimizer.param_groups:
-                group["lr"] *= 1e-4
-            real()
-            for group in state.optimizer.param_groups:
-                group["lr"] /= 1e-4
-
-        state.optimizer.step = step
-
-    return trained(built(weaken))
+def masked(**more):
+    return fed(lambda batches: [dataclasses.replace(b, labels=b.labels.fill_(-100), **more) for b in batches])
 
 
-@on_run("B13c", "the same, by the fixed batch", at="learning.canary")
-def b13c():
-    return still()
+def freeze(state):
+    state.model.requires_grad_(False)
+    state.model.transformer.h[0].requires_grad_(True)
 
 
-@on_run("B15", "all labels masked", at="learning.supervised_tokens")
-def b15():
-    def mask(batches):
-        return [dataclasses.replace(b, labels=b.labels.fill_(-100), supervised_tokens=0) for b in batches]
-
-    return trained(fed(mask))
+def skip(state):
+    state.optimizer.step = lambda closure=None: None
 
 
-@on_run("B15b", "all labels masked behind the count: the loss is NaN", at="learning.finite")
-def b15b():
-    return trained(fed(lambda batches: [dataclasses.replace(b, labels=b.labels.fill_(-100)) for b in batches]))
+def other(state):
+    import copy
+
+    from kit.train.model import build_optimizer
+
+    state.optimizer = build_optimizer(copy.deepcopy(state.model), TrainConfig(**TINY))
 
 
-@on_run("B16", "all but one block frozen", at="learning.trainable")
-def b16():
-    def freeze(state):
-        state.model.requires_grad_(False)
-        state.model.transformer.h[0].requires_grad_(True)
-
-    return trained(built(freeze))
-
-
-@on_run("B17", "a loss scaler that skips every step", at="learning.applied", words="0 of 6")
-def b17():
-    def skip(state):
-        state.optimizer.step = lambda closure=None: None
-
-    return trained(built(skip))
-
-
-@on_run("B16o", "the optimizer holds a copy of the model", at="learning.moved", words="0 of 28")
-def b16o():
-    def other(state):
-        import copy
-
-        from kit.train.model import build_optimizer
-
-        state.optimizer = build_optimizer(copy.deepcopy(state.model), TrainConfig(**TINY))
-
-    return trained(built(other))
-
-
-@on_run(
-    "B19",
-    "bfloat16 autocast declared and not active",
-    at="native.precision",
-    words="put out float32",
-    twin=rehearsal_in_bfloat16,
-)
-def b19():
+def not_active():
     from kit.train import loop
 
     return trained(mock.patch.object(loop, "autocast", lambda config: contextlib.nullcontext()), dtype="bfloat16")
 
 
-@on_run(
-    "B19b",
-    "autocast around the whole loop: weights of the first step for ever",
-    at="native.cpu_agreement",
-    twin=rehearsal_in_bfloat16,
-)
-def b19b():
+def around_the_loop():
     real = train._timed
 
     def timed(*args):
@@ -279,52 +213,7 @@ def on_data(rows):
         return trained(dataset=str(path))
 
 
-@on_run(
-    "B27",
-    "one row repeated; the twin's rows differ after what seq_len leaves of them",
-    at="learning.batches",
-    words="repeated in all 40 rows",
-    twin=lambda: on_data([f"{FEW_WORDS} for the {n}th time" for n in range(64)]),
-)
-def b27():
-    return on_data([FEW_WORDS] * 40)
-
-
-@on_run("B27b", "empty dataset", at="UsageError")
-def b27b():
-    return on_data([])
-
-
-@on_run("B27c", "texts without a token to learn from", at="UsageError")
-def b27c():
-    return on_data(["a"] * 40)
-
-
-@row(
-    "B29",
-    "evaluation mode: a warning",
-    seam="whole run",
-    must=FAIL,
-    at="learning.mode",
-    twin=rehearsal,
-    twin_at="learning.mode",
-)
-def b29():
-    return trained(built(lambda state: state.model.eval()))
-
-
-@on_run(
-    "B31",
-    "a loader that swallows an error and repeats a batch",
-    at="learning.batches",
-    words="1 batches other than prescribed, first at step 4",
-)
-def b31():
-    return trained(fed(lambda batches: [*batches[:3], batches[2], *batches[4:]]))
-
-
-@on_run("B32", "one product in 31 off by one percent", at="native.replay", words="first difference")
-def b32():
+def perturbed():
     import torch
 
     real, calls = torch.addmm, []
@@ -334,7 +223,40 @@ def b32():
         product = real(*args, **kwargs)
         return product * 1.01 if len(calls) % 31 == 0 else product
 
-    return trained(mock.patch.object(torch, "addmm", addmm))
+    return mock.patch.object(torch, "addmm", addmm)
+
+
+def differing_late():
+    return on_data([f"{FEW_WORDS} for the {n}th time" for n in range(64)])
+
+
+# id, check, words, what, the run, and the twin where it is another than the rehearsal.
+# fmt: off
+RUNS = [
+    ("B11", "learning.finite", "first at step 4", "loss NaN from the fourth step on", lambda: broken_loss({4, 5, 6})),
+    ("B12", "learning.finite", "1 of 6 steps, first at step 3", "one step NaN, then recovered", lambda: broken_loss({3})),
+    ("B13", "learning.moved", "learning rate was 0", "learning rate 0: the losses still vary by batch", still),
+    ("B13c", "learning.canary", "", "the same, by the fixed batch", still),
+    ("P9", "native.products", "5 of 9 products", "one block's products in numpy in steps 3 and 4 of 6", lambda: trained(block_computes(in_numpy, lambda call: call in (3, 4)))),
+    ("P8w", "learning.strength", "is due", "the learning rate × 1e-4 inside the step", lambda: trained(built(weaken))),
+    ("B15", "learning.supervised_tokens", "", "all labels masked", lambda: trained(masked(supervised_tokens=0))),
+    ("B15b", "learning.finite", "", "all labels masked behind the count: the loss is NaN", lambda: trained(masked())),
+    ("B16", "learning.trainable", "", "all but one block frozen", lambda: trained(built(freeze))),
+    ("B17", "learning.applied", "0 of 6", "a loss scaler that skips every step", lambda: trained(built(skip))),
+    ("B16o", "learning.moved", "0 of 28", "the optimizer holds a copy of the model", lambda: trained(built(other))),
+    ("B19", "native.precision", "put out float32", "bfloat16 autocast declared and not active", not_active, rehearsal_in_bfloat16),
+    ("B19b", "native.cpu_agreement", "", "autocast around the whole loop: weights of the first step for ever", around_the_loop, rehearsal_in_bfloat16),
+    ("B27", "learning.batches", "repeated in all 40 rows", "one row repeated; the twin's rows differ after what seq_len leaves of them", lambda: on_data([FEW_WORDS] * 40), differing_late),
+    ("B27b", "UsageError", "", "empty dataset", lambda: on_data([])),
+    ("B27c", "UsageError", "", "texts without a token to learn from", lambda: on_data(["a"] * 40)),
+    ("B31", "learning.batches", "1 batches other than prescribed, first at step 4", "a loader that swallows an error and repeats a batch", lambda: trained(fed(lambda batches: [*batches[:3], batches[2], *batches[4:]]))),
+    ("B32", "native.replay", "first difference", "one product in 31 off by one percent", lambda: trained(perturbed())),
+]
+# fmt: on
+for id, at, words, what, run, *twin in RUNS:
+    row(id, what, seam="whole run", must=FAIL, at=at, words=words, twin=twin[0] if twin else rehearsal)(run)
+row("B29", "evaluation mode: a warning", seam="whole run", must=FAIL, at="learning.mode", twin=rehearsal,
+    twin_at="learning.mode")(lambda: trained(built(lambda state: state.model.eval())))  # fmt: skip
 
 
 # --- placement of a model in memory -------------------------------------------------
@@ -358,21 +280,19 @@ def audited(change=lambda model: None):
 on_model = functools.partial(row, seam="model in memory", must=FAIL, at="native.placement", twin=audited)
 
 
-@on_model("B03m", "a buffer elsewhere", words="buffer 1.running_mean on meta")
-def b03m():
-    import torch
-
-    return audited(lambda model: setattr(model[1], "running_mean", torch.empty(4, device="meta")))
+def on_disk(device):
+    return audited(lambda model: setattr(model, "hf_device_map", {"0": "cpu", "1": device}))
 
 
-@on_model(
+on_model("B03m", "a buffer elsewhere", words="buffer 1.running_mean on meta")(
+    lambda: audited(lambda model: setattr(model[1], "running_mean", model[1].running_mean.to("meta")))
+)
+on_model(
     "B04",
     "device_map offloads a module; the twin has everything on the device (B05)",
     words="module 1 on disk (hf_device_map)",
-    twin=lambda: audited(lambda model: setattr(model, "hf_device_map", {"0": "cpu", "1": "cpu"})),
-)
-def b04():
-    return audited(lambda model: setattr(model, "hf_device_map", {"0": "cpu", "1": "disk"}))
+    twin=lambda: on_disk("cpu"),
+)(lambda: on_disk("disk"))
 
 
 # --- a process whose torch lies -----------------------------------------------------
@@ -390,24 +310,13 @@ def lied():
 on_lie = functools.partial(row, seam="site + nvml", must=FAIL, twin=rehearsal, is_slow=True)
 
 
-@on_lie(
-    "B01",
-    "model on the CPU, configuration says cuda: the first parameter by name",
-    at="native.placement",
-    words="parameter transformer.wte.weight on cpu",
-)
-def b01():
-    return lied()
-
-
-@on_lie("B10", ".to('cuda') swallowed: no kernel, products on the CPU", at="native.kernels", words="no kernel ran")
-def b10():
-    return lied()
-
-
-@on_lie("B08d", "torch says that it holds memory, and the driver sees none", at="native.driver_view")
-def b08d():
-    return lied()
+for id, at, words, what in (
+    ("B01", "placement", "parameter transformer.wte.weight on cpu",
+     "model on the CPU, configuration says cuda: the first parameter by name"),
+    ("B10", "kernels", "no kernel ran", ".to('cuda') swallowed: no kernel, products on the CPU"),
+    ("B08d", "driver_view", "", "torch says that it holds memory, and the driver sees none"),
+):  # fmt: skip
+    on_lie(id, what, at=f"native.{at}", words=words)(lied)
 
 
 @row(
@@ -446,30 +355,23 @@ on_control = functools.partial(
 )
 
 
-@on_control("N1", "a detector that cannot see: the control comes out clean")
-def n1():
-    sample = healthy()
-    return control_said(run=sample.run, steps=sample.steps)
+def of_a_healthy_run():
+    return control_said(run=healthy().run, steps=healthy().steps)
 
 
-@on_control("N2", "a control that ran where the GPU was visible")
-def n2():
+def where_the_gpu_was_visible():
     from .seams import facts
 
     return control_said(facts=facts())
 
 
-@on_control("N2m", "a mask that hid no GPU from torch")
-def n2m():
-    return control_said(visible_devices=1)
-
-
-@on_control("N3", "a control that never claimed the GPU")
-def n3():
+def that_never_claimed():
     found = control().run
     return control_said(run=dataclasses.replace(found, config=dataclasses.replace(found.config, device="cpu")))
 
 
-@on_control("N4", "a control that trained nothing")
-def n4():
-    return control_said(steps=())
+on_control("N1", "a detector that cannot see: the control comes out clean")(of_a_healthy_run)
+on_control("N2", "a control that ran where the GPU was visible")(where_the_gpu_was_visible)
+on_control("N2m", "a mask that hid no GPU from torch")(lambda: control_said(visible_devices=1))
+on_control("N3", "a control that never claimed the GPU")(that_never_claimed)
+on_control("N4", "a control that trained nothing")(lambda: control_said(steps=()))

@@ -7,6 +7,7 @@ on the CPU; on a CPU, which stands for the GPU that is there, it is on 'meta', f
 import collections
 import copy
 import dataclasses
+import functools
 import random
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import kit
 from kit import GpuGuardCallback, gpu_guard
@@ -95,45 +97,6 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-RED, GREEN, GPU_ONLY = {}, {}, set()
-
-
-def red(words, *, gpu_only=False):
-    def keep(change):
-        RED[change.__name__] = change, words
-        GPU_ONLY.update([change.__name__] if gpu_only else [])
-        return change
-
-    return keep
-
-
-def green(change):
-    GREEN[change.__name__] = change
-    return change
-
-
-@red("parameter layers.0.weight is on")
-def a_layer_elsewhere(b):
-    b.model.layers[0].to(b.away)
-
-
-@red("buffer norm.running_mean is on")
-def a_buffer_elsewhere(b):
-    b.model.norm.running_mean = b.model.norm.running_mean.to(b.away)
-
-
-@red("are computed on AWAY (aten.addmm.default) in the model itself (Linear, which is not registered in it) at step 1")
-def a_block_in_a_plain_list(b):
-    blocks = [torch.nn.Linear(SIZE, SIZE).to(b.away)]
-    b.model.extra = lambda x: b.returned(blocks[0](x.detach().to(b.away)), x)
-
-
-@red("in the model itself (Conv1d")
-def a_convolution_in_a_dict(b):
-    blocks = {"c": torch.nn.Conv1d(SIZE, SIZE, 1).to(b.away)}
-    b.model.extra = lambda x: b.returned(blocks["c"](x.detach()[:, :, None].to(b.away))[:, :, 0], x)
-
-
 class Numpy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight):
@@ -145,80 +108,17 @@ class Numpy(torch.autograd.Function):
         return grad @ ctx.saved_tensors[0].T, None
 
 
-@red("in the model itself", gpu_only=True)
-def a_custom_function_in_numpy(b):
-    b.model.extra = lambda x: Numpy.apply(x, torch.eye(SIZE, device=b.home))
-
-
 class BackwardElsewhere(torch.autograd.Function):
-    away = "meta"
-
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx, x, away):
+        ctx.away = away
         return x.clone()
 
     @staticmethod
     def backward(ctx, grad):
-        moved = grad.to(BackwardElsewhere.away)
+        moved = grad.to(ctx.away)
         moved @ torch.ones(SIZE, 1024, device=moved.device)
-        return grad
-
-
-@red("in the backward pass at step 1")
-def a_backward_pass_elsewhere(b):
-    BackwardElsewhere.away = b.away
-    b.model.extra = BackwardElsewhere.apply
-
-
-@red("weight layers.0.weight is copied to be on AWAY")
-def weights_copied_for_each_forward(b):
-    def extra(x):
-        weight = b.model.layers[0].weight.detach().to(b.away)
-        return b.returned(x.detach().to(b.away) + weight[0], x) if b.away == "cpu" else x
-
-    b.model.extra = extra
-
-
-@red("bytes of what the loss is made of are copied to be on AWAY")
-def the_loss_inside_the_model(b):
-    def criterion(logits, labels):
-        return b.returned(F.cross_entropy(logits.to(b.away), labels.to(b.away)), F.cross_entropy(logits, labels))
-
-    b.model.criterion = criterion
-
-
-@red("the model's output['loss'] is on")
-def a_loss_that_stays_elsewhere(b):
-    b.model.wrap = lambda out: {"loss": torch.ones((), device=b.away, requires_grad=True), "logits": out["logits"]}
-
-
-@red("the model's output['aux'][1] is on")
-def an_auxiliary_loss_elsewhere(b):
-    b.model.wrap = lambda out: {**out, "aux": (None, torch.ones(3, device=b.away, requires_grad=True))}
-
-
-@red("bytes of what the loss is made of are copied to be on AWAY")
-def the_loss_outside_the_model(b):
-    b.loss = lambda out, labels: b.returned(
-        F.cross_entropy(out["logits"].to(b.away), labels.to(b.away)), out["logits"].mean()
-    )
-
-
-@red("what the loss is made of was computed on cpu", gpu_only=True)
-def an_embedding_in_a_plain_list(b):
-    tables = [torch.nn.Embedding(50, SIZE)]
-    b.model.extra = lambda x: x + tables[0](torch.zeros(ROWS, dtype=torch.long)).to(x.device)
-
-
-@red("AdamW holds none of the model's parameters")
-def an_optimizer_of_a_copy(b):
-    b.optimizer = torch.optim.AdamW(copy.deepcopy(b.model).parameters())
-
-
-@red("SGD.param_groups[1]['params']['0, outside the model'] is on")
-def master_weights_elsewhere(b):
-    masters = [p.detach().to(b.away).requires_grad_() for p in b.model.parameters()]
-    b.optimizer = torch.optim.SGD([{"params": b.model.head.parameters()}, {"params": masters}], lr=0.1)
+        return grad, None
 
 
 class Own(torch.optim.SGD):
@@ -227,44 +127,6 @@ class Own(torch.optim.SGD):
     def step(self, closure=None):
         self.before(self)
         super().step()
-
-
-def own(b, before):
-    b.optimizer = Own(b.model.parameters(), lr=0.01)
-    b.optimizer.before = before
-
-
-@red("weight head.weight is copied to be on AWAY (aten._to_copy.default) in the optimizer's step")
-def an_update_on_copies_elsewhere(b):
-    own(b, lambda self: b.model.head.weight.detach().to(b.away).mul_(0.9))
-
-
-@red("weights or states are updated on AWAY (aten._foreach_add_.Scalar) in the optimizer's step")
-def an_update_of_lists_elsewhere(b):
-    kept = [torch.zeros(SIZE, device=b.away) for _ in range(3)]
-    own(b, lambda self: torch._foreach_add_(kept, 1.0))
-
-
-@red("Own.masters[0] is on")
-def master_weights_in_an_attribute(b):
-    own(b, lambda self: None)
-    b.optimizer.masters = [torch.zeros(SIZE, device=b.away)]
-
-
-@red("the new weight head.weight was computed on", gpu_only=True)
-def weights_written_from_elsewhere(b):
-    kept = b.model.head.weight.detach().to(b.away)
-    b.loss = lambda out, labels: (b.model.head.weight.data.copy_(kept), out["loss"])[1]
-
-
-def in_state(words, make):
-    """Optimizer state of the first parameter, made at the first step."""
-
-    def change(b):
-        first = b.model.embed_tokens.weight
-        own(b, lambda self: self.state[first].update(make(torch.zeros(4, device=b.away))))
-
-    return change, words
 
 
 class Slots:
@@ -279,31 +141,91 @@ class Kept:
     inner: dict
 
 
+class Moves(torch.nn.Linear):
+    def forward(self, x):
+        return x if self.weight.device != x.device else super().forward(x)
+
+
 Fields = collections.namedtuple("Fields", "keys values")
-STATE = "Own.state['embed_tokens.weight']"
-RED |= {
-    "state_elsewhere": in_state(f"{STATE}['momentum'] is on", lambda t: {"momentum": t}),
-    "history_elsewhere": in_state(f"{STATE}['old'][0][1] is on", lambda t: {"old": [(0, t)]}),
-    "slots_elsewhere": in_state(f"{STATE}['q'].absmax is on", lambda t: {"q": Slots(t)}),
-    "dataclass_elsewhere": in_state(f"{STATE}['d'].inner['x'] is on", lambda t: {"d": Kept({"x": t})}),
-    "namespace_elsewhere": in_state(f"{STATE}['n'].a[0] is on", lambda t: {"n": types.SimpleNamespace(a=[t])}),
-    "named_fields_elsewhere": in_state(f"{STATE}['f'].keys is on", lambda t: {"f": Fields(t, 1)}),
-    "deque_elsewhere": in_state(f"{STATE}['h'][0] is on", lambda t: {"h": collections.deque([t])}),
-}
 
 
-@red("Own.param_groups[0]['scales'] is on")
-def a_tensor_in_a_group(b):
-    own(b, lambda self: None)
-    b.optimizer.param_groups[0]["scales"] = torch.ones(4, device=b.away)
+# What a row is made of: each gives a change of a bench.
 
 
-@red("state of head.weight['quant_state'].absmax is on")
-def quantisation_state_elsewhere(b):
-    b.model.head.weight.quant_state = Slots(torch.ones(4, device=b.away))
+def put(**given):
+    """Each value is made of the bench, and put where the bench or its model has such a name."""
+
+    def change(b):
+        for name, make in given.items():
+            setattr(b.model if hasattr(b.model, name) else b, name, make(b))
+
+    return change
 
 
-@red("SGD.state['head.weight']['momentum'] is on")
+def own(before=lambda b: lambda self: None, **more):
+    """An optimizer whose step does something more, and what is set in it."""
+
+    def change(b):
+        b.optimizer = Own(b.model.parameters(), lr=0.01)
+        b.optimizer.before = before(b)
+        vars(b.optimizer).update({name: make(b) for name, make in more.items()})
+
+    return change
+
+
+def in_state(make):
+    """Optimizer state of the first parameter, made at the first step."""
+    first = lambda b: b.model.embed_tokens.weight  # noqa: E731
+    return own(lambda b: lambda self: self.state[first(b)].update(make(torch.zeros(4, device=b.away))))
+
+
+def at(step, change):
+    """At this step of 60."""
+
+    def each(b):
+        b.steps = 60
+        return lambda number: change(b) if number == step else None
+
+    return put(each=each)
+
+
+def through(make, prepare=lambda x: x, after=lambda x: x):
+    """A block in a plain container, which no parameter of the model is in."""
+
+    def extra(b):
+        blocks = [make().to(b.away)]
+        return lambda x: b.returned(after(blocks[0](prepare(x).to(b.away))), x)
+
+    return put(extra=extra)
+
+
+def linear():
+    return torch.nn.Linear(SIZE, SIZE)
+
+
+def weights_copied_for_each_forward(b):
+    def extra(x):
+        weight = b.model.layers[0].weight.detach().to(b.away)
+        return b.returned(x.detach().to(b.away) + weight[0], x) if b.away == "cpu" else x
+
+    b.model.extra = extra
+
+
+def master_weights_elsewhere(b):
+    masters = [p.detach().to(b.away).requires_grad_() for p in b.model.parameters()]
+    b.optimizer = torch.optim.SGD([{"params": b.model.head.parameters()}, {"params": masters}], lr=0.1)
+
+
+def weights_written_from_elsewhere(b):
+    kept = b.model.head.weight.detach().to(b.away)
+    b.loss = lambda out, labels: (b.model.head.weight.data.copy_(kept), out["loss"])[1]
+
+
+def an_update_of_lists(b):
+    kept = [torch.zeros(SIZE, device=b.away) for _ in range(3)]
+    return lambda self: torch._foreach_add_(kept, 1.0)
+
+
 def the_second_of_two_optimizers(b):
     first = torch.optim.SGD(b.model.layers.parameters(), lr=0.1)
     second = torch.optim.SGD(b.model.head.parameters(), lr=0.1)
@@ -311,52 +233,21 @@ def the_second_of_two_optimizers(b):
     b.optimizers = {"first": first, "second": second}
 
 
-def at(step, change):
-    def each(number):
-        if number == step:
-            change()
-
-    return each
-
-
-@red("parameter layers.1.weight is on")
 def a_weight_replaced_at_step_3(b):
-    class Moves(torch.nn.Linear):
-        def forward(self, x):
-            return x if self.weight.device != x.device else super().forward(x)
-
     b.model.layers[1] = Moves(SIZE, SIZE).to(b.home)
     b.optimizer = torch.optim.AdamW(b.model.parameters())
-
-    def change():
-        b.model.layers[1].weight = torch.nn.Parameter(torch.ones(SIZE, SIZE, device=b.away))
-
-    b.each = at(3, change)
+    weight = torch.nn.Parameter(torch.ones(SIZE, SIZE, device=b.away))
+    at(3, lambda b: setattr(b.model.layers[1], "weight", weight))(b)
 
 
-@red("buffer norm.running_var is on")
 def a_buffer_replaced_at_step_9(b):
-    b.each = at(9, lambda: setattr(b.model.norm, "running_var", torch.ones(SIZE, device=b.away)))
     b.model.norm.forward = lambda x: x
+    at(9, lambda b: setattr(b.model.norm, "running_var", torch.ones(SIZE, device=b.away)))(b)
 
 
-@red("bytes of what the loss is made of are copied to be on AWAY (aten._to_copy.default) in the model itself")
-def a_block_that_leaves_at_step_9(b):
-    b.steps = 60
-    block = torch.nn.Linear(SIZE, SIZE).to(b.away)
-    b.each = at(9, lambda: setattr(b.model, "extra", lambda x: b.returned(block(x.to(b.away)), x)))
-
-
-@red("late.weight is on")
-def a_layer_added_at_step_5(b):
-    b.steps = 60
-    b.each = at(5, lambda: b.model.add_module("late", torch.nn.Linear(2, 2, device=b.away)))
-
-
-@red("outside the model at step")
 def a_part_of_the_model_that_is_called_alone(b):
     """As Lightning and many scripts do: the model itself is never called."""
-    block = torch.nn.Linear(SIZE, SIZE).to(b.away)
+    block = linear().to(b.away)
 
     def run(ids, labels):
         x = b.model.embed_tokens(ids)
@@ -366,7 +257,6 @@ def a_part_of_the_model_that_is_called_alone(b):
     b.run, b.steps = run, 60
 
 
-@red("products are computed elsewhere")
 def a_block_too_small_for_any_limit(b):
     b.model.extra = lambda x: (torch.ones(4, 4, device=b.away) @ torch.ones(4, 4, device=b.away), x)[1]
     b.model.layers, b.model.embed_tokens = torch.nn.ModuleList(), torch.nn.Embedding(50, 4).to(b.home)
@@ -374,48 +264,72 @@ def a_block_too_small_for_any_limit(b):
     b.optimizer = torch.optim.SGD(b.model.parameters(), lr=0.1)
 
 
-@red("MFLOP of products are computed on")
-def what_is_not_named_in_allow(b):
-    b.allow = ("embed_tokens",)
-    a_block_in_a_plain_list(b)
+def with_allow(change, *allow):
+    return lambda b: (change(b), put(allow=lambda b: allow)(b))
+
+
+STATE = "Own.state['embed_tokens.weight']"
+COPIED = "bytes of what the loss is made of are copied to be on AWAY"
+TABLE = torch.nn.Embedding(50, SIZE)
+GPU_ONLY = {"a_custom_function_in_numpy", "an_embedding_in_a_plain_list", "weights_written_from_elsewhere"}
+# name: what is changed, and the words that are said.
+# fmt: off
+RED = {
+    "a_layer_elsewhere": (lambda b: b.model.layers[0].to(b.away), "parameter layers.0.weight is on"),
+    "a_buffer_elsewhere": (lambda b: setattr(b.model.norm, "running_mean", b.model.norm.running_mean.to(b.away)), "buffer norm.running_mean is on"),
+    "a_block_in_a_plain_list": (through(linear, prepare=torch.Tensor.detach), "are computed on AWAY (aten.addmm.default) in the model itself (Linear, which is not registered in it) at step 1"),
+    "a_convolution_in_a_list": (through(lambda: torch.nn.Conv1d(SIZE, SIZE, 1), lambda x: x.detach()[:, :, None], lambda x: x[:, :, 0]), "in the model itself (Conv1d"),
+    "a_custom_function_in_numpy": (put(extra=lambda b: lambda x: Numpy.apply(x, torch.eye(SIZE, device=b.home))), "in the model itself"),
+    "a_backward_pass_elsewhere": (put(extra=lambda b: lambda x: BackwardElsewhere.apply(x, b.away)), "in the backward pass at step 1"),
+    "weights_copied_for_each_forward": (weights_copied_for_each_forward, "weight layers.0.weight is copied to be on AWAY"),
+    "the_loss_inside_the_model": (put(criterion=lambda b: lambda logits, labels: b.returned(F.cross_entropy(logits.to(b.away), labels.to(b.away)), F.cross_entropy(logits, labels))), COPIED),
+    "a_loss_that_stays_elsewhere": (put(wrap=lambda b: lambda out: {**out, "loss": torch.ones((), device=b.away, requires_grad=True)}), "the model's output['loss'] is on"),
+    "an_auxiliary_loss_elsewhere": (put(wrap=lambda b: lambda out: {**out, "aux": (None, torch.ones(3, device=b.away, requires_grad=True))}), "the model's output['aux'][1] is on"),
+    "the_loss_outside_the_model": (put(loss=lambda b: lambda out, labels: b.returned(F.cross_entropy(out["logits"].to(b.away), labels.to(b.away)), out["logits"].mean())), COPIED),
+    "an_embedding_in_a_plain_list": (put(extra=lambda b: lambda x: x + TABLE(torch.zeros(ROWS).long()).to(x.device)), "what the loss is made of was computed on cpu"),
+    "an_optimizer_of_a_copy": (put(optimizer=lambda b: torch.optim.AdamW(copy.deepcopy(b.model).parameters())), "AdamW holds none of the model's parameters"),
+    "master_weights_elsewhere": (master_weights_elsewhere, "SGD.param_groups[1]['params']['0, outside the model'] is on"),
+    "an_update_on_copies_elsewhere": (own(lambda b: lambda self: b.model.head.weight.detach().to(b.away).mul_(0.9)), "weight head.weight is copied to be on AWAY (aten._to_copy.default) in the optimizer's step"),
+    "an_update_of_lists_elsewhere": (own(an_update_of_lists), "weights or states are updated on AWAY (aten._foreach_add_.Scalar) in the optimizer's step"),
+    "master_weights_in_an_attribute": (own(masters=lambda b: [torch.zeros(SIZE, device=b.away)]), "Own.masters[0] is on"),
+    "weights_written_from_elsewhere": (weights_written_from_elsewhere, "the new weight head.weight was computed on"),
+    "state_elsewhere": (in_state(lambda t: {"momentum": t}), f"{STATE}['momentum'] is on"),
+    "history_elsewhere": (in_state(lambda t: {"old": [(0, t)]}), f"{STATE}['old'][0][1] is on"),
+    "slots_elsewhere": (in_state(lambda t: {"q": Slots(t)}), f"{STATE}['q'].absmax is on"),
+    "dataclass_elsewhere": (in_state(lambda t: {"d": Kept({"x": t})}), f"{STATE}['d'].inner['x'] is on"),
+    "namespace_elsewhere": (in_state(lambda t: {"n": types.SimpleNamespace(a=[t])}), f"{STATE}['n'].a[0] is on"),
+    "named_fields_elsewhere": (in_state(lambda t: {"f": Fields(t, 1)}), f"{STATE}['f'].keys is on"),
+    "deque_elsewhere": (in_state(lambda t: {"h": collections.deque([t])}), f"{STATE}['h'][0] is on"),
+    "a_tensor_in_a_group": (lambda b: (own()(b), b.optimizer.param_groups[0].update(scales=torch.ones(4, device=b.away))), "Own.param_groups[0]['scales'] is on"),
+    "quantisation_state_elsewhere": (lambda b: setattr(b.model.head.weight, "quant_state", Slots(torch.ones(4, device=b.away))), "state of head.weight['quant_state'].absmax is on"),
+    "the_second_of_two_optimizers": (the_second_of_two_optimizers, "SGD.state['head.weight']['momentum'] is on"),
+    "a_weight_replaced_at_step_3": (a_weight_replaced_at_step_3, "parameter layers.1.weight is on"),
+    "a_buffer_replaced_at_step_9": (a_buffer_replaced_at_step_9, "buffer norm.running_var is on"),
+    "a_block_that_leaves_at_step_9": (at(9, through(linear)), f"{COPIED} (aten._to_copy.default) in the model itself"),
+    "a_layer_added_at_step_5": (at(5, lambda b: b.model.add_module("late", torch.nn.Linear(2, 2, device=b.away))), "late.weight is on"),
+    "a_part_of_the_model_that_is_called_alone": (a_part_of_the_model_that_is_called_alone, "outside the model at step"),
+    "a_block_too_small_for_any_limit": (a_block_too_small_for_any_limit, "products are computed elsewhere"),
+    "what_is_not_named_in_allow": (with_allow(through(linear, prepare=torch.Tensor.detach), "embed_tokens"), "MFLOP of products are computed on"),
+}
+# fmt: on
 
 
 # --- healthy, however odd -----------------------------------------------------------
 
 
-@green
-def nothing_odd(b):
-    b.steps = 60
-
-
-@green
-def counters_on_the_host(b):
-    first = b.model.embed_tokens.weight
-    own(b, lambda self: self.state[first].update(step=torch.zeros((), device=b.away), n=torch.ones(1, device=b.away)))
-
-
-@green
 def paged_states(b):
     paged = torch.zeros(SIZE, device=b.away)
     paged.is_paged = True
     first = b.model.embed_tokens.weight
-    own(b, lambda self: (self.state[first].update(state1=paged), paged.add_(1.0)))
+    own(lambda b: lambda self: (self.state[first].update(state1=paged), paged.add_(1.0)))(b)
 
 
-@green
-def a_named_tuple_with_a_field_keys(b):
-    b.model.wrap = lambda out: Fields(out["loss"], out["logits"])
-    b.loss = lambda out, labels: out.keys
-
-
-@green
 def an_object_that_refers_to_itself(b):
     holder = types.SimpleNamespace()
     holder.me = holder
     b.model.wrap = lambda out: {**out, "holder": holder}
 
 
-@green
 def an_embedding_on_the_host_on_purpose(b):
     b.allow = ("embed_tokens",)
     if b.away == "cpu":
@@ -425,20 +339,12 @@ def an_embedding_on_the_host_on_purpose(b):
         b.optimizer = torch.optim.AdamW(b.model.parameters(), foreach=False)
 
 
-@green
-def a_state_on_the_host_on_purpose(b):
-    b.allow = ("momentum",)
-    in_state("", lambda t: {"momentum": t})[0](b)
-
-
-@green
 def inputs_moved_inside_the_model(b):
     run = b.model
     b.run = lambda ids, labels: run(ids.cpu(), labels.cpu())
     b.model.register_forward_pre_hook(lambda module, args: tuple(a.to(b.home) for a in args))
 
 
-@green
 def metrics_and_checkpoints_on_the_host(b):
     def between(output):
         output["logits"].detach().to(b.away)
@@ -449,59 +355,46 @@ def metrics_and_checkpoints_on_the_host(b):
     b.loss = lambda out, labels: (out["logits"].detach().to(b.away), out["loss"])[1]
 
 
-@green
-def rows_that_are_computed_on_the_host(b):
-    b.each = lambda number: torch.ones(256, 256, device=b.away) @ torch.ones(256, 256, device=b.away)
-
-
-@green
-def indices_that_are_read_on_the_host(b):
-    """A router's counts, a matcher's choice."""
-    b.model.extra = lambda x: (x.argmax(1).to(b.away), x.sum().to(b.away), x)[2]
-
-
-@green
 def evaluation_elsewhere_without_gradients(b):
-    other = copy.deepcopy(b.model).to(b.away)
-
-    def each(number):
-        with torch.no_grad():
-            other(
-                torch.zeros(ROWS, dtype=torch.long, device=b.away), torch.zeros(ROWS, dtype=torch.long, device=b.away)
-            )
-
-    b.each = each
+    other, rows = copy.deepcopy(b.model).to(b.away), torch.zeros(ROWS, dtype=torch.long, device=b.away)
+    b.each = torch.no_grad()(lambda number: other(rows, rows))
 
 
-@green
-def gradient_checkpointing(b):
-    from torch.utils.checkpoint import checkpoint
-
-    block = torch.nn.Linear(SIZE, SIZE).to(b.home)
-    b.model.extra = lambda x: checkpoint(block, x, use_reentrant=False)
-
-
-@green
-def two_forward_passes_a_step(b):
-    run = b.model
-    b.run = lambda ids, labels: (run(ids, labels)["loss"].backward(), run(ids, labels))[1]
-
-
-@green
 def several_optimizers(b):
     halves = [torch.optim.SGD(part.parameters(), lr=0.1) for part in (b.model.layers, b.model.head)]
     b.optimizers, b.update = halves, lambda: [half.step() for half in halves]
 
 
-@green
 def a_counter_of_flop_in_between(b):
     from torch.utils.flop_counter import FlopCounterMode
 
-    def run(ids, labels):
+    def counted(ids, labels):
         with FlopCounterMode(display=False):
             return b.model(ids, labels)
 
-    b.run = run
+    b.run = counted
+
+
+# fmt: off
+GREEN = {
+    "nothing_odd": put(steps=lambda b: 60),
+    "counters_on_the_host": in_state(lambda t: {"step": t.new_zeros(()), "n": t.new_ones(1)}),
+    "paged_states": paged_states,
+    "a_named_tuple_with_a_field_keys": put(wrap=lambda b: lambda out: Fields(out["loss"], out["logits"]), loss=lambda b: lambda out, labels: out.keys),
+    "an_object_that_refers_to_itself": an_object_that_refers_to_itself,
+    "an_embedding_on_the_host_on_purpose": an_embedding_on_the_host_on_purpose,
+    "a_state_on_the_host_on_purpose": with_allow(in_state(lambda t: {"momentum": t}), "momentum"),
+    "inputs_moved_inside_the_model": inputs_moved_inside_the_model,
+    "metrics_and_checkpoints_on_the_host": metrics_and_checkpoints_on_the_host,
+    "rows_that_are_computed_on_the_host": put(each=lambda b: lambda number: torch.ones(256, 256, device=b.away) @ torch.ones(256, 256, device=b.away)),
+    "indices_that_are_read_on_the_host": put(extra=lambda b: lambda x: (x.argmax(1).to(b.away), x.sum().to(b.away), x)[2]),
+    "evaluation_elsewhere_without_gradients": evaluation_elsewhere_without_gradients,
+    "gradient_checkpointing": put(extra=lambda b: functools.partial(checkpoint, linear().to(b.home), use_reentrant=False)),
+    "two_forward_passes_a_step": put(run=lambda b: lambda ids, labels: (b.model(ids, labels)["loss"].backward(), b.model(ids, labels))[1]),
+    "several_optimizers": several_optimizers,
+    "a_counter_of_flop_in_between": a_counter_of_flop_in_between,
+}
+# fmt: on
 
 
 ON_CPU = [name for name in RED if name not in GPU_ONLY]
@@ -593,11 +486,8 @@ def test_a_batch_is_looked_into_whatever_it_is(batch, name):
     assert refusal(torch.nn.Linear(2, 2), None, batch, device="cpu").found == f"{name} is on meta"
 
 
-def test_nothing_to_look_at_is_no_success():
+def test_nothing_to_look_at_is_no_success_and_another_device_a_mistake_of_the_caller():
     assert "no parameter" in refusal(torch.nn.ReLU(), device="cpu").found
-
-
-def test_another_device_is_a_mistake_of_the_caller():
     with pytest.raises(UsageError, match="device='gpu'"):
         gpu_guard(torch.nn.Linear(2, 2), device="gpu")
 
@@ -711,8 +601,8 @@ from kit import gpu_guard
 device = "cuda" if torch.cuda.is_available() else "cpu"
 model = torch.nn.Linear(8, 8).to(device)
 optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5)
-print("Device: cuda")
-with gpu_guard(model, optimizer, device=sys.argv[1]):
+print("Device: cuda; transformers:", "transformers" in sys.modules)
+with gpu_guard(model, optimizer):
     for step in range(14):
         loss = model(torch.randn(4, 8, device=device)).square().mean()
         optimizer.zero_grad(); loss.backward(); optimizer.step()
@@ -722,27 +612,10 @@ print("final loss", loss.item())
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the fallback needs a machine without a GPU")
 def test_a_script_that_says_cuda_and_trains_on_the_cpu_is_stopped():
-    def run(expected):
-        command = [sys.executable, "-c", SCRIPT, expected]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
-
-    fallen, rehearsed = run("cuda"), run("cpu")
-    assert fallen.returncode == 1 and "final loss" not in fallen.stdout
-    assert "GpuNotUsable: parameter weight is on cpu" in fallen.stderr and "To do:" in fallen.stderr
-    assert rehearsed.returncode == 0 and "final loss" in rehearsed.stdout
-
-
-def test_the_guard_needs_torch_alone():
-    program = "import kit.train.guard, sys; print('transformers' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
-
-
-def test_an_unknown_name_is_an_attribute_error():
-    import kit.train.guard
-
-    with pytest.raises(AttributeError, match="no attribute 'GpuGaurd'"):
-        kit.train.guard.GpuGaurd  # noqa: B018
+    """The guard needs torch alone."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 1 and done.stdout == "Device: cuda; transformers: False\n"
+    assert "GpuNotUsable: parameter weight is on cpu" in done.stderr and "To do:" in done.stderr
 
 
 # --- inside transformers' Trainer ---------------------------------------------------
@@ -813,23 +686,19 @@ def test_samples_are_counted_at_the_model_whatever_the_accumulation(quiet, tmp_p
     assert not run.model._forward_pre_hooks and not run.model._forward_hooks
 
 
-def test_the_count_is_true_where_the_trainers_is_nominal(quiet, tmp_path):
+def test_the_count_is_true_where_the_trainers_is_nominal_and_none_is_counted_into_the_next(quiet, tmp_path):
     """max_steps × batch size is 5 × 4 = 20; the third batch of each pass has two rows."""
     callback = GpuGuardCallback(device="cpu")
-    found = trainer(tmp_path, callback, max_steps=5).train()
+    run = trainer(tmp_path, callback, max_steps=5)
+    found = run.train()
     nominal = found.metrics["train_samples_per_second"] * found.metrics["train_runtime"]
     assert callback.samples == 4 + 4 + 2 + 4 + 4 and nominal == pytest.approx(20, rel=0.05)
-
-
-def test_a_training_that_raised_is_not_counted_into_the_next(quiet, tmp_path):
-    callback = GpuGuardCallback(device="cpu")
-    run = trainer(tmp_path, callback, num_train_epochs=2)
-    run.model.fails_at = (4,)
+    run.model.fails_at = (5 + 4,)
     with pytest.raises(RuntimeError, match="out of memory"):
         run.train()
     assert callback.samples == 4 + 4 + 2 and callback.samples_per_s > 0
     run.train()
-    assert callback.samples == 20 and len(run.model._forward_hooks) == 0
+    assert callback.samples == 18 and len(run.model._forward_hooks) == 0
 
 
 @pytest.mark.parametrize("part", ["forward", "backward"])
@@ -853,18 +722,15 @@ def test_a_batch_size_that_is_retried_is_counted_once(quiet, tmp_path):
     assert callback.samples == 10 and run.model.calls > 5
 
 
-def test_a_loss_elsewhere_is_seen_in_the_trainer(quiet, tmp_path):
+@pytest.mark.parametrize("kind", ["loss", "state"])
+def test_a_loss_or_an_optimizers_state_elsewhere_is_seen_in_the_trainer(quiet, tmp_path, kind):
     run = trainer(tmp_path, GpuGuardCallback(device="cpu"), max_steps=1)
-    run.model.loss_device = "meta"
-    with pytest.raises(GpuNotUsable, match=r"the model's output\['aux'\] is on meta"):
-        run.train()
-
-
-def test_optimizer_state_is_looked_at_inside_the_trainer(quiet, tmp_path):
-    run = trainer(tmp_path, GpuGuardCallback(device="cpu"), max_steps=1)
+    run.model.loss_device = "meta" if kind == "loss" else None
     run.optimizer = Own(run.model.parameters(), lr=0.1)
-    run.optimizer.before = lambda self: self.state[run.model.layer.weight].update(m=torch.empty(9, device="meta"))
-    with pytest.raises(GpuNotUsable, match=r"updated on meta|\['m'\] is on meta"):
+    weight = run.model.layer.weight
+    run.optimizer.before = lambda self: self.state[weight].update(m=torch.empty(9, device="meta"))
+    words = {"loss": r"the model's output\['aux'\] is on meta", "state": r"updated on meta|\['m'\] is on meta"}
+    with pytest.raises(GpuNotUsable, match=words[kind]):
         run.train()
 
 

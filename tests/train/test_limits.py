@@ -5,6 +5,7 @@ Where a limit is no binary fraction it is set to one, so that the edge can be me
 
 import dataclasses
 
+import pytest
 from verdict_sample import healthy
 
 from kit.records import Outcome
@@ -27,114 +28,80 @@ def only(sample, count):
     return dataclasses.replace(sample, steps=sample.steps[:count]).with_config(steps=count)
 
 
-# --- integrity and learning ---------------------------------------------------------
+def learning(**changes):
+    return healthy().with_part("learning", **changes)
 
 
-def test_a_run_of_one_step_is_a_run():
-    one = only(healthy(), 1).with_part("replay", losses=healthy().run.replay.losses[:1])
-    outcomes = {id: one.outcome(id) for id in ("integrity.steps_complete", "learning.applied", "native.replay")}
-    assert set(outcomes.values()) == {PASS}, outcomes
+def profile(**changes):
+    return healthy().with_part("profile", **changes)
 
 
-def test_a_step_may_begin_a_microsecond_before_the_last_one_ended_and_no_more():
-    first, second = healthy().steps[:2]
-    for overlap_s, outcome in ((1e-6, PASS), (2e-6, FAIL)):
-        pair = (
-            dataclasses.replace(first, started_s=0.0, step_time_s=overlap_s),
-            dataclasses.replace(second, started_s=0.0),
-        )
-        assert dataclasses.replace(healthy(), steps=pair).outcome("integrity.times_ordered") is outcome
+def pair(overlap_s):
+    first, second = (dataclasses.replace(step, started_s=0.0) for step in healthy().steps[:2])
+    return dataclasses.replace(healthy(), steps=(dataclasses.replace(first, step_time_s=overlap_s), second))
 
 
-def test_a_canary_that_fell_by_rounding_alone_has_not_fallen(monkeypatch):
-    for after, outcome in ((1 - 1.5e-6, PASS), (1 - 0.5e-6, FAIL)):
-        assert (
-            healthy().with_part("learning", canary_before=1.0, canary_after=after).outcome("learning.canary") is outcome
-        )
-    monkeypatch.setattr(judge_training, "CANARY_MIN_FALL", 0.25)
-    assert healthy().with_part("learning", canary_before=8.0, canary_after=6.0).outcome("learning.canary") is FAIL
-    assert healthy().with_part("learning", canary_before=8.0, canary_after=5.99).outcome("learning.canary") is PASS
+def holding(less):
+    half = max(step.memory_peak_bytes for step in healthy().steps) // 2
+    return healthy().with_steps(memory_peak_bytes=2 * half).with_samples(own_memory_bytes=half - less)
 
 
-def test_five_wrong_steps_are_named_and_no_more():
-    check = healthy().with_steps(samples=99).checks()["integrity.counts"]
-    assert check.found == "impossible counts at steps [1, 2, 3, 4, 5]"
-
-
-# --- the device ---------------------------------------------------------------------
-
-
-def test_kernels_for_exactly_the_least_share_are_enough(monkeypatch):
-    monkeypatch.setattr(judge_training, "MIN_KERNEL_SHARE", 0.25)
-    for step_time_s, outcome in ((4.0, PASS), (4.01, INCONCLUSIVE)):
-        sample = healthy().with_part("profile", device_time_s=1.0, step_time_s=step_time_s)
-        assert sample.outcome("native.kernels") is outcome
-
-
-def test_products_may_miss_the_tolerance_and_no_more(monkeypatch):
-    monkeypatch.setattr(judge_training, "FLOP_TOLERANCE", 0.25)
-    least = 0.75 * weight_flop(healthy().run.config.shape, 4 * 64)
-    assert healthy().with_part("profile", product_flop={"cuda": least}).outcome("native.kernels") is PASS
-    assert healthy().with_part("profile", product_flop={"cuda": least - 1}).outcome("native.kernels") is FAIL
-
-
-def test_what_was_not_counted_is_told_as_none():
-    def found(**profile):
-        return healthy().with_part("profile", **profile).checks()["native.kernels"].found
-
-    assert found(product_flop={}).startswith("0 FLOP of products on the device")
-    assert found(products={"cuda": 0}).startswith("0 matrix products on the device")
-    assert found(products={"meta": 147}).startswith("0 matrix products on the device")
-    assert found(products={"cuda": 147, "cpu": 1}) == "1 matrix products on the CPU"
-    assert found(matmul_kernels=None) == "0 matrix kernels where the model needs 147"
-
-
-def test_kernels_of_other_names_need_every_count_to_be_whole():
-    """A count of torch's products, a count of kernels, and a known name for each block."""
-    renamed = {"matmul_kernels": 12, "kernels": 147, "products": {"cuda": 147}}
-    assert healthy().with_part("profile", **renamed).outcome("native.kernels") is PASS
-    for change in ({"matmul_kernels": 11}, {"kernels": 146}, {"kernels": None}, {"products": {}}):
-        assert healthy().with_part("profile", **{**renamed, **change}).outcome("native.kernels") is FAIL, change
-
-
-def test_copies_may_reach_their_budget_and_no_more():
-    """Some scalars, the batch's two tensors, and what sharing the model among ranks says that it copies."""
-    for shared in (0, 5000):
-        budget = 1_000_000 + 16 * 4 * 64 + shared
-        for copied, outcome in ((budget, PASS), (budget + 1, FAIL)):
-            sample = healthy().with_part("profile", copied_bytes=copied)
-            case = judge_training.Run(sample.run, sample.steps, sample.samples, scheme_copy_bytes=shared)
-            assert {c.id: c.outcome for c in judge_training.TRAINING.checks(case)}["native.kernels"] is outcome
-
-
-def test_half_of_the_memory_that_must_be_there_is_enough():
-    half = max(healthy().steps[0].memory_peak_bytes, *(s.memory_peak_bytes for s in healthy().steps)) // 2
-    sample = healthy().with_steps(memory_peak_bytes=2 * half)
-    assert sample.with_samples(own_memory_bytes=half).outcome("native.driver_view") is PASS
-    assert sample.with_samples(own_memory_bytes=half - 1).outcome("native.driver_view") is FAIL
-
-
-def test_torch_that_tells_no_peak_is_told_as_nothing():
-    check = healthy().with_steps(memory_peak_bytes=None).checks()["native.driver_view"]
-    assert "torch holds 0 MiB;" in check.found
-
-
-def test_power_has_to_be_above_the_margin_and_not_at_it(monkeypatch):
-    monkeypatch.setattr(judge_training, "ABOVE_IDLE", 1.25)
+def drawing(power_w):
     idle = dataclasses.replace(healthy().run.telemetry.idle, power_w=100.0, clock_mhz=None, utilization=0.0)
-    sample = healthy().with_part("telemetry", idle=idle)
-    assert sample.with_samples(power_w=125.0).outcome("native.driver_view") is INCONCLUSIVE
-    assert sample.with_samples(power_w=125.1).outcome("native.driver_view") is PASS
+    return healthy().with_part("telemetry", idle=idle).with_samples(power_w=power_w)
 
 
-def test_a_loss_may_be_off_by_the_limit_and_no_more(monkeypatch):
-    monkeypatch.setitem(judge_training.LOSS_LIMITS, "float32", 0.25)
-    sample = healthy().with_steps(loss=5.0)
-    assert sample.with_part("cpu_reference", losses=(4.0, 4.0, 4.0)).outcome("native.cpu_agreement") is PASS
-    assert sample.with_part("cpu_reference", losses=(4.0, 4.0, 3.99)).outcome("native.cpu_agreement") is FAIL
+def with_used(used, **more):
+    idle = dataclasses.replace(healthy().run.telemetry.idle, memory_used_bytes=used, own_memory_bytes=None)
+    return healthy().with_part("telemetry", idle=idle, memory_total_bytes=80 * GIB, **more)
 
 
-# --- coverage and speed -------------------------------------------------------------
+def jumped(by_s):
+    sample = in_even_steps()
+    return sample.with_run(wall_window_s=sample.run.wall_window_s + by_s)
+
+
+LEAST_FLOP = 0.75 * weight_flop(healthy().run.config.shape, 4 * 64)
+# A count of torch's products, a count of kernels, and a known name for each block have to be whole.
+RENAMED = {"matmul_kernels": 12, "kernels": 147, "products": {"cuda": 147}}
+# check: its limit and what that is set to, a sample of a value, and what is said at each value.
+# fmt: off
+EDGES = [
+    ("integrity.times_ordered", {}, pair, {1e-6: PASS, 2e-6: FAIL}),
+    ("learning.canary", {}, lambda fall: learning(canary_before=1.0, canary_after=1 - fall), {1.5e-6: PASS, 0.5e-6: FAIL}),
+    ("learning.canary", {"CANARY_MIN_FALL": 0.25}, lambda after: learning(canary_before=8.0, canary_after=after), {6.0: FAIL, 5.99: PASS}),
+    ("native.kernels", {"MIN_KERNEL_SHARE": 0.25}, lambda step_time_s: profile(device_time_s=1.0, step_time_s=step_time_s), {4.0: PASS, 4.01: INCONCLUSIVE}),
+    ("native.kernels", {"FLOP_TOLERANCE": 0.25}, lambda flop: profile(product_flop={"cuda": flop}), {LEAST_FLOP: PASS, LEAST_FLOP - 1: FAIL}),
+    ("native.kernels", {}, lambda known: profile(**{**RENAMED, "matmul_kernels": known}), {12: PASS, 11: FAIL}),
+    ("native.kernels", {}, lambda kernels: profile(**{**RENAMED, "kernels": kernels}), {147: PASS, 146: FAIL, None: FAIL}),
+    ("native.kernels", {}, lambda products: profile(**{**RENAMED, "products": {"cuda": products}}), {147: PASS, 0: FAIL}),
+    ("native.driver_view", {}, holding, {0: PASS, 1: FAIL}),
+    ("native.driver_view", {"ABOVE_IDLE": 1.25}, drawing, {125.1: PASS, 125.0: INCONCLUSIVE}),
+    ("native.cpu_agreement", {"LOSS_LIMITS": {"float32": 0.25}}, lambda last: healthy().with_steps(loss=5.0).with_part("cpu_reference", losses=(4.0, 4.0, last)), {4.0: PASS, 3.99: FAIL}),
+    ("throughput.undisturbed", {}, with_used, {2 * GIB: PASS, 2 * GIB + 2: INCONCLUSIVE}),
+    ("throughput.undisturbed", {}, lambda reserved: with_used(2 * GIB + 1, reserved_before_bytes=reserved), {1: PASS, None: INCONCLUSIVE}),
+    ("throughput.clocks", {"CLOCK_TOLERANCE": 0.25}, lambda factor: in_even_steps().with_steps(device_time_s=0.5 * factor), {1.25: PASS, 1.26: FAIL, 0.75: PASS, 0.74: INCONCLUSIVE}),
+    ("throughput.clocks", {}, jumped, {1.0: PASS, -1.0: PASS, 1.125: INCONCLUSIVE, -1.125: INCONCLUSIVE}),
+    ("throughput.input", {"MAX_WAIT_SHARE": 0.5}, lambda wait_s: in_even_steps().with_steps(wait_s=wait_s), {0.5: PASS, 0.51: INCONCLUSIVE}),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("check", "limit", "sample", "said"), EDGES)
+def test_a_value_may_reach_its_limit_and_no_more(monkeypatch, check, limit, sample, said):
+    for name, value in limit.items():
+        monkeypatch.setattr(judge_training, name, value)
+    assert {value: sample(value).outcome(check) for value in said} == said
+
+
+@pytest.mark.parametrize("shared", [0, 5000])
+def test_copies_may_reach_their_budget_and_no_more(shared):
+    """Some scalars, the batch's two tensors, and what sharing the model among ranks says that it copies."""
+    budget = 1_000_000 + 16 * 4 * 64 + shared
+    for copied, outcome in ((budget, PASS), (budget + 1, FAIL)):
+        sample = profile(copied_bytes=copied)
+        case = judge_training.Run(sample.run, sample.steps, sample.samples, scheme_copy_bytes=shared)
+        assert {c.id: c.outcome for c in judge_training.TRAINING.checks(case)}["native.kernels"] is outcome
 
 
 def test_the_longest_hole_in_the_readings_may_be_as_long_as_its_limit():
@@ -146,33 +113,6 @@ def test_the_longest_hole_in_the_readings_may_be_as_long_as_its_limit():
     assert judge_training.Run(sample.run, (), samples).uncovered == "no steps"
 
 
-def test_memory_of_others_may_reach_its_limit_and_no_more():
-    def with_used(used, **more):
-        idle = dataclasses.replace(healthy().run.telemetry.idle, memory_used_bytes=used, own_memory_bytes=None)
-        return (
-            healthy()
-            .with_part("telemetry", idle=idle, memory_total_bytes=80 * GIB, **more)
-            .outcome("throughput.undisturbed")
-        )
-
-    assert with_used(2 * GIB) is PASS
-    assert with_used(2 * GIB + 1, reserved_before_bytes=None) is INCONCLUSIVE
-    assert with_used(2 * GIB + 1, reserved_before_bytes=1) is PASS
-
-
-def test_host_and_device_may_differ_by_the_tolerance_and_no_more(monkeypatch):
-    monkeypatch.setattr(judge_training, "CLOCK_TOLERANCE", 0.25)
-    for factor, outcome in ((1.25, PASS), (1.26, FAIL), (0.75, PASS), (0.74, INCONCLUSIVE)):
-        sample = in_even_steps().with_steps(device_time_s=0.5 * factor)
-        assert sample.outcome("throughput.clocks") is outcome, factor
-
-
-def test_a_wall_clock_may_move_by_a_second_and_no_more():
-    sample = in_even_steps()
-    for jump_s, outcome in ((1.0, PASS), (-1.0, PASS), (1.125, INCONCLUSIVE), (-1.125, INCONCLUSIVE)):
-        assert sample.with_run(wall_window_s=sample.run.wall_window_s + jump_s).outcome("throughput.clocks") is outcome
-
-
 def test_the_peak_itself_is_suspicious_and_not_yet_impossible(monkeypatch):
     monkeypatch.setattr(judge_training, "PLAUSIBLE_SHARE", 0.5)
     sample = in_even_steps()
@@ -182,8 +122,23 @@ def test_the_peak_itself_is_suspicious_and_not_yet_impossible(monkeypatch):
         assert sample.outcome("throughput.plausible") is outcome, share
 
 
-def test_waiting_for_batches_may_take_the_limit_and_no_more(monkeypatch):
-    monkeypatch.setattr(judge_training, "MAX_WAIT_SHARE", 0.5)
-    for wait_s, outcome in ((0.5, PASS), (0.51, INCONCLUSIVE)):
-        check = in_even_steps().with_steps(wait_s=wait_s).checks()["throughput.input"]
-        assert check.outcome is outcome and ("input bound" in check.found) == (outcome is INCONCLUSIVE)
+def test_a_run_of_one_step_is_a_run():
+    one = only(healthy(), 1).with_part("replay", losses=healthy().run.replay.losses[:1])
+    outcomes = {id: one.outcome(id) for id in ("integrity.steps_complete", "learning.applied", "native.replay")}
+    assert set(outcomes.values()) == {PASS}, outcomes
+
+
+@pytest.mark.parametrize(
+    ("check", "sample", "words"),
+    [
+        ("integrity.counts", healthy().with_steps(samples=99), "impossible counts at steps [1, 2, 3, 4, 5]"),
+        ("native.driver_view", healthy().with_steps(memory_peak_bytes=None), "torch holds 0 MiB;"),
+        ("native.kernels", profile(product_flop={}), "0 FLOP of products on the device"),
+        ("native.kernels", profile(products={"meta": 147}), "0 matrix products on the device"),
+        ("native.kernels", profile(products={"cuda": 147, "cpu": 1}), "1 matrix products on the CPU"),
+        ("native.kernels", profile(matmul_kernels=None), "0 matrix kernels where the model needs 147"),
+        ("throughput.input", in_even_steps().with_steps(wait_s=9.0), "input bound"),
+    ],
+)
+def test_what_was_not_counted_is_told_as_none(check, sample, words):
+    assert words in sample.checks()[check].found

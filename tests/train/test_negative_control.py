@@ -71,20 +71,6 @@ def test_a_control_that_was_not_run_is_inconclusive():
     assert check.outcome is Outcome.INCONCLUSIVE and "python -m kit" in check.todo and check.required
 
 
-def test_the_child_is_judged_by_the_same_code_and_flips():
-    """The real one, in a process of its own."""
-    record = control.run_control()
-    assert control_check(record).outcome is Outcome.PASS
-    checks = {check.id: check for check in judge_control(record).checks}
-    # A toy model by SGD, so what only GPT-2 under AdamW can show is not asked.
-    learned = [f"learning.{name}" for name in ("finite", "applied", "supervised_tokens", "moved", "canary")]
-    learned += [id for id in checks if id.startswith("integrity")]
-    assert {checks[id].outcome for id in learned} == {Outcome.PASS}
-    assert checks["native.kernels"].values["cpu_products"] == 3
-    assert "parameter embedding.weight on cpu" in checks["native.placement"].found
-    assert record.run.config.device == "cuda" and record.run.device_name == "CPU"
-
-
 @pytest.mark.parametrize(("program", "words"), [
     ("print('no record')", "exit code 0"), ("raise SystemExit('broken')", "exit code 1: broken"),
     ("import time; time.sleep(9)", "no answer within 1 s"),
@@ -101,8 +87,8 @@ def test_a_child_without_a_record_is_an_error_with_its_reason(monkeypatch, progr
     assert words in caught.value.found
 
 
-def test_a_site_that_prints_at_exit_and_an_own_mask_change_nothing(monkeypatch, tmp_path):
-    """The record is a file, and the mask is the child's own."""
+def test_the_child_is_judged_by_the_same_code_and_flips_whatever_surrounds_it(monkeypatch, tmp_path):
+    """The real one, in a process of its own. Its record is a file, and the mask its own."""
     (tmp_path / "sitecustomize.py").write_text("import atexit\natexit.register(print, 'bye')\n", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
@@ -111,3 +97,11 @@ def test_a_site_that_prints_at_exit_and_an_own_mask_change_nothing(monkeypatch, 
     assert control_check(record).outcome is Outcome.PASS and record.visible_devices == 0
     assert record.facts.environment["CUDA_VISIBLE_DEVICES"] == "-1"
     assert {step.products for step in record.steps} == {0} and all(step.elsewhere for step in record.steps)
+    checks = {check.id: check for check in judge_control(record).checks}
+    # A toy model by SGD, so what only GPT-2 under AdamW can show is not asked.
+    learned = [f"learning.{name}" for name in ("finite", "applied", "supervised_tokens", "moved", "canary")]
+    learned += [id for id in checks if id.startswith("integrity")]
+    assert {checks[id].outcome for id in learned} == {Outcome.PASS}
+    assert checks["native.kernels"].values["cpu_products"] == 3
+    assert "parameter embedding.weight on cpu" in checks["native.placement"].found
+    assert record.run.config.device == "cuda" and record.run.device_name == "CPU"

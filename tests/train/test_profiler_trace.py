@@ -56,60 +56,53 @@ def kernel(name="nvjet_sm90_tst_64x40", id=None, correlation=7):
     return {"ph": "X", "cat": "kernel", "name": name, "ts": 20.0, "dur": 3.0, "tid": 7, "args": args}
 
 
-def cpu_operators(*events):
-    return read_trace({"traceEvents": list(events)}, step_time_s=1e-4).cpu_operators
+MM = {"aten::mm": 1}
+LONE = kernel(correlation=99)
+ATTENTION = "aten::_scaled_dot_product_flash_attention_for_cpu"
+WITHOUT_DURATION = {key: value for key, value in operator().items() if key != "dur"}
+BARE = {"ph": "X", "cat": "cpu_op", "name": "aten::mm", "ts": 10.0, "tid": 1}
 
 
-def test_a_product_belongs_to_its_kernel_by_the_external_id():
-    assert cpu_operators(operator(id=4), kernel(id=4)) == {}
-    assert cpu_operators(operator(id=4), kernel(id=5), launch(ts=99.0)) == {"aten::mm": 1}
+def square(n, k):
+    return operator(dims=((n, k), (k, n)))
 
 
-@pytest.mark.parametrize("cat", ["cuda_driver", "cuda_runtime"])
-def test_a_product_belongs_to_a_kernel_launched_inside_it_on_its_thread(cat):
-    assert cpu_operators(operator(), launch(cat=cat), kernel()) == {}
-    for ts in (10.0, 15.0):
-        assert cpu_operators(operator(), launch(ts=ts), kernel()) == {}
-    for ts in (9.9, 15.1):
-        assert cpu_operators(operator(), launch(ts=ts), kernel()) == {"aten::mm": 1}
-    assert cpu_operators(operator(), launch(tid=2), kernel()) == {"aten::mm": 1}
+# What belongs to a kernel, and what is left for the CPU.
+# fmt: off
+TIED = {
+    "by the external id": ([operator(id=4), kernel(id=4)], {}),
+    "by no external id": ([operator(id=4), kernel(id=5), launch(ts=99.0)], MM),
+    **{f"by a {cat} inside it": ([operator(), launch(cat=cat), kernel()], {}) for cat in ("cuda_driver", "cuda_runtime")},
+    **{f"by a launch at {ts}": ([operator(), launch(ts=ts), kernel()], {}) for ts in (10.0, 15.0)},
+    **{f"by no launch, at {ts}": ([operator(), launch(ts=ts), kernel()], MM) for ts in (9.9, 15.1)},
+    "not by a launch on another thread": ([operator(), launch(tid=2), kernel()], MM),
+    "not by a launch without a kernel": ([operator(), launch(correlation=8), kernel(correlation=7), launch(ts=50.0)], MM),
+    "by a second launch behind a first": ([operator(), launch(ts=1.0, correlation=6), kernel(correlation=6), launch(ts=12.0), kernel()], {}),
+    "a kernel tied to nothing excuses a product": ([operator(), LONE], {}),
+    "and one alone": ([operator(), operator(ts=30.0), LONE], {"aten::mm": 2}),
+    "a kernel of another name excuses none": ([operator(), kernel(name="spin_kernel", correlation=99)], MM),
+    "nor one with a launch": ([operator(), launch(ts=99.0, correlation=5), kernel(correlation=5)], MM),
+    "nor one of the runtime": ([operator(), launch(ts=99.0, correlation=5, cat="cuda_runtime"), kernel(correlation=5)], MM),
+    "nor one with an operator's id": ([operator(), operator(name="aten::add", id=9), kernel(correlation=99, id=9)], MM),
+    "a small product is no witness": ([square(10, 10)], {}),
+    "nor one of unknown size": ([operator(dims=())], {}),
+    "nor one just under the limit": ([square(100, 49)], {}),
+    "one at the limit is": ([square(100, 50)], MM),
+    "nor another operator": ([operator(name="aten::add")], {}),
+    "one among others": ([operator(name="aten::add"), operator(id=4), square(10, 10), operator(ts=99.0, id=5), kernel(id=4)], MM),
+    **{name: ([operator(name=name)], {name: 1}) for name in ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", ATTENTION)},
+    "an operator without arguments": ([BARE, launch(), kernel()], {}),
+    "without a duration, at the launch": ([WITHOUT_DURATION, launch(ts=10.0), kernel()], {}),
+    "without a duration, before the launch": ([WITHOUT_DURATION, launch(ts=10.5), kernel()], MM),
+    "an event of another phase": ([{"ph": "i", "name": "aten::mm"}, operator()], MM),
+}
+# fmt: on
 
 
-def test_a_launch_without_a_kernel_ties_nothing():
-    assert cpu_operators(operator(), launch(correlation=8), kernel(correlation=7), launch(ts=50.0)) == {"aten::mm": 1}
-
-
-def test_a_second_launch_in_time_is_found_behind_a_first_one():
-    events = [launch(ts=1.0, correlation=6), kernel(correlation=6), launch(ts=12.0), kernel()]
-    assert cpu_operators(operator(), *events) == {}
-
-
-def test_kernels_tied_to_nothing_excuse_only_as_many_products():
-    lone = kernel(correlation=99)
-    assert cpu_operators(operator(), lone) == {}
-    assert cpu_operators(operator(), operator(ts=30.0), lone) == {"aten::mm": 2}
-    spinning = kernel(name="spin_kernel", correlation=99)
-    assert cpu_operators(operator(), spinning) == {"aten::mm": 1}
-
-
-def test_small_products_and_other_operators_are_no_witness():
-    assert cpu_operators(operator(dims=((10, 10), (10, 10)))) == {}
-    assert cpu_operators(operator(name="aten::add")) == {}
-    small, tied = operator(dims=((10, 10), (10, 10))), operator(id=4)
-    assert cpu_operators(operator(name="aten::add"), tied, small, operator(ts=99.0, id=5), kernel(id=4)) == {
-        "aten::mm": 1
-    }
-    assert cpu_operators(operator(dims=())) == {}
-    for name in (
-        "aten::mm",
-        "aten::addmm",
-        "aten::bmm",
-        "aten::baddbmm",
-        "aten::_scaled_dot_product_flash_attention_for_cpu",
-    ):
-        assert cpu_operators(operator(name=name)) == {name: 1}
-    assert cpu_operators(operator(dims=((100, 50), (50, 100)))) == {"aten::mm": 1}
-    assert cpu_operators(operator(dims=((100, 49), (49, 100)))) == {}
+@pytest.mark.parametrize("name", TIED)
+def test_a_product_belongs_to_its_kernel_or_ran_on_the_cpu(name):
+    events, found = TIED[name]
+    assert read_trace({"traceEvents": events}, step_time_s=1e-4).cpu_operators == found
 
 
 def test_copies_over_the_bus_are_counted_and_those_on_the_device_are_not():
@@ -118,8 +111,9 @@ def test_copies_over_the_bus_are_counted_and_those_on_the_device_are_not():
 
     events = [copy("Memcpy HtoD (Pageable -> Device)", 100), copy("Memcpy DtoH (Device -> Pinned)", 20),
               copy("Memcpy DtoD (Device -> Device)", 5), copy("Memcpy DtoD", 5)]  # fmt: skip
+    events.append({"ph": "X", "cat": "gpu_memcpy", "name": "Memcpy HtoD", "ts": 1.0})
     profile = read_trace({"traceEvents": events}, step_time_s=1.0)
-    assert (profile.copies, profile.copied_bytes) == (2, 120)
+    assert (profile.copies, profile.copied_bytes) == (3, 120)
 
 
 def test_kernel_times_are_seconds_by_name_and_kind():
@@ -137,32 +131,6 @@ def test_kernel_times_are_seconds_by_name_and_kind():
     assert profile.top_kernels["x" * 120] == pytest.approx(1e-3)
     assert list(profile.groups) == ["matmul", "optimizer"] and profile.groups["optimizer"] == pytest.approx(7e-6)
     assert (profile.kernels, profile.matmul_kernels, profile.step_time_s) == (17, 16, 2.0)
-
-
-def test_copies_without_a_size_are_counted_as_copies():
-    event = {"ph": "X", "cat": "gpu_memcpy", "name": "Memcpy HtoD", "ts": 1.0}
-    profile = read_trace({"traceEvents": [event, {**event, "args": {}}]}, step_time_s=1.0)
-    assert (profile.copies, profile.copied_bytes) == (2, 0)
-
-
-def test_events_that_lack_what_is_looked_for_are_no_crash():
-    bare = {"ph": "X", "cat": "cpu_op", "name": "aten::mm", "ts": 10.0, "tid": 1}
-    assert cpu_operators(bare, launch(), kernel()) == {}
-    lone = operator()
-    del lone["dur"]
-    assert cpu_operators(lone, launch(ts=10.0), kernel()) == {}
-    assert cpu_operators(lone, launch(ts=10.5), kernel()) == {"aten::mm": 1}
-    assert cpu_operators({"ph": "i", "name": "aten::mm"}, operator()) == {"aten::mm": 1}
-
-
-def test_a_kernel_is_tied_by_any_of_its_two_numbers():
-    """One with a launch, or with an operator's id, excuses no other product."""
-    launched = [launch(ts=99.0, correlation=5), kernel(correlation=5)]
-    assert cpu_operators(operator(), *launched) == {"aten::mm": 1}
-    runtime = [launch(ts=99.0, correlation=5, cat="cuda_runtime"), kernel(correlation=5)]
-    assert cpu_operators(operator(), *runtime) == {"aten::mm": 1}
-    known = [operator(name="aten::add", id=9), kernel(correlation=99, id=9)]
-    assert cpu_operators(operator(), *known) == {"aten::mm": 1}
 
 
 def test_an_empty_trace_has_no_kernel():
