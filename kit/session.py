@@ -114,12 +114,12 @@ class Session:
 
         return draw
 
-    def progress(self) -> Callable[[int, int, float], None] | None:
+    def progress(self) -> Callable[..., None] | None:
         """What `sweep(on_progress=...)` calls: one line in one place."""
         place = self._one_place("The first point is being measured.")
         return place and (lambda *count: place(progress_text(*count)))
 
-    def _one_place(self, first: str) -> Callable[[Any], None] | None:
+    def _one_place(self, first: str) -> Callable[..., None] | None:
         """Shows one text or picture after another in the same place of a notebook; None where records are kept, since a
         headless run has nobody who watches, and outside a kernel."""
         ipython = sys.modules.get("IPython")

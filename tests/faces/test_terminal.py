@@ -47,6 +47,12 @@ def test_a_recorded_machine_gives_its_golden_screen(name, eighty, capsys, tmp_pa
     assert shown == golden.read_text(encoding="utf-8")
 
 
+def test_a_demand_that_is_not_met_is_the_word_of_the_verdict(eighty, capsys, tmp_path):
+    """It once said `FAIL (ok)`."""
+    assert main([*check("h100", tmp_path), "--expect-gpu", "RTX 5090"]) == 1
+    assert re.match(r"GPU check: FAIL \(environment\.\w+\)\n", capsys.readouterr().out)
+
+
 def test_every_recorded_machine_fits_the_screen_and_needs_no_more_than_ascii(eighty, capsys, tmp_path):
     """But for characters that have a fallback."""
     for path in sorted(MACHINES.glob("*.json")):

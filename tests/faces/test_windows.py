@@ -19,6 +19,13 @@ def test_torchrun_is_told_that_there_is_no_libuv(windows):
     assert process.child_environment()["USE_LIBUV"] == "0"
 
 
+@pytest.mark.parametrize("typed", ["py -m kit", "kit"])
+def test_messages_name_the_kit_as_it_was_called(monkeypatch, typed):
+    monkeypatch.setattr(process, "COMMAND", typed)
+    text = "`python3 -m kit check` says why, python -m kit.train.control is no command"
+    assert process.as_typed(text) == f"`{typed} check` says why, python -m kit.train.control is no command"
+
+
 def test_elsewhere_libuv_is_left_alone():
     assert process.child_environment().get("USE_LIBUV") == os.environ.get("USE_LIBUV")
 

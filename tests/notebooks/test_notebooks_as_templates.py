@@ -6,6 +6,7 @@ from pathlib import Path
 
 import papermill
 import pytest
+import yaml
 
 from kit.evidence.execute import read_parameters
 from kit.process import ROOT
@@ -59,19 +60,17 @@ def test_every_parameter_file_fits_the_notebooks(path):
     assert set().union(*split.values()) == set(given)
 
 
+def test_a_relative_dataset_is_found_beside_its_parameter_file(tmp_path):
+    """The notebooks run in a folder of their own, where it was looked for once."""
+    (tmp_path / "mine.jsonl").touch()
+    (tmp_path / "p.yaml").write_text("dataset: mine.jsonl\n")
+    assert load_params(tmp_path / "p.yaml") == {"dataset": str(tmp_path / "mine.jsonl")}
+
+
 def test_the_smoke_is_the_milestone_run():
     given = load_params(ROOT / "params" / "gpu_smoke.yaml")
-    expected = {
-        "device": "cuda",
-        "model": "gpt2",
-        "dtype": "float32",
-        "batch_size": 4,
-        "seq_len": 64,
-        "steps": 14,
-        "lr": 2e-5,
-        "weight_decay": 0.01,
-        "dataset": "dev-reasoning-v2",
-    }
+    text = "device: cuda, model: gpt2, dtype: float32, batch_size: 4, seq_len: 64, steps: 14, lr: 2.0e-5, weight_decay: 0.01"
+    expected = {**yaml.safe_load(f"{{{text}}}"), "dataset": "dev-reasoning-v2"}
     assert {name: given[name] for name in expected} == expected
 
 
