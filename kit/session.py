@@ -6,6 +6,7 @@ no folder is named, so a notebook opened in JupyterLab leaves nothing behind.
 
 from __future__ import annotations
 
+import ast
 import base64
 import contextlib
 import importlib
@@ -20,6 +21,7 @@ from typing import Any
 
 from kit.errors import UsageError
 from kit.evidence.bundle import gather, this_python
+from kit.evidence.execute import check_parameters, read_parameters
 from kit.evidence.redact import redact_value
 from kit.evidence.write import write_atomic
 from kit.gpu.check import check, resolve_device
@@ -36,6 +38,22 @@ DEFAULT_MODELS = {"cuda": "gpt2", "cpu": "tiny"}
 BUNDLE_VARIABLE = "KIT_BUNDLE"
 
 
+def _refuse_unknown_parameters() -> None:
+    """papermill only warns of a parameter that a notebook does not have, and runs it with the default. A name that
+    another notebook has is fine: one parameter file may serve them all. Raises UsageError."""
+    ipython = sys.modules.get("IPython")
+    kernel = ipython and ipython.get_ipython()
+    cells = kernel.user_ns.get("In", ()) if kernel else ()
+    injected = ast.parse(next((cell for cell in cells if cell.startswith("# Parameters\n")), ""))
+    given = {
+        ast.unparse(target): None for node in injected.body if isinstance(node, ast.Assign) for target in node.targets
+    }
+    known: dict[str, Any] = {}
+    for path in sorted((SHARE / "notebooks").glob("*.ipynb")):
+        known |= read_parameters(path)
+    check_parameters({name: None for name in given if name not in known}, known, where="papermill")
+
+
 class Session:
     """What a notebook needs from its surroundings. Shows itself as one line, or as a banner for a rehearsal.
 
@@ -44,6 +62,7 @@ class Session:
 
     def __init__(self, name: str, *, device: str = "auto", out: str = "", nonce: str = "") -> None:
         begin_proof()
+        _refuse_unknown_parameters()
         self.name, self.nonce = name, nonce
         if nonce:
             # The steps that are watched are drawn from it, in this process and in those that it starts.
@@ -108,7 +127,10 @@ class Session:
                 from kit import plots
 
                 png, caption = io.BytesIO(), f"step {record.step} of {steps}"
-                plots.training(records, (), caption=caption).savefig(png, format="png", dpi=80)
+                figure = plots.training(records, (), caption=caption)
+                for axis in figure.axes[:2]:
+                    axis.set_xlim(0, steps + 1)
+                figure.savefig(png, format="png", dpi=80)
                 place(Picture(png.getvalue(), f"Loss and memory up to {caption}."))
                 due = time.monotonic() + 4 * (time.monotonic() - began)
 

@@ -85,6 +85,16 @@ def test_the_defaults_of_the_training_notebook_are_those_of_the_config():
             assert notebook[field.name][1] == field.default, field.name
 
 
+@pytest.mark.parametrize(("name", "is_known"), [("devcie", False), ("batch_size", True)])
+def test_papermill_cannot_pass_a_parameter_that_no_notebook_has(tmp_path, name, is_known):
+    given = {"device": "cpu", name: 4}
+    try:
+        papermill.execute_notebook(str(PATHS[0]), str(tmp_path / "x.ipynb"), given, progress_bar=False)
+        assert is_known
+    except papermill.PapermillExecutionError as error:
+        assert not is_known and "unknown parameter 'devcie', did you mean 'device'?" in str(error)
+
+
 def test_notebooks_are_stored_with_unix_line_ends_and_stable_ids():
     for path in PATHS:
         assert b"\r\n" not in Path(path).read_bytes()
