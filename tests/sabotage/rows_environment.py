@@ -1,217 +1,115 @@
 """Section A: the environment. Facts of a real H100, changed in one thing, and a few whole processes."""
 
-import dataclasses
 import functools
 import tempfile
 from pathlib import Path
 
-from kit.gpu.facts import Driver
-from kit.gpu.judge_machine import Expectation, judge, still_there
+from kit.gpu.facts import Driver, Expectation
+from kit.gpu.judge_machine import judge, still_there
 from kit.records import Verdict
 
 from .seams import Said, card, child, facts, fake_smi, gpu, nvml_file, smi_text
 from .table import FAIL, INCONCLUSIVE, PASS, row
 
 NO_CUDA = {"is_available": False, "device_count": 0, "gpus": ()}
-BLIND = "CUDA unknown error - this may be due to an incorrectly set up environment"
-NO_GPUS = "No CUDA GPUs are available"
+NO_DRIVER = {**NO_CUDA, "arch_list": (), "error": "Found no NVIDIA driver on your system."}
+UNHEARD = {"proof": None, "has_nvidia_device": False, "nvidia_smi_exit_code": None, "nvidia_smi_gpus": ()}
+NO_KERNEL = "CUDA error: no kernel image is available for execution on the device"
+H100, ADA, BLACKWELL = "NVIDIA H100 80GB HBM3", "NVIDIA GeForce RTX 4090", "NVIDIA GeForce RTX 5090"
 
 
-def judged(found, *, name=None):
-    return Said.of(judge(found, Expectation(device="cuda", gpu_name=name)))
+def judged(changes, **expected):
+    return Said.of(judge(facts(**changes), Expectation(device="cuda", **expected)))
 
 
-def healthy():
-    return judged(facts())
+healthy = functools.partial(judged, {})
+H100_asked_for = functools.partial(judged, {}, gpu_name="H100")
 
 
-def masked(value, **more):
-    torch = {**NO_CUDA, "error": NO_GPUS}
-    return judged(facts(torch=torch, proof=None, environment={"CUDA_VISIBLE_DEVICES": value}, **more))
+def on_facts(id, what, at, *, words=(), must=FAIL, twin=healthy, gpu_name=None, gpus=None, **changes):
+    """A row whose sabotage is a change of the facts."""
+    sabotage = functools.partial(judged, changes, gpu_name=gpu_name, gpus=gpus)
+    row(id, what, seam="facts", must=must, at=at, words=words, twin=twin)(sabotage)
 
 
 def visible(value):
-    return judged(facts(environment={"CUDA_VISIBLE_DEVICES": value}))
+    return functools.partial(judged, {"environment": {"CUDA_VISIBLE_DEVICES": value}})
 
 
-on_facts = functools.partial(row, seam="facts", must=FAIL, twin=healthy)
+def on_card(name, capability, arch_list, **proof):
+    """The facts where another card is in the machine."""
+    there = {"name": name, "compute_capability": capability}
+    torch = {"gpus": (gpu("torch", **there),), "arch_list": arch_list}
+    return {"torch": torch, "driver": {"gpus": (gpu(**there),)}, "nvidia_smi_gpus": (name,), "proof": proof}
 
 
-@on_facts(
-    "A01", "CPU-only wheel beside a healthy driver", at="environment.torch_build", words="driver sees NVIDIA H100"
-)
-def a01():
-    torch = {**NO_CUDA, "cuda": None, "is_cpu_build": True, "version": "2.13.0+cpu", "arch_list": ()}
-    return judged(facts(torch=torch, proof=None))
-
-
-@on_facts("A02", "CUDA wheel, no driver", at="environment.cuda_starts")
-def a02():
-    driver = Driver(nvml_error="Driver Not Loaded", libcuda="none")
-    found = facts(torch={**NO_CUDA, "arch_list": (), "error": "Found no NVIDIA driver on your system."}, proof=None)
-    return judged(dataclasses.replace(found, driver=driver, has_nvidia_device=False, nvidia_smi_exit_code=None,
-                                      nvidia_smi_gpus=()))  # fmt: skip
-
-
+served = functools.partial(judged, on_card(BLACKWELL, (12, 0), ("sm_90", "sm_100", "sm_120")))
+cpu_build = {**NO_CUDA, "cuda": None, "is_cpu_build": True, "version": "2.13.0+cpu", "arch_list": ()}
+on_facts("A01", "CPU-only wheel beside a healthy driver", "environment.torch_build", words="driver sees NVIDIA H100",
+         torch=cpu_build, proof=None)  # fmt: skip
+on_facts("A02", "CUDA wheel, no driver", "environment.cuda_starts", torch=NO_DRIVER,
+         driver=Driver(nvml_error="Driver Not Loaded", libcuda="none"), **UNHEARD)  # fmt: skip
+masked = {"torch": {**NO_CUDA, "error": "No CUDA GPUs are available"}, "proof": None}
 for _letter, _value in zip("abcde", ("", "-1", "99", "NoDevFiles", "GPU-00000000-0000-0000-0000-000000000000")):
-    on_facts(f"A03{_letter}", f"CUDA_VISIBLE_DEVICES={_value!r}", at="environment.cuda_starts", words=repr(_value),
-             twin=functools.partial(visible, "0"))(functools.partial(masked, _value))  # fmt: skip
+    on_facts(f"A03{_letter}", f"CUDA_VISIBLE_DEVICES={_value!r}", "environment.cuda_starts", words=repr(_value),
+             twin=visible("0"), environment={"CUDA_VISIBLE_DEVICES": _value}, **masked)  # fmt: skip
+on_facts("A04", "duplicate ids in CUDA_VISIBLE_DEVICES", "environment.cuda_starts", words="'0,0'", twin=visible(" 0"),
+         environment={"CUDA_VISIBLE_DEVICES": "0,0"}, **masked)  # fmt: skip
+on_facts("A07", "a stub libcuda shadows the driver's", "environment.cuda_starts", words="stub", proof=None,
+         driver={"libcuda": "stub", "cuda_init_error": 34},
+         torch={**NO_CUDA, "device_count": 1, "error": "CUDA driver is a stub library"})  # fmt: skip
+on_facts("A09", "driver older than the wheel needs", "environment.driver_for_build", words=("576.88", "cu130"),
+         driver={"version": "576.88", "cuda_version": (12, 9)}, proof=None,
+         torch={**NO_CUDA, "error": "The NVIDIA driver on your system is too old (found version 12090)"})  # fmt: skip
+on_facts("A10", "sm_120 card, wheel up to sm_90", "native.kernel_ran", twin=served,
+         **on_card(BLACKWELL, (12, 0), ("sm_80", "sm_86", "sm_90"), ran=False, jit_error=None, error=NO_KERNEL,
+                   max_relative_error=None))  # fmt: skip
+on_facts("A11", "code of the same generation, not of this chip: right, and said", "native.arch_in_build", must=PASS,
+         words=("sm_86", "not built for exactly this chip"), twin=served,
+         **on_card(ADA, (8, 9), ("sm_80", "sm_86", "sm_90")))  # fmt: skip
+on_facts("A12", "runs by PTX JIT only", "native.without_ptx_jit", twin=served, words="PTX",
+         **on_card(BLACKWELL, (12, 0), ("sm_90", "compute_90"), jit_error=NO_KERNEL))  # fmt: skip
+on_facts("A13", "CUDA_FORCE_PTX_JIT=1 left in the environment", "native.kernel_ran", words="CUDA_FORCE_PTX_JIT",
+         environment={"CUDA_FORCE_PTX_JIT": "1"},
+         proof={"ran": False, "max_relative_error": None,
+                "error": "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"})  # fmt: skip
+on_facts("A14", "another card than the one that was asked for", "environment.expected_gpu", words="H100",
+         twin=H100_asked_for, gpu_name="RTX 5090")  # fmt: skip
+part = gpu("torch", name=f"{H100} MIG 1g.10gb", memory_bytes=10_200_547_328, uuid="MIG-1")
+on_facts("A16", "a MIG slice reported as the full card", "environment.expected_gpu", words="MIG", twin=H100_asked_for,
+         gpu_name="H100", torch={"gpus": (part,)}, driver={"gpus": (gpu(mig_profile="enabled"),)})  # fmt: skip
+on_facts("A17", "MPS, a shared device", "environment.exclusive_gpu", must=INCONCLUSIVE, words="MPS",
+         environment={"CUDA_MPS_PIPE_DIRECTORY": "/tmp/nvidia-mps"})  # fmt: skip
+on_facts("A19", "container without the driver's libraries", "environment.cuda_starts", torch=NO_DRIVER,
+         driver=Driver(nvml_error="NVML Shared Library Not Found", libcuda="none"),
+         platform={"is_container": True}, environment={}, **UNHEARD)  # fmt: skip
+on_facts("A21", "nvidia-smi of another machine", "environment.two_witnesses", words="RTX 4090", nvidia_smi_gpus=(ADA,))
+on_facts("A23", "memory in use before the run, by another process", "environment.exclusive_gpu", must=INCONCLUSIVE,
+         driver={"gpus": (gpu(compute_processes=1),)})  # fmt: skip
+on_facts("A24", "Xid in the kernel log; the twin's log cannot be read (A25)", "environment.driver_state", words="79",
+         twin=functools.partial(judged, {"xids": None}), xids=(79,))  # fmt: skip
+on_facts("A27", "ROCm answers torch.cuda", "environment.torch_build", words="ROCm",
+         torch={"hip": "7.1", "cuda": None, "version": "2.13.0+rocm7.1"})  # fmt: skip
+on_facts("A28", "torch's name is patched", "environment.two_witnesses", words=("RTX 5090", "H100"),
+         torch={"gpus": (gpu("torch", name=BLACKWELL),)})  # fmt: skip
+on_facts("A33", "CUDA_VISIBLE_DEVICES='0,9' leaves one GPU of two, and says nothing", "environment.visible_devices",
+         must=INCONCLUSIVE, words="'9'", twin=visible("0"), environment={"CUDA_VISIBLE_DEVICES": "0,9"})  # fmt: skip
+on_facts("A34", "two GPUs are demanded and one is there", "environment.gpu_count", words="sees 1", gpus=2)
 
 
-@on_facts(
-    "A04",
-    "duplicate ids in CUDA_VISIBLE_DEVICES",
-    at="environment.cuda_starts",
-    words="'0,0'",
-    twin=functools.partial(visible, " 0"),
-)
-def a04():
-    return masked("0,0")
+def ends_as(**changes):
+    return Said.of(Verdict.of([still_there(facts(), facts(**changes))]))
 
 
-@on_facts("A07", "a stub libcuda shadows the driver's", at="environment.cuda_starts", words="stub")
-def a07():
-    torch = {**NO_CUDA, "device_count": 1, "error": "CUDA driver is a stub library"}
-    return judged(facts(driver={"libcuda": "stub", "cuda_init_error": 34}, torch=torch, proof=None))
-
-
-@on_facts("A09", "driver older than the wheel needs", at="environment.driver_for_build", words=("576.88", "cu130"))
-def a09():
-    torch = {**NO_CUDA, "error": "The NVIDIA driver on your system is too old (found version 12090)"}
-    return judged(facts(driver={"version": "576.88", "cuda_version": (12, 9)}, torch=torch, proof=None))
-
-
-BLACKWELL = {"name": "NVIDIA GeForce RTX 5090", "compute_capability": (12, 0)}
-
-
-def on_blackwell(arch_list, **proof):
-    found = facts(torch={"gpus": (gpu("torch", **BLACKWELL),), "arch_list": arch_list},
-                  driver={"gpus": (gpu(**BLACKWELL),)}, proof=proof)  # fmt: skip
-    return judged(dataclasses.replace(found, nvidia_smi_gpus=(BLACKWELL["name"],)))
-
-
-def blackwell_served():
-    return on_blackwell(("sm_90", "sm_100", "sm_120"))
-
-
-@on_facts("A10", "sm_120 card, wheel up to sm_90", at="native.kernel_ran", twin=blackwell_served)
-def a10():
-    return on_blackwell(("sm_80", "sm_86", "sm_90"), ran=False, jit_error=None, max_relative_error=None,
-                        error="CUDA error: no kernel image is available for execution on the device")  # fmt: skip
-
-
-@on_facts(
-    "A11",
-    "code of the same generation, not of this chip: right, and said",
-    must=PASS,
-    at="native.arch_in_build",
-    words=("sm_86", "not built for exactly this chip"),
-    twin=blackwell_served,
-)
-def a11():
-    ada = {"name": "NVIDIA GeForce RTX 4090", "compute_capability": (8, 9)}
-    found = facts(torch={"gpus": (gpu("torch", **ada),), "arch_list": ("sm_80", "sm_86", "sm_90")},
-                  driver={"gpus": (gpu(**ada),)}, nvidia_smi_gpus=(ada["name"],))  # fmt: skip
-    return judged(found)
-
-
-@on_facts("A12", "runs by PTX JIT only", at="native.without_ptx_jit", twin=blackwell_served, words="PTX")
-def a12():
-    return on_blackwell(("sm_90", "compute_90"),
-                        jit_error="CUDA error: no kernel image is available for execution on the device")  # fmt: skip
-
-
-@on_facts("A13", "CUDA_FORCE_PTX_JIT=1 left in the environment", at="native.kernel_ran", words="CUDA_FORCE_PTX_JIT")
-def a13():
-    proof = {"ran": False, "error": "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
-             "max_relative_error": None}  # fmt: skip
-    return judged(facts(proof=proof, environment={"CUDA_FORCE_PTX_JIT": "1"}))
-
-
-@on_facts(
-    "A14",
-    "another card than the one that was asked for",
-    at="environment.expected_gpu",
-    words="H100",
-    twin=lambda: judged(facts(), name="H100"),
-)
-def a14():
-    return judged(facts(), name="RTX 5090")
-
-
-@on_facts(
-    "A16",
-    "a MIG slice reported as the full card",
-    at="environment.expected_gpu",
-    words="MIG",
-    twin=lambda: judged(facts(), name="H100"),
-)
-def a16():
-    slice_ = gpu("torch", name="NVIDIA H100 80GB HBM3 MIG 1g.10gb", memory_bytes=10_200_547_328, uuid="MIG-1")
-    found = facts(torch={"gpus": (slice_,)}, driver={"gpus": (gpu(mig_profile="enabled"),)})
-    return judged(found, name="H100")
-
-
-@on_facts("A17", "MPS, a shared device", at="environment.exclusive_gpu", must=INCONCLUSIVE, words="MPS")
-def a17():
-    return judged(facts(environment={"CUDA_MPS_PIPE_DIRECTORY": "/tmp/nvidia-mps"}))
-
-
-@on_facts("A19", "container without the driver's libraries", at="environment.cuda_starts")
-def a19():
-    found = facts(torch={**NO_CUDA, "arch_list": (), "error": "Found no NVIDIA driver on your system."}, proof=None,
-                  platform={"is_container": True}, environment={})  # fmt: skip
-    driver = Driver(nvml_error="NVML Shared Library Not Found", libcuda="none")
-    return judged(dataclasses.replace(found, driver=driver, has_nvidia_device=False, nvidia_smi_exit_code=None,
-                                      nvidia_smi_gpus=()))  # fmt: skip
-
-
-@on_facts("A21", "nvidia-smi of another machine", at="environment.two_witnesses", words="RTX 4090")
-def a21():
-    return judged(facts(nvidia_smi_gpus=("NVIDIA GeForce RTX 4090",)))
-
-
-@on_facts("A23", "memory in use before the run, by another process", at="environment.exclusive_gpu", must=INCONCLUSIVE)
-def a23():
-    return judged(facts(driver={"gpus": (gpu(compute_processes=1),)}))
-
-
-@on_facts(
-    "A24",
-    "Xid in the kernel log; the twin's log cannot be read (A25)",
-    at="environment.driver_state",
-    words="79",
-    twin=lambda: judged(facts(xids=None)),
-)
-def a24():
-    return judged(facts(xids=(79,)))
-
-
-@on_facts("A27", "ROCm answers torch.cuda", at="environment.torch_build", words="ROCm")
-def a27():
-    return judged(facts(torch={"hip": "7.1", "cuda": None, "version": "2.13.0+rocm7.1"}))
-
-
-@on_facts("A28", "torch's name is patched", at="environment.two_witnesses", words=("RTX 5090", "H100"))
-def a28():
-    return judged(facts(torch={"gpus": (gpu("torch", name="NVIDIA GeForce RTX 5090"),)}))
-
-
-@on_facts(
-    "A29",
-    "the GPU is lost between check and end",
-    at="environment.still_there",
-    twin=lambda: Said.of(Verdict.of([still_there(facts(), facts())])),
-)
-def a29():
-    lost = facts(driver={"gpus": ()}, torch={"gpus": (), "is_available": False})
-    return Said.of(Verdict.of([still_there(facts(), lost)]))
+lost = functools.partial(ends_as, driver={"gpus": ()}, torch={"gpus": (), "is_available": False})
+row("A29", "the GPU is lost between check and end", seam="facts", must=FAIL, at="environment.still_there",
+    twin=ends_as)(lost)  # fmt: skip
 
 
 # --- whole processes ----------------------------------------------------------------
 
 
-def checked(*argv, recipe=None, name="NVIDIA GeForce RTX 5090", smi_code=0, log="", env=None):
+def checked(*argv, recipe=None, name=BLACKWELL, smi_code=0, log="", env=None):
     """`kit check` in a process of its own, with the world around it faked."""
     with tempfile.TemporaryDirectory() as folder:
         smi = fake_smi(Path(folder) / "bin", text=smi_text(name), exit_code=smi_code, log=log)
@@ -219,44 +117,22 @@ def checked(*argv, recipe=None, name="NVIDIA GeForce RTX 5090", smi_code=0, log=
         return child("check", *(argv or ("--device", "cuda")), recipe=recipe, nvml=nvml, smi=smi, env=env)[1]
 
 
-on_process = functools.partial(row, seam="smi + nvml + site", must=FAIL, twin=healthy, is_slow=True)
+def on_process(id, what, at, *argv, words=(), twin=healthy, **seams):
+    """A row whose sabotage is a process."""
+    sabotage = functools.partial(checked, *argv, **seams)
+    row(id, what, seam="smi + nvml + site", must=FAIL, at=at, words=words, twin=twin, is_slow=True)(sabotage)
 
 
-@on_process("A01p", "the same as a process: this torch has no CUDA", at="environment.torch_build", words="RTX 5090")
-def a01p():
-    return checked(recipe="cpu_build")
-
-
-@on_process(
-    "A20",
-    "nvidia-smi prints an old table and ends with 9",
-    at="environment.cuda_starts",
-    twin=lambda: judged(facts(nvidia_smi_exit_code=0)),
-)
-def a20():
-    return checked(smi_code=9)
-
-
-@on_process(
-    "A21p", "nvidia-smi and NVML of another machine than torch", at="environment.two_witnesses", words="RTX 4090"
-)
-def a21p():
-    return checked(recipe="lie_available", name="NVIDIA GeForce RTX 4090")
-
-
-@on_process("A27p", "the same as a process: torch.version.hip is set", at="environment.torch_build", words="ROCm")
-def a27p():
-    return checked(recipe="rocm")
-
-
-@on_process(
-    "A07p",
-    "PYTORCH_NVML_BASED_CUDA_CHECK=1 and a stub libcuda: CUDA is there until it starts",
-    at="environment.cuda_starts",
-    words="stub",
-)
-def a07p():
-    return checked(recipe="stub")
+on_process("A01p", "the same as a process: this torch has no CUDA", "environment.torch_build", words="RTX 5090",
+           recipe="cpu_build")  # fmt: skip
+on_process("A20", "nvidia-smi prints an old table and ends with 9", "environment.cuda_starts",
+           twin=functools.partial(judged, {"nvidia_smi_exit_code": 0}), smi_code=9)  # fmt: skip
+on_process("A21p", "nvidia-smi and NVML of another machine than torch", "environment.two_witnesses", words="RTX 4090",
+           recipe="lie_available", name=ADA)  # fmt: skip
+on_process("A27p", "the same as a process: torch.version.hip is set", "environment.torch_build", words="ROCm",
+           recipe="rocm")  # fmt: skip
+on_process("A07p", "PYTORCH_NVML_BASED_CUDA_CHECK=1 and a stub libcuda: CUDA is there until it starts",
+           "environment.cuda_starts", words="stub", recipe="stub")  # fmt: skip
 
 
 def rehearsed():
@@ -265,34 +141,23 @@ def rehearsed():
 
 for _letter, _error in zip("en", ("SystemExit", "NameError")):
     for _device, _twin in (("cuda", healthy), ("cpu", rehearsed)):
-        on_process(
-            f"A30{_letter}{_device[1]}",
-            f"the import of torch ends in {_error}, --device {_device}",
-            at="environment.torch_build",
-            words=_error,
-            twin=_twin,
-        )(functools.partial(checked, "--device", _device, recipe="broken_import", env={"SABOTAGE_RAISES": _error}))
+        on_process(f"A30{_letter}{_device[1]}", f"the import of torch ends in {_error}, --device {_device}",
+                   "environment.torch_build", "--device", _device, words=_error, twin=_twin, recipe="broken_import",
+                   env={"SABOTAGE_RAISES": _error})  # fmt: skip
 
 
-def xid(number):
-    return checked("--device", "cuda", log=f"[ 1.0] NVRM: Xid (PCI:0000:c1:00): {number}, pid=1, name=python")
+def logged(number):
+    return {"log": f"[ 1.0] NVRM: Xid (PCI:0000:c1:00): {number}, pid=1, name=python"}
 
 
 def no_xid():
     """Another program's page fault; what else a machine without a GPU is told does not matter here."""
-    said = xid(31)
-    return Said.of(Verdict.of([said.checks["environment.driver_state"]] if "environment.driver_state" in said.checks
-                              else [still_there(facts(), facts())]))  # fmt: skip
+    said = checked("--device", "cuda", **logged(31)).checks
+    return Said.of(Verdict.of([said.get("environment.driver_state") or still_there(facts(), facts())]))
 
 
-on_process(
-    "A31",
-    "the kernel log says that the GPU fell off the bus; the twin's that a program read a wrong address",
-    at="environment.driver_state",
-    words="Xid 79",
-    twin=no_xid,
-)(functools.partial(xid, 79))
-
+on_process("A31", "the kernel log says that the GPU fell off the bus; the twin's that a program read a wrong address",
+           "environment.driver_state", "--device", "cuda", words="Xid 79", twin=no_xid, **logged(79))  # fmt: skip
 for _letter, _argv in {
     "a": ("--expect-gpu", ""),
     "b": ("--min-cuda", ""),
@@ -300,23 +165,4 @@ for _letter, _argv in {
     "d": ("--device", "cpu", "--min-cuda", "12.8"),
     "e": ("--device", "cpu", "--gpus", "2"),
 }.items():
-    on_process(f"A32{_letter}", f"kit check {' '.join(map(repr, _argv))}", at="error", twin=rehearsed)(
-        functools.partial(checked, *_argv)
-    )
-
-
-@on_facts(
-    "A33",
-    "CUDA_VISIBLE_DEVICES='0,9' leaves one GPU of two, and says nothing",
-    must=INCONCLUSIVE,
-    at="environment.visible_devices",
-    words="'9'",
-    twin=functools.partial(visible, "0"),
-)
-def a33():
-    return visible("0,9")
-
-
-@on_facts("A34", "two GPUs are demanded and one is there", at="environment.gpu_count", words="sees 1")
-def a34():
-    return Said.of(judge(facts(), Expectation(device="cuda", gpus=2)))
+    on_process(f"A32{_letter}", f"kit check {' '.join(map(repr, _argv))}", "error", *_argv, twin=rehearsed)
