@@ -173,8 +173,8 @@ class Case:
                 return _decided(self, row, met.get(row["id"], ""), unexplained)
         fine = None if unexplained or "failed" in self.known else _fine(self)
         if fine or not unexplained:
-            why = "something failed, and the facts do not tell why" if met else ""
-            why = why or "nothing here tells whether the GPU is usable"
+            nothing = "nothing here tells whether the GPU is usable"
+            why = "something failed, and the facts do not tell why" if met else nothing
             return fine or Diagnosis("other", "low", "unknown", (why,), ask(self))
         healthy = "build, driver and GPU fit; " if "build_native" in self.known or self.torch.is_available else ""
         why = f"{healthy}this line is another matter, and no row of the table explains it: {unexplained[0]}"
@@ -359,8 +359,5 @@ def _fine(case: Case) -> Diagnosis | None:
         if "driver_below_floor" in case.known:
             reasons.append("the driver is older than the build asks for, and CUDA runs: forward compatibility")
         return Diagnosis("ok", "high", "fits", tuple(reasons) or ("CUDA is available, and nothing contradicts it",))
-    return (
-        Diagnosis("ok", "medium", "fits", tuple(reasons), "python -m kit check")
-        if "build_native" in case.known
-        else None
-    )
+    is_native = "build_native" in case.known
+    return Diagnosis("ok", "medium", "fits", tuple(reasons), "python -m kit check") if is_native else None

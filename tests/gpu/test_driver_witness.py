@@ -5,6 +5,7 @@ import subprocess
 import pytest
 from sabotage.seams import card, fake_nvml, nvml_file
 
+from kit.gpu.facts import Gpu
 from kit.gpu.nvml import Nvml, NvmlError, has_nvidia_hardware, is_wsl, kernel_module_version, platform_name, read_driver
 
 ROW = "0, NVIDIA GeForce RTX 5090, 32607, GPU-1234, 576.88, 12.0\n"
@@ -25,42 +26,33 @@ def read(tmp_path, *, run=None):
     return read_driver(find=lambda: "nvidia-smi" if run else None, run=run, root=tmp_path)
 
 
-def test_smi_row_gives_name_capability_and_driver(tmp_path):
-    driver = read(tmp_path, run=smi(ROW))
-    (gpu,) = driver.gpus
-    assert driver.version == "576.88" and driver.nvml_error is None
-    assert (gpu.name, gpu.compute_capability, gpu.memory_bytes) == (
-        "NVIDIA GeForce RTX 5090",
-        (12, 0),
-        32607 * 1024**2,
-    )
+INVALID_FIELD = ('Field "compute_cap" is not a valid field to query.', 2, "")
+RTX = Gpu(0, "NVIDIA GeForce RTX 5090", (12, 0), 32607 * 1024**2, "GPU-1234")
 
 
-def test_text_of_a_failing_smi_is_no_witness(tmp_path):
-    driver = read(tmp_path, run=smi(ROW, code=9))
-    assert driver.version is None and not driver.gpus
-    assert "exit code 9" in driver.nvml_error
-
-
-def test_unknown_values_stay_none(tmp_path):
-    driver = read(tmp_path, run=smi("0, [N/A], [Not Supported], [N/A], 580.65.06, 12.1\n"))
-    assert driver.gpus[0].name is None and driver.gpus[0].memory_bytes is None
-
-
-def test_text_that_is_no_table_is_refused(tmp_path):
-    assert "not 6 fields" in read(tmp_path, run=smi("surprise\n")).nvml_error
-
-
-def test_old_smi_without_compute_cap_still_names_driver_and_gpu(tmp_path):
-    invalid = ('Field "compute_cap" is not a valid field to query.', 2, "")
-    driver = read(tmp_path, run=smi([invalid, ("0, Tesla P100, 16280, GPU-1, 470.1\n", 0, "")]))
-    assert driver.version == "470.1" and driver.gpus[0].compute_capability is None
-
-
-def test_no_witness_leaves_everything_unknown_and_says_why(tmp_path):
-    driver = read(tmp_path)
-    assert driver.version is None and driver.gpus == ()
-    assert "nvidia-smi is not in PATH" in driver.nvml_error
+@pytest.mark.parametrize(
+    ("run", "version", "gpus", "error"),
+    [
+        (smi(ROW), "576.88", (RTX,), None),
+        # the text of a failing program is no witness, nor is one that is no table
+        (smi(ROW, code=9), None, (), "exit code 9"),
+        (smi("surprise\n"), None, (), "not 6 fields"),
+        (None, None, (), "nvidia-smi is not in PATH"),
+        # unknown values stay None
+        (smi("0, [N/A], [Not Supported], [N/A], 580.65.06, 12.1\n"), "580.65.06", (Gpu(0, None, (12, 1)),), None),
+        # an old one, which knows no compute_cap, still names driver and GPU
+        (
+            smi([INVALID_FIELD, ("0, Tesla P100, 16280, GPU-1, 470.1\n", 0, "")]),
+            "470.1",
+            (Gpu(0, "Tesla P100", None, 16280 * 1024**2, "GPU-1"),),
+            None,
+        ),
+    ],
+)
+def test_the_driver_is_what_nvidia_smi_lists_or_why_it_lists_nothing(tmp_path, run, version, gpus, error):
+    driver = read(tmp_path, run=run)
+    assert (driver.version, driver.gpus) == (version, gpus)
+    assert error in driver.nvml_error if error else driver.nvml_error is None
 
 
 def test_a_hanging_smi_is_not_asked_again(tmp_path):
