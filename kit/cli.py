@@ -17,7 +17,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from kit import __version__, show
 from kit.errors import (
@@ -89,10 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.command not in BARE:
                 part("kit.setup.enter:ensure")(argv, args)
             answer = COMMANDS[args.command].run(args)
-    except KitError as error:
-        answer = _refusal(error)
-    except OSError as error:
-        answer = _refusal(unwritable(error.filename or "the disk", error)) if is_unwritable(error) else _bug()
+    except (KitError, OSError) as found:
+        error: Exception = found
+        if isinstance(found, OSError) and is_unwritable(found):
+            error = unwritable(found.filename or "the disk", found)
+        answer = Answer("", error.record, error.exit_code, str(error)) if isinstance(error, KitError) else _bug()
     except KeyboardInterrupt:
         answer = Answer("", None, EXIT_SIGINT, "interrupted; what was half done is made anew by the next run")
     except SystemExit as done:
@@ -107,10 +108,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 128 + caught[-1] if caught and code == EXIT_SIGINT else code
 
 
-def _refusal(error: KitError) -> Answer:
-    return Answer("", error.record, error.exit_code, str(error))
-
-
 def _bug() -> Answer:
     import traceback
 
@@ -123,24 +120,18 @@ def _print(answer: Answer, as_json: bool) -> int:
         text = "" if answer.record is None else show.in_json(dumps(answer.record))
     else:
         text = show.coloured(show.plain(as_typed(answer.text)))
-    problem = _write_line(sys.stdout, text)
-    error = str(unwritable("standard output", problem)) if problem else answer.error
-    _write_line(sys.stderr, f"kit: {show.plain(as_typed(error))}" if error else "")
-    return EXIT_USAGE if problem else answer.exit_code
-
-
-def _write_line(stream: TextIO, text: str) -> OSError | None:
-    """Prints and flushes; returns why the disk refused. A reader that went away, as `| head` does, is no problem."""
-    try:
-        if text:
-            print(text, file=stream)
-        stream.flush()
-    except OSError as error:
-        # So that the interpreter does not try again at its end.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return error if is_unwritable(error) else None
-    return None
+    code, error = answer.exit_code, answer.error
+    for stream in (sys.stdout, sys.stderr):
+        said = text if stream is sys.stdout else error and f"kit: {show.plain(as_typed(error))}"
+        try:
+            print(said, end="\n" if said else "", file=stream, flush=True)
+        except OSError as problem:
+            # A reader that went away, as `| head` does, is no problem; the interpreter must not try again at its end.
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            if is_unwritable(problem):
+                code, error = EXIT_USAGE, str(unwritable("standard output", problem))
+    return code
 
 
 @contextlib.contextmanager

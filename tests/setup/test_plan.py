@@ -1,5 +1,6 @@
 """What a command needs, and which torch build is picked for which machine. Nothing here installs or imports."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -85,9 +86,8 @@ def test_a_parameter_file_may_ask_for_the_cpu_by_name(tmp_path):
 
 
 def test_each_command_needs_no_more_than_it_uses():
-    modules = {line: {need.module for need in request(line)[1]} for line in ("report", "report --device cpu")}
-    assert "pynvml" in modules["report"] and "pynvml" not in modules["report --device cpu"]
-    assert not modules["report"] & {"jupyterlab", "nbval", "pytest", "importlinter"}
+    cuda, cpu = ({need.module for need in request(line)[1]} for line in ("report", "report --device cpu"))
+    assert cuda - cpu == {"pynvml"} and not cuda & {"jupyterlab", "nbval", "pytest", "importlinter"}
 
 
 TORCH = Need("torch", "torch", (2, 9))
@@ -135,35 +135,33 @@ def machine(capability=None, driver=None, *, platform="linux_x86_64", python=(3,
     return Machine(facts, more.pop("has_hardware", bool(driver)), platform, python, **more)
 
 
-def test_a_gpu_and_its_driver_pick_the_build_with_a_reason():
-    """`torch==2.15.0` would also accept a '2.15.0+cpu' wheel from a folder; '===' does not."""
-    pick = pick_torch("cuda", machine((9, 0), "580.159.04", name="NVIDIA H100 80GB HBM3"))
-    assert pick.kind == "gpu" and pick.cuda[0] == 13
-    assert "NVIDIA H100 80GB HBM3" in pick.reason and "580.159.04" in pick.reason
-    assert pick.index_url is None and pick.requirement.startswith("torch===")
+H100, RTX_5090 = machine((9, 0), "580.159.04", name="NVIDIA H100 80GB HBM3"), machine((12, 0), "576.88")
+TWO = Machine(Driver("580.159.04", gpus=2 * H100.driver.gpus), True, "linux_x86_64", (3, 12))
+CPU_BUILD = ("cpu", None, "==2.13.0", "https://download.pytorch.org/whl/cpu")
 
 
-@pytest.mark.parametrize("platform", ["linux_x86_64", "windows_x86_64"])
-def test_the_rtx_5090_with_driver_576_gets_a_cu128_build(platform):
-    pick = pick_torch("cuda", machine((12, 0), "576.88", platform=platform))
-    assert pick.cuda == (12, 8) and pick.requirement.endswith("+cu128")
-    assert pick.index_url == "https://download.pytorch.org/whl/cu128"
+@pytest.mark.parametrize(
+    ("device", "facts", "kind", "cuda", "requirement", "index"),
+    [
+        # `torch==2.15.0` would also accept a '2.15.0+cpu' wheel from a folder; '===' does not.
+        ("cuda", H100, "gpu", (13, 2), "===2.15.0", None),
+        ("cuda", RTX_5090, "gpu", (12, 8), "+cu128", "https://download.pytorch.org/whl/cu128"),
+        ("cuda", dataclasses.replace(RTX_5090, platform="windows_x86_64"), "gpu", (12, 8), "+cu128",
+         "https://download.pytorch.org/whl/cu128"),
+        ("cuda", machine((6, 1), "580.65.06"), "gpu", (12, 6), "+cu126", "https://download.pytorch.org/whl/cu126"),
+        ("auto", H100, "gpu", (13, 2), "===2.15.0", None),
+        ("cpu", H100, *CPU_BUILD), ("cpu", machine(), *CPU_BUILD), ("auto", machine(), *CPU_BUILD),
+    ],
+    ids=["H100", "RTX 5090", "on Windows", "an old GPU", "auto", "the CPU by name", "a rehearsal", "auto without a GPU"],
+)  # fmt: skip
+def test_a_device_and_a_machine_pick_the_build(device, facts, kind, cuda, requirement, index):
+    pick = pick_torch(device, facts)
+    assert (pick.kind, pick.cuda, pick.index_url) == (kind, cuda, index) and pick.requirement.endswith(requirement)
 
 
-def test_an_old_gpu_still_gets_a_build_with_its_code():
-    assert pick_torch("cuda", machine((6, 1), "580.65.06")).cuda == (12, 6)
-
-
-@pytest.mark.parametrize(("device", "kind"), [("cpu", "cpu"), ("auto", "gpu")])
-def test_the_cpu_by_name_wins_over_a_gpu_and_auto_does_not(device, kind):
-    assert pick_torch(device, machine((9, 0), "580.159.04")).kind == kind
-
-
-@pytest.mark.parametrize("device", ["cpu", "auto"])
-def test_without_a_gpu_the_cpu_build_is_taken(device):
-    pick = pick_torch(device, machine())
-    assert (pick.kind, pick.requirement, pick.cuda) == ("cpu", "torch==2.13.0", None)
-    assert pick.index_url.endswith("/cpu")
+@pytest.mark.parametrize(("facts", "names"), [(H100, "NVIDIA H100 80GB HBM3"), (TWO, "2 x NVIDIA H100 80GB HBM3")])
+def test_the_reason_names_the_cards_and_the_driver(facts, names):
+    assert pick_torch("cuda", facts).reason.startswith(f"{names}, driver 580.159.04: ")
 
 
 @pytest.mark.parametrize(
@@ -193,12 +191,6 @@ def test_a_gpu_that_cannot_be_served_is_refused_before_anything_is_installed(fac
 def test_hardware_without_a_driver_is_no_cpu_machine(more, advice):
     error = no_gpu(machine(has_hardware=True, **more))
     assert "an NVIDIA GPU is there" in error.found and advice in error.todo
-
-
-def test_two_equal_gpus_are_named_once():
-    gpus = (Gpu(0, "NVIDIA H200", (9, 0)), Gpu(1, "NVIDIA H200", (9, 0)))
-    pick = pick_torch("cuda", Machine(Driver("580.159.04", gpus=gpus), True, "linux_x86_64", (3, 12)))
-    assert pick.reason.startswith("2 x NVIDIA H200, driver 580.159.04: ")
 
 
 def test_a_python_newer_than_the_pins_is_told_which_to_use():
