@@ -262,9 +262,12 @@ def gather() -> Secrets:
     ]
     for value in os.environ.values():
         values += [("url userinfo", m) for m in re.findall(r"://(?:[^/\s:@]*:)?([^/\s:@]{6,})@", value)]
+    users = [home.name]
+    with contextlib.suppress(KeyError, OSError, ImportError):
+        users.insert(0, getpass.getuser())
     return Secrets(
         values=tuple(values),
-        users=tuple(dict.fromkeys(name for name in (_user(), home.name) if name)),
+        users=tuple(dict.fromkeys(filter(None, users))),
         host=socket.gethostname() or None,
         paths=tuple(dict.fromkeys((path, name) for path, name in paths if len(Path(path).parts) > 1)),
         salt=salt(),
@@ -297,10 +300,3 @@ def salt(folder: Path | None = None) -> bytes:
     except WriteFailed:
         os.environ["KIT_SALT"] = fresh.hex()
     return fresh
-
-
-def _user() -> str | None:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError, ImportError):
-        return None

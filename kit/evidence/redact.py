@@ -97,6 +97,8 @@ def _redacted(text: str, secrets: Secrets, *, is_text: bool = True) -> tuple[str
     text, kinds = _without(text, whole)
     if not is_text:
         return text, kinds
+    low = text.lower()
+    by_line = [rule for rule in by_line if any(hint in low for hint in rule[3])]
     lines = [_without(line, by_line) for line in text.splitlines(keepends=True)]
     return "".join(line for line, _ in lines), [*kinds, *(kind for _, more in lines for kind in more)]
 

@@ -102,14 +102,17 @@ def text(verification: Verification) -> str:
     return visible("\n".join([*lines, verification.worth, f"Verdict: {verification.outcome}"]))
 
 
-@dataclasses.dataclass(frozen=True)
 class Subject:
     """A bundle under verification: how it is asked, and its parts, each read once and only when a rule asks."""
 
-    path: Path
-    check_signature: Callable[[bytes, bytes | None], Answer | None] | None = None
-    now: datetime.datetime | None = None
-    reviewer_nonce: str | None = None
+    def __init__(
+        self,
+        path: Path,
+        check_signature: Callable[[bytes, bytes | None], Answer | None] | None = None,
+        now: datetime.datetime | None = None,
+        reviewer_nonce: str | None = None,
+    ) -> None:
+        self.path, self.check_signature, self.now, self.reviewer_nonce = path, check_signature, now, reviewer_nonce
 
     @functools.cached_property
     def source(self) -> Source:

@@ -207,7 +207,7 @@ def test_runs_of_two_processes_into_one_folder_are_all_listed(tmp_path):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals of POSIX")
 def test_signals_at_random_moments_leave_nothing_that_does_not_close(tally, trials):
-    count = trials(60)
+    count = trials(20)
     outcomes = torture.torture(count, seed=int(time.time()))
     tally("signals at random moments of a report", count, ", ".join(f"{len(v)} {k}" for k, v in outcomes.items()))
     assert not {outcome: runs for outcome, runs in outcomes.items() if outcome.startswith("fault")}

@@ -11,8 +11,8 @@ import pytest
 from kit.evidence.contents import Number, value, value_range
 from kit.evidence.notebook import markdown, notebook_html, problems, source_sha256
 from kit.evidence.render import derived, page, readme
-from kit.records import Outcome, dumps
-from kit.show import in_markdown, visible
+from kit.records import dumps
+from kit.show import in_markdown
 
 EVIL = [
     "<script>alert(1)</script>",
@@ -293,10 +293,6 @@ def test_numbers_carry_unit_and_unknown_its_reason(number, expected, spread):
     assert (value(number), value_range(number)) == (expected, spread)
 
 
-def test_hidden_characters_become_visible():
-    assert visible("a\x1bb\u202ec\U000e0041\r\n\té") == "a\\x1bb\\u202ec\\U000e0041\\x0d\n\té"
-
-
 def test_markdown_of_our_articles():
     made = markdown(
         "# Title\n\nOne *idea* a **cell**, `x * y` and [source](https://docs.example.org/a).\n\n- one\n  more\n- two\n\n1. a\n2. b\n\n"
@@ -321,8 +317,3 @@ def test_hash_of_a_notebook_is_that_of_its_template():
 def test_notebook_counts_only_when_every_cell_ran_in_order_without_error():
     assert not list(problems(sample.notebook("a", "b"))) and list(problems(sample.notebook("a", "b", executed=False)))
     assert list(problems({"cells": []})) == ["it has no code cell"]
-
-
-def test_verdict_words_have_their_colour():
-    for outcome in Outcome:
-        assert f".badge.{outcome}{{background:" in page(evidence_with("x"), {})

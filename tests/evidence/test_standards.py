@@ -14,6 +14,7 @@ import pytest
 from kit.evidence import contents
 from kit.records import Check, Outcome, Verdict, loads
 
+REAL = [path.parent for path in Path(__file__).parents[2].glob("reports/*/evidence.json")]
 SCHEMA = loads(resources.files("kit.evidence").joinpath("evidence.schema.json").read_bytes())
 
 
@@ -41,7 +42,8 @@ def validator():
 
 
 def test_evidence_fits_the_schema(bundle, validator):
-    validator.validate(json.loads((bundle / "evidence.json").read_bytes()))
+    for path in (bundle, *REAL):
+        validator.validate(json.loads((path / "evidence.json").read_bytes()))
 
 
 @pytest.mark.parametrize(
