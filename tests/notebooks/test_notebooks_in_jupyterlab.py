@@ -1,7 +1,7 @@
 """JupyterLab in a real browser: a newcomer runs all cells and sees a verdict and a figure.
 
 Needs Debian's chromium and `pip install playwright`, which brings no browser of its own; skipped with the
-reason elsewhere. Screenshots in light and dark are kept in tests/output/ to be looked at.
+reason elsewhere.
 """
 
 import importlib.util
@@ -18,7 +18,6 @@ import pytest
 
 from kit.process import ROOT
 
-OUTPUT = ROOT / "tests" / "output"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TOKEN = "for-this-test"
 START_S, RUN_S = 90, 400
@@ -80,20 +79,13 @@ def browser():
         started.close()
 
 
-def choose(page, *path):
-    """Picks an entry of the menu bar, as a person does."""
-    page.locator(".lm-MenuBar-itemLabel", has_text=re.compile(f"^{path[0]}$")).click()
-    for name in path[1:]:
-        entry = page.locator(".lm-Menu-itemLabel", has_text=re.compile(f"^{re.escape(name)}$")).last
-        entry.wait_for()
-        entry.click()
-
-
 def run_all_cells(page, lab, name):
     # A workspace of its own, else the notebooks of the page before would be open too.
     page.goto(f"{lab}/lab/workspaces/{name}/tree/notebooks/{name}.ipynb?token={TOKEN}")
     idle(page)
-    choose(page, "Run", "Run All Cells")
+    # As a person does it, by the menu.
+    page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
+    page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).last.click()
     # The prompt of a cell that waits or runs is [*]; the last cell has its number when all have run.
     page.wait_for_function(
         "() => { const p = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')]"
@@ -110,19 +102,6 @@ def idle(page):
     page.locator(".jp-StatusBar-Widget", has_text="Idle").wait_for(timeout=START_S * 1000)
 
 
-def keep_screenshots(page, name):
-    """The whole notebook in light, then in dark."""
-    OUTPUT.mkdir(exist_ok=True)
-    for theme in ("Light", "Dark"):
-        choose(page, "Settings", "Theme", f"JupyterLab {theme}")
-        page.locator(f"body[data-jp-theme-light={'true' if theme == 'Light' else 'false'}]").wait_for(state="attached")
-        page.locator(".jp-NotebookPanel-notebook .jp-WindowedPanel-outer").first.evaluate(
-            "panel => panel.scrollTo(0, 0)"
-        )
-        page.wait_for_timeout(1000)
-        page.screenshot(path=OUTPUT / f"{name}_{theme.lower()}.png")
-
-
 @pytest.mark.parametrize(
     ("name", "height", "card", "figures"),
     [
@@ -136,7 +115,6 @@ def test_a_newcomer_runs_a_notebook_to_the_end(lab, browser, name, height, card,
     page = browser.new_page(viewport={"width": 1200, "height": height})
     run_all_cells(page, lab, name)
     errors = page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
-    keep_screenshots(page, name)
     assert errors == []
     prompts = [text.strip() for text in page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()]
     assert prompts == [f"[{number}]:" for number in range(1, len(prompts) + 1)]

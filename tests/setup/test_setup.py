@@ -2,6 +2,7 @@
 network, this machine and going on are replaced, all else is what a person gets."""
 
 import dataclasses
+import functools
 import http.server
 import json
 import os
@@ -302,21 +303,13 @@ def test_going_on_replaces_the_process_and_keeps_arguments_and_exit_code(tmp_pat
 
 
 @pytest.fixture
-def server(monkeypatch):
+def server(monkeypatch, tmp_path):
     """A server on this machine that has a page for torch below /good and none elsewhere."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200 if self.path == "/good/torch/" else 404)
-            self.send_header("Content-Length", "5")
-            self.end_headers()
-            self.wfile.write(b"wheel")
-
-        def log_message(self, *_):
-            pass
-
+    (tmp_path / "good" / "torch").mkdir(parents=True)
+    (tmp_path / "good" / "torch" / "index.html").write_text("wheel")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         thread = threading.Thread(target=running.serve_forever, args=(0.02,))
         thread.start()
         yield f"http://127.0.0.1:{running.server_port}"
