@@ -24,7 +24,7 @@ EXCEPTIONS = {
         "execute_managed_notebook(cwd=)", "causal_attention(dropout=)", "causal_attention(scaling=)",
     },
     "for those who call it": {
-        "scale(hang_s=)", "train_ranks(hang_s=)", "measure_all_reduce(sizes_bytes=)", "linear_cross_entropy(rows=)",
+        "scale(hang_s=)", "train_ranks(hang_s=)",
         "Comparison.metric", "memory(digits=)", "quantity(digits=)", "unwritable(todo=)",
     },
 }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from kit.records import dumps
@@ -18,7 +18,6 @@ from kit.sweep.table import (
     as_record,
     floor_s,
     higher,
-    in_grid_order,
     mfu,
     row_of,
     to_csv,
@@ -107,21 +106,30 @@ def sweep(
     from kit.train.train import require_device
 
     require_device(plan.device)
-    dtypes = tuple(dict.fromkeys(config.dtype for config in plan.configs()))
+    configs = plan.configs()
+    dtypes = tuple(dict.fromkeys(config.dtype for config in configs))
     ceilings = measure_ceilings(plan.device, dtypes)
     rows: list[Row] = []
-    trial, total, start = Trial(plan.configs()[0]), len(plan.configs()), time.perf_counter()
+
+    def keep() -> SweepResult:
+        """The rows so far, in the order of the grid."""
+        ordered = sorted(rows, key=lambda row: (row.engine, row.dtype, row.seq_len, row.batch_size))
+        found = SweepResult(plan, ceilings, tuple(ordered))
+        write_records(out, {"sweep.csv": to_csv(found.rows, ceilings), "sweep.json": dumps(found)})
+        return found
+
+    trial, start = Trial(configs[0]), time.perf_counter()
     for count, row in enumerate(rows_of(plan, lambda config: trial.point(config, plan)), start=1):
         rows.append(row)
-        _keep(out, plan, ceilings, rows)
+        keep()
         if on_row:
             on_row(row)
         if on_progress:
-            on_progress(count, total, (time.perf_counter() - start) / count * (total - count))
+            left_s = (time.perf_counter() - start) / count * (len(configs) - count)
+            on_progress(count, len(configs), left_s)
     with contextlib.suppress(RuntimeError):  # a point that broke the device left its row
         ceilings = higher(ceilings, measure_ceilings(plan.device, dtypes, is_whole=False))
-    _keep(out, plan, ceilings, rows)
-    return SweepResult(plan, ceilings, in_grid_order(rows))
+    return keep()
 
 
 def rows_of(plan: SweepPlan, measure: Callable[[TrainConfig], Row]) -> Iterator[Row]:
@@ -140,12 +148,6 @@ def rows_of(plan: SweepPlan, measure: Callable[[TrainConfig], Row]) -> Iterator[
         # Here the exception is gone, and with it the frames that held the failed point's tensors. A compiler's
         # message names files; whose home they are in is nobody's business.
         yield dataclasses.replace(row, reason=row.reason.replace(str(Path.home()), "~")) if row.reason else row
-
-
-def _keep(out: str | Path | None, plan: SweepPlan, ceilings: Ceilings, rows: Sequence[Row]) -> None:
-    rows = in_grid_order(rows)
-    record = {"plan": plan, "ceilings": ceilings, "rows": rows}
-    write_records(out, {"sweep.csv": to_csv(rows, ceilings), "sweep.json": dumps(record)})
 
 
 def write_records(out: str | Path | None, files: Mapping[str, str]) -> None:

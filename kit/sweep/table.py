@@ -149,11 +149,6 @@ class Row:
     note: str | None = None
 
     @property
-    def point(self) -> tuple[int, int, str, str, str]:
-        """What tells it from the other rows of a sweep."""
-        return self.batch_size, self.seq_len, self.dtype, self.model, self.engine
-
-    @property
     def tokens(self) -> int:
         """Positions that one step trains on; the sweep has no padding."""
         return self.batch_size * self.seq_len
@@ -266,10 +261,6 @@ def csv_text(records: Sequence[Mapping[str, object]]) -> str:
     for record in records:
         writer.writerow(" ".join(map(repr, value)) if isinstance(value, tuple) else value for value in record.values())
     return text.getvalue()
-
-
-def in_grid_order(rows: Sequence[Row]) -> tuple[Row, ...]:
-    return tuple(sorted(rows, key=lambda row: (row.engine, row.dtype, row.seq_len, row.batch_size)))
 
 
 # Whether the engines compute the same: their first losses beside those of the plain loop in float32.

@@ -232,9 +232,6 @@ class FlatAdamW(torch.optim.Optimizer):
                 "exp_avg_sq": flat.view(flat.exp_avg_sq, name),
             }
 
-    def step(self, closure=None):
-        raise RuntimeError("the engine updates the weights inside its own step")
-
 
 class FlatStep:
     """Loss and gradients of a causal language model in three parts: embedding lookup, body, head with its loss."""
@@ -275,7 +272,6 @@ class FlatStep:
                 self._head_weight,
                 shifted(labels),
                 vocab_size=self._vocab_size,
-                row_loss_=triton_row_loss_,
             )
             grads = torch.autograd.grad(hidden, [embeds, *inner.values()], hidden_grad.view_as(hidden))
         gradients = dict(zip(inner, map(_in_one_piece, grads[1:])))
@@ -320,20 +316,18 @@ def shifted(labels: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100).reshape(-1)
 
 
-def linear_cross_entropy(hidden, weight, labels, *, vocab_size: int, row_loss_=None, rows: int = ROWS):
+def linear_cross_entropy(hidden, weight, labels, *, vocab_size: int):
     """Loss, gradient of `hidden`, gradient of `weight`. hidden: (N, C), weight: (V, C), labels: (N,) shifted.
 
-    vocab_size: rows of `weight` that are real; those after it are padding. `row_loss_` turns logits
-    into their gradient in place and returns each row's loss; the default is plain torch.
+    vocab_size: rows of `weight` that are real; those after it are padding.
     """
-    row_loss_ = row_loss_ or torch_row_loss_
     supervised = (labels >= 0).sum().to(torch.float32)
     hidden_grad = torch.empty_like(hidden)
     losses, weight_grad = [], None
-    for begin in range(0, hidden.shape[0], rows):
-        part = slice(begin, begin + rows)
+    for begin in range(0, hidden.shape[0], ROWS):
+        part = slice(begin, begin + ROWS)
         logits = hidden[part] @ weight.T
-        losses.append(row_loss_(logits, labels[part], supervised, vocab_size))
+        losses.append(triton_row_loss_(logits, labels[part], supervised, vocab_size))
         torch.mm(logits, weight, out=hidden_grad[part])
         if weight_grad is None:
             weight_grad = logits.T @ hidden[part]
@@ -342,22 +336,8 @@ def linear_cross_entropy(hidden, weight, labels, *, vocab_size: int, row_loss_=N
     return torch.cat(losses).sum(), hidden_grad, weight_grad
 
 
-def torch_row_loss_(logits, labels, supervised, vocab_size: int) -> torch.Tensor:
-    """What the kernel does, in plain torch: the reference of its tests, and the code for the CPU."""
-    real = logits[:, :vocab_size].float()
-    log_sum = real.logsumexp(dim=1)
-    label = labels.clamp(min=0)[:, None]
-    is_supervised = labels >= 0
-    scale = torch.where(is_supervised, 1 / supervised, 0.0)
-    loss = (log_sum - real.gather(1, label)[:, 0]) * scale
-    gradient = (real - log_sum[:, None]).exp_()
-    gradient.scatter_add_(1, label, -torch.ones_like(label, dtype=gradient.dtype))
-    logits[:, :vocab_size] = gradient * scale[:, None]
-    logits[:, vocab_size:] = 0
-    return loss
-
-
 def triton_row_loss_(logits, labels, supervised, vocab_size: int) -> torch.Tensor:
+    """Turns the logits into their gradient, in place, and returns each row's share of the mean loss."""
     from kit.extras.graphed.kernels import cross_entropy
 
     losses = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)

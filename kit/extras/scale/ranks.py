@@ -58,30 +58,11 @@ class ScalePlan:
 
     def points(self, world_size: int) -> tuple[tuple[str, TrainConfig], ...]:
         """The modes with each rank's own config. One GPU is measured once: it is the base of both modes. A batch
-        that this number does not divide has no point in strong scaling (see `undivided`)."""
-        modes = self.modes if world_size > 1 else self.modes[:1]
-        batch_size = self.config.batch_size
+        that this number does not divide has no point in strong scaling."""
+        modes, batch_size = self.modes if world_size > 1 else self.modes[:1], self.config.batch_size
         shares = {"weak": (batch_size, 0), "strong": divmod(batch_size, world_size)}
         each = [(mode, *shares[mode]) for mode in modes]
         return tuple((mode, dataclasses.replace(self.config, batch_size=own)) for mode, own, rest in each if not rest)
-
-    def undivided(self, world_size: int) -> str | None:
-        """Why strong scaling has no point for this number of GPUs; None where it has, or is not asked for."""
-        if "strong" not in self.modes or self.config.batch_size % world_size == 0:
-            return None
-        return f"{self.config.batch_size} samples cannot be divided among {world_size} GPUs"
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What is asked of each rank: a training with the plan's config, or all of the plan's points. launcher: the number
-    of the process that asks. hang_s: a step that takes longer hangs."""
-
-    launcher: int
-    out: str
-    hang_s: float
-    is_training: bool
-    plan: ScalePlan
 
 
 # What several ranks recorded, and how a hang is told from its stacks.

@@ -30,7 +30,6 @@ from kit.extras.scale.ranks import (
     AllReduce,
     Rank,
     RanksRun,
-    Request,
     ScalePlan,
     ScaleRow,
     Scaling,
@@ -55,16 +54,23 @@ _FAILURE = re.compile(r"rank\s*:\s*(\d+) \(local_rank.*?exitcode\s*:\s*(-?\d+)",
 
 
 def launch(
-    request: Request, world_size: int, *, on_progress: Callable[[dict[int, int]], None] | None = None
+    plan: ScalePlan,
+    world_size: int,
+    out: Path,
+    *,
+    is_training: bool,
+    hang_s: float,
+    on_progress: Callable[[dict[int, int]], None] | None = None,
 ) -> str | None:
-    """Runs `request` on world_size ranks of this machine. Returns why it failed, None where all ranks ended well.
+    """Runs `plan` on world_size ranks of this machine: a training with its config, or all of its points. Returns why it
+    failed, None where all ranks ended well.
 
-    What the ranks printed stays in `torchrun.txt` of request.out where they failed. on_progress: called with the
+    What the ranks printed stays in `torchrun.txt` of `out` where they failed. on_progress: called with the
     finished steps by rank, about five times a second. Ctrl-C ends all ranks and is raised again.
     """
-    out = Path(request.out)
     out.mkdir(parents=True, exist_ok=True)
     asked, log, hung = out / "request.json", out / "torchrun.txt", None
+    request = {"plan": plan, "is_training": is_training, "hang_s": hang_s}
     asked.write_text(dumps(request), encoding="utf-8", newline="\n")
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
     command = [sys.executable, "-m", *torchrun, "-m", "kit.extras.scale.worker", str(asked)]
@@ -83,10 +89,12 @@ def launch(
         return {rank: text.count("\n") for rank, text in left("steps.jsonl").items()}
 
     with log.open("wb") as file:
-        # A session of its own, so that all of it can be ended at once, and Ctrl-C reaches this process alone.
+        # A session of its own, so that all of it can be ended at once, and Ctrl-C reaches this process alone. Nothing is
+        # written to the pipe: it closes when this process ends, however that happens, and then the ranks end as well.
         process = subprocess.Popen(
-            command, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-        )
+            command, env=environment, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
         try:
             while process.poll() is None and hung is None:
                 if on_progress:
@@ -108,8 +116,7 @@ def launch(
 def _end(process) -> None:
     """torchrun ends its ranks when it is told to end; what does not listen is killed. A rank whose parent is gone
     ends by itself."""
-    if process.poll() is not None:
-        return
+    process.stdin.close()
     process.terminate()
     try:
         process.wait(timeout=_GRACE_S)
@@ -207,7 +214,7 @@ def train_ranks(
     plan = ScalePlan((1,), config, parallel=parallel)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as own:
         folder = Path(out or own)
-        reason = launch(Request(os.getpid(), str(folder), hang_s, True, plan), gpus, on_progress=on_progress)
+        reason = launch(plan, gpus, folder, is_training=True, hang_s=hang_s, on_progress=on_progress)
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob("rank-*/*")}
         ranks = {rank: left for rank in range(gpus) if (left := rank_of(files, rank))}
         return _judged(RanksRun(gpus, parallel, config, FAILED if reason else COMPLETE, reason), ranks, folder)
@@ -223,10 +230,10 @@ def conclude_here(group, rank: Rank, config: TrainConfig, parallel: str, out: Pa
     """The verdict on all ranks in rank 0, None in the others; for ranks that somebody else started. out: a folder
     that gets `ranks.json`, beside what this node's ranks wrote there."""
     everything = group.all_of(dumps(rank, indent=None))
-    if not group.is_first:
+    if group.record.rank:
         return None
     ranks = {number_: from_json(Rank, loads(text)) for number_, text in enumerate(everything)}
-    return _judged(RanksRun(group.record.world_size, parallel, config, COMPLETE), ranks, out)
+    return _judged(RanksRun(len(ranks), parallel, config, COMPLETE), ranks, out)
 
 
 # How the speed grows.
@@ -273,9 +280,11 @@ def scale(
         if on_progress:
             on_progress(index, len(plan.gpus))
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            reason = launch(Request(os.getpid(), folder, hang_s, False, plan), count)
+            reason = launch(plan, count, Path(folder), is_training=False, hang_s=hang_s)
             found = None if reason else loads((Path(folder) / "scale.json").read_bytes())
-        lost = [("strong", plan.config, why)] if (why := plan.undivided(count)) else []
+        points, lost = plan.points(count), []
+        if count > 1 and len(points) < len(plan.modes):
+            lost = [("strong", plan.config, f"{plan.config.batch_size} samples cannot be divided among {count} GPUs")]
         if found:
             name, sums = found["device_name"], from_json(tuple[AllReduce, ...], found["all_reduce"])
             rows += from_json(tuple[ScaleRow, ...], found["rows"])
@@ -286,7 +295,7 @@ def scale(
                 todo="python -m kit train shows the error in full",
             )
         else:
-            lost += [(mode, config, reason) for mode, config in plan.points(count)]
+            lost += [(mode, config, reason) for mode, config in points]
         for mode, config, why in lost:
             is_memory = "does not fit" in why or "out of memory" in why.lower()
             figures = {"mode": mode, "world_size": count, "parallel": plan.parallel, "reason": why}

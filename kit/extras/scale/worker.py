@@ -34,7 +34,6 @@ from kit.extras.scale.ranks import (
     AllReduce,
     Rank,
     RankRecord,
-    Request,
     ScalePlan,
     ScaleRow,
     folder_name,
@@ -61,11 +60,8 @@ class Group:
     """One rank, through torch.distributed: its place, its device, and what it does together with the others; NCCL
     between GPUs, Gloo between CPUs."""
 
-    def __init__(
-        self, device: str, parallel: str, environment: Mapping[str, str] = os.environ, *, launcher: int | None = None
-    ) -> None:
-        """launcher: process number of who started torchrun, where that was the kit; this rank ends with it. Raises
-        UsageError where the environment does not say which rank this is."""
+    def __init__(self, device: str, parallel: str, environment: Mapping[str, str] = os.environ) -> None:
+        """Raises UsageError where the environment does not say which rank this is."""
         told = {name: environment.get(name, "") for name in _VARIABLES}
         told["LOCAL_RANK"] = environment.get("LOCAL_RANK", told["RANK"])
         try:
@@ -82,17 +78,13 @@ class Group:
         self._parallel, self._address = parallel, (told["MASTER_ADDR"], told["MASTER_PORT"])
         parent = os.getppid()
 
-        def end_with_the_others() -> None:
-            """When its parent or the launcher is gone, so that no rank is left behind on a GPU."""
-            while os.getppid() == parent and not _is_gone(launcher):
+        def end_with_torchrun() -> None:
+            """When the parent is gone, so that no rank is left behind on a GPU."""
+            while os.getppid() == parent:
                 time.sleep(1.0)
             os._exit(1)
 
-        threading.Thread(target=end_with_the_others, name="kit-end-with-parent", daemon=True).start()
-
-    @property
-    def is_first(self) -> bool:
-        return self.record.rank == 0
+        threading.Thread(target=end_with_torchrun, name="kit-end-with-parent", daemon=True).start()
 
     def note(self, **changes: Any) -> None:
         """Adds to this rank's record."""
@@ -221,18 +213,6 @@ class Group:
             dist.destroy_process_group()
 
 
-def _is_gone(number: int | None) -> bool:
-    """Whether there is no such process any more. Windows cannot be asked without ending it."""
-    if number is not None and os.name == "posix":
-        try:
-            os.kill(number, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
-    return False
-
-
 # How fast the ranks sum a tensor, and whether the sum is right. Runs inside an initialised process group.
 #
 # Every rank calls the same function and takes the same decisions, because it decides on times and on
@@ -241,7 +221,7 @@ def _is_gone(number: int | None) -> bool:
 WARM_UP = 2
 MIN_ITERATIONS, MAX_ITERATIONS = 3, 25
 # All sizes together; one whose least number of iterations would go beyond it is left out.
-BUDGET_S = {"cuda": 4.0, "cpu": 2.0}
+BUDGET_S = {"cuda": 4.0, "cpu": 0.5}
 # The gradients of GPT-2 124M in float32: what data-parallel training sums in each step.
 _GRADIENT_BYTES = 4 * 124_439_808
 SIZES_BYTES = {
@@ -333,15 +313,16 @@ def _most(values: Sequence[float]) -> tuple[float, ...]:
 # Steps before anything counts: kernels are chosen, memory is taken, NCCL connects.
 _WARM_UP_STEPS = 5
 _LEAST_STEPS = 2
+# A rehearsal shows that it works, not how fast.
+_REHEARSED_BLOCK_S = 0.05
 
 
-def measure_rank(request: Request) -> Group:
+def measure_rank(plan: ScalePlan, out: Path, hang_s: float) -> Group:
     """Measures every point of the plan on this number of ranks; rank 0 writes `scale.json` at the end."""
     keep_bytecode()
-    plan, out = request.plan, Path(request.out)
     device = plan.config.device
-    group = Group(device, plan.parallel, launcher=request.launcher)
-    with _watched(out / folder_name(group.record.rank), request.hang_s) as again:
+    group = Group(device, plan.parallel)
+    with _watched(out / folder_name(group.record.rank), hang_s) as again:
         require_device(device)
         group.start()
         rows = []
@@ -350,7 +331,7 @@ def measure_rank(request: Request) -> Group:
             rows.append(_point(group, plan, mode, config))
         again()
         sums = measure_all_reduce(device) if group.record.world_size > 1 else ()
-        if group.is_first:
+        if group.record.rank == 0:
             found = {"device_name": group.record.device_name or "CPU", "rows": rows, "all_reduce": sums}
             (out / "scale.json").write_text(dumps(found), encoding="utf-8", newline="\n")
     return group
@@ -373,9 +354,10 @@ def _point(group: Group, plan: ScalePlan, mode: str, config: TrainConfig) -> Sca
         with context():
             return timed(lambda: eager_step(network, optimizer, *batch, config), steps, config.device)
 
+    block_s = plan.block_s if config.device == "cuda" else min(plan.block_s, _REHEARSED_BLOCK_S)
     with precision(config):
         block(_WARM_UP_STEPS)
-        steps = int(_most([max(_LEAST_STEPS, round(plan.block_s / block(_LEAST_STEPS)))])[0])
+        steps = int(_most([max(_LEAST_STEPS, round(block_s / block(_LEAST_STEPS)))])[0])
         pairs = [(block(steps), block(steps, alone) if alone else None) for _ in range(plan.blocks)]
     return row_of(
         config, "ok", ScaleRow, mode=mode, world_size=world_size, steps=steps * plan.blocks,
@@ -396,15 +378,14 @@ def train_rank(
     out: Path | None = None,
     hang_s: float = HANG_S,
     on_step: Callable[[StepRecord], None] | None = None,
-    launcher: int | None = None,
 ) -> tuple[Group, Rank]:
     """Trains as one rank of those in the environment. config: its batch is this rank's part of the global one.
 
     out: a folder that gets `rank-<n>/` with the same files as a run of one process, and `rank.json`.
     hang_s: a step that takes longer leaves the stack of this rank in `stack.txt` there, or on stderr
-    where no folder is named. launcher: see `Group`. Raises what `kit.train.train.train` raises, with `rank.json` written.
+    where no folder is named. Raises what `kit.train.train.train` raises, with `rank.json` written.
     """
-    group = Group(config.device, parallel, launcher=launcher)
+    group = Group(config.device, parallel)
     folder = out / folder_name(group.record.rank) if out else None
 
     def keep() -> None:
@@ -418,13 +399,13 @@ def train_rank(
             if record.step == 1:
                 # A rank that is ended from outside has said where it was.
                 keep()
-            if on_step and group.is_first:
+            if on_step and group.record.rank == 0:
                 on_step(record)
 
         try:
             found = train(config, out=folder, on_step=step, group=group)
             again()
-            if group.is_first:
+            if group.record.rank == 0:
                 group.reference(config, min(REFERENCE_STEPS, config.steps))
         except (KitError, RuntimeError) as error:
             group.note(error=error.found if isinstance(error, KitError) else (str(error).splitlines() or [""])[0])
@@ -452,15 +433,22 @@ def _watched(folder: Path | None, hang_s: float) -> Iterator[Callable[[], None]]
             (folder / STACK).unlink(missing_ok=True)
 
 
+def end_with_the_kit() -> None:
+    """Waits for the end of the pipe that the kit holds open while it runs, then ends this process."""
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
 def main(path: str) -> int:
     """A rank that was launched. Its records are the answer; a message goes to stderr with its number."""
-    request = from_json(Request, loads(Path(path).read_bytes()))
-    plan, given = request.plan, {"hang_s": request.hang_s, "launcher": request.launcher}
+    threading.Thread(target=end_with_the_kit, name="kit-end-with-the-kit", daemon=True).start()
+    asked, out = loads(Path(path).read_bytes()), Path(path).parent
+    plan = from_json(ScalePlan, asked["plan"])
     try:
-        if request.is_training:
-            group, _ = train_rank(plan.config, parallel=plan.parallel, out=Path(request.out), **given)
+        if asked["is_training"]:
+            group, _ = train_rank(plan.config, parallel=plan.parallel, out=out, hang_s=asked["hang_s"])
         else:
-            group = measure_rank(request)
+            group = measure_rank(plan, out, asked["hang_s"])
         group.leave()
     except KitError as error:
         print(f"kit: {error}", file=sys.stderr)
