@@ -266,12 +266,10 @@ def _build_for_unknown_gpu(case: Case) -> Remedy:
 
 def _can_drive(case: Case, capability: Capability) -> bool:
     """Which GPUs may sit behind this driver: not newer than it, not dropped by it, and no Jetson."""
-    own = case.driver.cuda_version
+    own, is_card = case.driver.cuda_version, capability not in TEGRA and capability >= (5, 0)
     driver = parse_driver(case.driver.version) or (toolkit_driver(own, case.system) if own else None)
-    if capability in TEGRA or capability < (5, 0) or driver is None:
-        return driver is None and capability not in TEGRA and capability >= (5, 0)
-    first, branch = first_driver(capability, case.system), last_driver_branch(capability)
-    return (first is None or first[0] <= driver[0]) and (branch is None or driver[0] < branch + 10)
+    first, branch = first_driver(capability, case.system) or (0,), last_driver_branch(capability) or 990
+    return is_card and (driver is None or first[0] <= driver[0] < branch + 10)
 
 
 def _jetson(case: Case, gpus: tuple[Capability, ...]) -> Remedy:

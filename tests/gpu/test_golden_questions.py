@@ -199,6 +199,9 @@ vague = f"torch.AcceleratorError: {NO_KERNEL}"
 case("not tried, low confidence", text(messages=(vague,), torch=Torch("2.9.0", (12, 8))))
 case("pip found nothing", h100(messages=("ERROR: No matching distribution found for torch==9.9.9",),
                                proof=None, torch=torch(is_cpu_build=True)))  # fmt: skip
+refused = {"messages": ("CUDA error: operation not supported",), "torch": Torch("2.8.0+cu128", (12, 8))}
+case("a newer feature on an older driver of the major", text(driver=Driver("535.1", (12, 2)), **refused))
+case("a newer feature on a driver that has it", text(driver=Driver("575.1", (12, 9)), **refused))
 case("a text without a run", h100(source="text", proof=None))
 
 # --- witnesses and the expected card
