@@ -26,7 +26,7 @@ from kit.train.config import TrainConfig
 from kit.train.engines import NOTE, build_engine, missing_trainer, random_batch, run_trainer
 from kit.train.loop import synchronize
 from kit.train.model import build_model, precision
-from kit.train.profile import Between, profiled, profiler_problem
+from kit.train.profile import between, profiled, profiler_problem
 from kit.train.steps import STEADY_FROM, KernelProfile
 
 # Warm when a round of steps takes within 3 % of the one before it; what never settles is measured all the same.
@@ -109,11 +109,11 @@ class Trial:
                 return EngineLosses(config.engine, config.dtype, missing=engine.reason), None
             if config.engine == "trainer":
                 whole = LOSS_STEPS + _TIMED_STEPS + 1
-                with Between(self.model, whole) if is_profiled else contextlib.nullcontext() as between:
+                with between(self.model, whole) if is_profiled else contextlib.nullcontext() as read:
                     run = run_trainer(self.model, config, batches if is_profiled else first)
                 losses = run.losses
                 if is_profiled:
-                    profile = between.profile(statistics.median(run.step_s[LOSS_STEPS : whole - 1]))
+                    profile = read(statistics.median(run.step_s[LOSS_STEPS : whole - 1]))
             else:
                 losses = tuple(float(engine.step(*batch)[0]) for batch in first)
                 if is_profiled:

@@ -54,10 +54,6 @@ class TextSet:
     texts: tuple[str, ...]
     sha256: str
 
-    @property
-    def rows(self) -> int:
-        return len(self.texts)
-
 
 def load_texts(source: str | Path) -> TextSet:
     """Reads 'dev-reasoning-v2', or a .jsonl or .txt file of one text a line; blank lines of a .txt mean nothing.
@@ -230,9 +226,9 @@ def batches(
     cut into full rows without padding; what is left of a pass begins the next. Raises UsageError
     at once where the data cannot fill such batches.
     """
-    if not is_packed and batch_size > texts.rows:
+    if not is_packed and batch_size > len(texts.texts):
         raise UsageError(
-            f"batch_size={batch_size} with {texts.rows} texts",
+            f"batch_size={batch_size} with {len(texts.texts)} texts",
             expected="at most as many samples as texts",
             todo="use more data or smaller batches",
         )

@@ -7,13 +7,13 @@ Hugging Face's Trainer drives its own loop and stands in `trainer`.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import importlib.util
 import tempfile
 import time
 import warnings
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -155,19 +155,6 @@ def random_batch(model, config: TrainConfig) -> tuple[torch.Tensor, torch.Tensor
 NOTE = "Hugging Face's Trainer with its defaults, a constant learning rate and nothing logged or saved"
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainerRun:
-    """losses: of each step. step_s: from one `on_step_end` to the next, the first from `on_train_begin`.
-
-    samples: counted in the batches. runtime_s: `train_runtime` as the Trainer reports it.
-    """
-
-    losses: tuple[float, ...]
-    step_s: tuple[float, ...]
-    samples: int
-    runtime_s: float
-
-
 def missing_trainer() -> str | None:
     """Why the Trainer cannot run here; None where it can."""
     if importlib.util.find_spec("accelerate") is None:
@@ -175,9 +162,11 @@ def missing_trainer() -> str | None:
     return None
 
 
-def run_trainer(model, config: TrainConfig, batches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> TrainerRun:
+def run_trainer(model, config: TrainConfig, batches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> SimpleNamespace:
     """Trains `model` on `batches` of (input_ids, labels), each (B, T), in their order, one step a batch.
 
+    Returns the losses of each step; step_s, from one `on_step_end` to the next, the first from `on_train_begin`; samples,
+    counted in the batches; and runtime_s, the `train_runtime` that the Trainer reports.
     Only its weights are changed: accelerate wraps the forward pass for bfloat16, and that is undone.
     """
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -239,4 +228,5 @@ def run_trainer(model, config: TrainConfig, batches: Sequence[tuple[torch.Tensor
         for name in set(vars(model)) - before:
             delattr(model, name)
     steps = tuple(end - start for start, end in zip(ends, ends[1:]))
-    return TrainerRun(tuple(float(loss) for loss in losses), steps, len(rows), metrics["train_runtime"])
+    values = tuple(float(loss) for loss in losses)
+    return SimpleNamespace(losses=values, step_s=steps, samples=len(rows), runtime_s=metrics["train_runtime"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import re
@@ -151,29 +152,23 @@ def profiler_problem() -> str | None:
     return None
 
 
-class Between:
-    """Profiles from the forward pass `number` (from 1) of a model to the one after it, whoever drives the loop."""
+@contextlib.contextmanager
+def between(model: torch.nn.Module, number: int) -> Iterator[Callable[[float], KernelProfile]]:
+    """Profiles from the forward pass `number` (from 1) of a model to the one after it, whoever drives the loop. Gives a
+    function that reads it afterwards, given the time of a step without a profiler."""
+    calls, recorded = itertools.count(1), start_profiler("cuda")
 
-    def __init__(self, model: torch.nn.Module, number: int) -> None:
-        self._model, self._number, self._calls = model, number, 0
-        self._recorded: Any = None
-
-    def __enter__(self) -> Between:
-        self._hook = self._model.register_forward_pre_hook(self._forward)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._hook.remove()
-
-    def _forward(self, module, args) -> None:
-        self._calls += 1
-        if self._calls == self._number:
+    def forward(module, args) -> None:
+        call = next(calls)
+        if call == number:
             torch.cuda.synchronize()
-            self._recorded = start_profiler("cuda")
-            self._recorded.__enter__()
-        elif self._calls == self._number + 1:
+            recorded.__enter__()
+        elif call == number + 1:
             torch.cuda.synchronize()
-            self._recorded.__exit__(None, None, None)
+            recorded.__exit__(None, None, None)
 
-    def profile(self, step_time_s: float) -> KernelProfile:
-        return _read(self._recorded, step_time_s)
+    hook = model.register_forward_pre_hook(forward)
+    try:
+        yield functools.partial(_read, recorded)
+    finally:
+        hook.remove()

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from kit.gpu.nvml import Nvml, NvmlError
@@ -27,17 +28,6 @@ FULL_AT_FIRST, FULL_EVERY = 25, 5
 MOST_SAMPLES = 4096
 # Numbers by which the driver knew this process in earlier recordings: in a container they are not ours.
 _learned: set[int] = set()
-
-
-@dataclasses.dataclass(frozen=True)
-class _Device:
-    """One card as it was before our work."""
-
-    handle: Any
-    uuid: str
-    idle: TelemetrySample | None = None
-    counters: dict[str, int] = dataclasses.field(default_factory=dict)
-    processes: frozenset[int] = frozenset()
 
 
 class Recorder:
@@ -56,8 +46,9 @@ class Recorder:
         self._open = contextlib.ExitStack()
         self._nvml = Nvml()
         self._handle: Any = None
-        self._devices: dict[str, _Device] = {}
-        self._device: _Device | None = None
+        # Each card as it was before our work, by its UUID.
+        self._devices: dict[str, SimpleNamespace] = {}
+        self._device: SimpleNamespace | None = None
         self._error: str | None = "not bound to a device"
         self._reserved_before = _torch_reserved()
         try:
@@ -66,10 +57,15 @@ class Recorder:
         except NvmlError as error:
             self._error = error.found if error.found.startswith("nvidia-ml-py") else f"NVML: {error.found}"
 
-    def _baseline(self, handle: Any) -> _Device:
+    def _baseline(self, handle: Any) -> SimpleNamespace:
         self._handle = handle
-        uuid = self._ask("nvmlDeviceGetUUID") or ""
-        return _Device(handle, uuid, self._read(0.0), self._counters(), frozenset(self._processes() or ()))
+        return SimpleNamespace(
+            handle=handle,
+            uuid=self._ask("nvmlDeviceGetUUID") or "",
+            idle=self._read(0.0),
+            counters=self._counters(),
+            processes=set(self._processes() or ()),
+        )
 
     def bind(self, torch_uuid: str) -> None:
         """Called once CUDA runs: finds torch's device by its UUID, and learns which process is ours."""
@@ -78,7 +74,8 @@ class Recorder:
         plain = _plain(torch_uuid)
         # NVML does not list a MIG slice; our own work is on it already, so nothing is idle.
         slice_of = self._nvml.ask("nvmlDeviceGetHandleByUUID", f"MIG-{plain}") if plain not in self._devices else None
-        device = self._devices.get(plain) or (slice_of and _Device(slice_of, f"MIG-{plain}"))
+        unseen = SimpleNamespace(handle=slice_of, uuid=f"MIG-{plain}", idle=None, counters={}, processes=set())
+        device = self._devices.get(plain) or (slice_of and unseen)
         if not device:
             self._error = "NVML does not know torch's device"
             return

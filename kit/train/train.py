@@ -11,12 +11,12 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from kit.errors import GpuNotUsable, TrainingFailed, UsageError, unwritable
+from kit.errors import GpuNotUsable, TrainingFailed, UsageError
 from kit.process import begin_proof, keep_bytecode
 from kit.records import Verdict, dumps
 from kit.show import Table, card, escape
@@ -177,12 +177,14 @@ def train(
     watch = Watch(state.model, state.optimizer, config, group.all_of(nonce)[0] if group else nonce)
     steps: list[StepRecord] = []
     windows: tuple[float | None, float | None] = (None, None)
-    error = None
-    with _kept(out) as keep:
+    error, folder = None, Path(out) if out else None
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "steps.jsonl" if folder else os.devnull, "w", 1, encoding="utf-8", newline="\n") as log:
 
         def each(record: StepRecord) -> None:
             steps.append(record)
-            keep("steps.jsonl", dumps(record, indent=None) + "\n")
+            log.write(dumps(record, indent=None) + "\n")
             if on_step:
                 on_step(record)
 
@@ -193,34 +195,37 @@ def train(
         finally:
             # Whatever happened, no thread may still be inside the driver when the process ends.
             telemetry = recorder.stop() if recorder else None
-        times.append(time.perf_counter())
-        samples = tuple(recorder.samples) if recorder else ()
-        keep("telemetry.jsonl", "".join(dumps(sample, indent=None) + "\n" for sample in samples))
-        run = TrainingRun(
-            config=config,
-            device_name=torch.cuda.get_device_name() if recorder else "CPU",
-            weights_note=state.weights_note,
-            dataset_sha256=text_set.sha256,
-            dataset_rows=text_set.rows,
-            distinct_texts=len(set(text_set.texts)),
-            order=tuple(batch.sha256[:16] for batch in batches) if group else _prescribed(config, text_set),
-            parameters=sum(p.numel() for p in state.model.parameters()),
-            timings=Timings(),
-            audits=tuple(watch.audits),
-            telemetry=telemetry,
-            versions=_versions(torch),
-            device_window_s=windows[0],
-            wall_window_s=windows[1],
-            compute_capability=torch.cuda.get_device_capability() if recorder else None,
-            error=str(error) if error else None,
-            nonce=watch.nonce,
-            jit_control=jit_control(torch.cuda.current_device()) if recorder else None,
-        )
-        if error is None:
-            run = _witnesses(run, state, steps, batches, group)
-        times.append(time.perf_counter())
-        run = dataclasses.replace(run, timings=Timings(*(end - start for start, end in itertools.pairwise(times))))
-        keep("training.json", dumps(run))
+    times.append(time.perf_counter())
+    samples = tuple(recorder.samples) if recorder else ()
+    if folder:
+        lines = "".join(dumps(sample, indent=None) + "\n" for sample in samples)
+        (folder / "telemetry.jsonl").write_text(lines, encoding="utf-8", newline="\n")
+    run = TrainingRun(
+        config=config,
+        device_name=torch.cuda.get_device_name() if recorder else "CPU",
+        weights_note=state.weights_note,
+        dataset_sha256=text_set.sha256,
+        dataset_rows=len(text_set.texts),
+        distinct_texts=len(set(text_set.texts)),
+        order=tuple(batch.sha256[:16] for batch in batches) if group else _prescribed(config, text_set),
+        parameters=sum(p.numel() for p in state.model.parameters()),
+        timings=Timings(),
+        audits=tuple(watch.audits),
+        telemetry=telemetry,
+        versions=_versions(torch),
+        device_window_s=windows[0],
+        wall_window_s=windows[1],
+        compute_capability=torch.cuda.get_device_capability() if recorder else None,
+        error=str(error) if error else None,
+        nonce=watch.nonce,
+        jit_control=jit_control(torch.cuda.current_device()) if recorder else None,
+    )
+    if error is None:
+        run = _witnesses(run, state, steps, batches, group)
+    times.append(time.perf_counter())
+    run = dataclasses.replace(run, timings=Timings(*(end - start for start, end in itertools.pairwise(times))))
+    if folder:
+        (folder / "training.json").write_text(dumps(run), encoding="utf-8", newline="\n")
     if error is not None:
         raise error
     return TrainingResult(run, tuple(steps), samples)
@@ -239,27 +244,6 @@ def _start(config: TrainConfig, group: Any):
     if starting:
         starting.join()
     return torch
-
-
-@contextlib.contextmanager
-def _kept(out: str | Path | None) -> Iterator[Callable[[str, str], None]]:
-    """Gives a function that adds text to a file in `out`, at once; it keeps nothing where no folder was named."""
-    files: dict[str, Any] = {}
-
-    def keep(name: str, text: str) -> None:
-        if not out:
-            return
-        try:
-            if name not in files:
-                Path(out).mkdir(parents=True, exist_ok=True)
-                files[name] = stack.enter_context(open(Path(out) / name, "w", 1, encoding="utf-8", newline="\n"))
-            files[name].write(text)
-        except OSError as error:
-            raise unwritable(Path(out) / name, error, "name another folder with --out") from error
-
-    with contextlib.ExitStack() as stack:
-        keep("steps.jsonl", "")
-        yield keep
 
 
 def _batches(config: TrainConfig):
