@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import json
@@ -113,33 +114,56 @@ def build(environment: Environment, pick: TorchPick, needs: Sequence[Need], file
           wanted: Mapping[str, str]) -> None:  # fmt: skip
     """Makes the environment in three stages, each one line. Raises SetupFailed, which names the log.
 
-    With uv where it is on PATH, else pip. PyTorch's own index is asked where it answers; else the ordinary one must
-    have this very build.
+    With uv where it is on PATH, else pip, which reads settings that uv does not and tries where uv could not. PyTorch's
+    own index is asked where it answers; else the ordinary one must have this very build.
     """
-    began, folder = time.monotonic(), environment.folder
-    work = _Work(folder.with_name(folder.name + ".log"))
+    began, folder, show = time.monotonic(), environment.folder, process.progress()
+    log, say, environ = folder.with_name(folder.name + ".log"), lambda text: show(f"kit: {text}"), clean_environment()
+    stage = functools.partial(_stage, folder, log, environ, say)
+    dropped = sorted(set(os.environ) - set(environ) - {"PYTHONPATH", "PYTHONHOME"})
+    if dropped:
+        say(f"left out for this: {', '.join(dropped)}\n")
+    log.write_bytes(b"")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / STAMP).write_text("{}\n", encoding="utf-8", newline="\n")
-    installers = work.make(environment)
+
+    # The environment's own Python cannot make it anew: it stood in the folder that was just removed.
+    python, title = getattr(sys, "_base_executable", None) or sys.executable, f"[1/3] Python {sys.version.split()[0]}"
+    pip = [str(environment.python), "-m", "pip", "install", "--no-input", "--progress-bar", "off"]
+    if not can_reach(os.environ.get("PIP_INDEX_URL", PYPI)):
+        pip += ["--retries", "0", "--timeout", "5"]
+    installers, has_pip = [pip], importlib.util.find_spec("ensurepip")
+    if uv := shutil.which("uv"):
+        installers = [[uv, "pip", "install", "--python", str(environment.python)], pip]
+        stage(title, [uv, "venv", "--seed", "--allow-existing", "--python", python, str(folder)])
+    else:
+        say("pip does it; with uv on PATH it is several times quicker (https://docs.astral.sh/uv/).\n")
+        stage(title, [python, "-m", "venv", *([] if has_pip else ["--without-pip"]), str(folder)])
+        if not has_pip:
+            wheel = folder / PIP_URL.rpartition("/")[2]
+            wheel.write_bytes(fetch_pip())
+            stage("pip", [str(environment.python), str(wheel / "pip"), "install", "--no-index", str(wheel)])
+
     index = pick.index_url
     if index and not can_reach(index):
         note = "a mirror or a folder of wheels must hold this very build" if pick.cuda else "it may be a CUDA build"
-        work.say(f"{index} cannot be reached; asking the ordinary index for {pick.requirement} ({note}).\n")
+        say(f"{index} cannot be reached; asking the ordinary index for {pick.requirement} ({note}).\n")
         index = None
     torch = [*(["--index-url", index] if index else []), pick.requirement]
-    work.stage(f"[2/3] {pick.requirement}", folder, *([*install, *torch] for install in installers))
+    stage(f"[2/3] {pick.requirement}", *([*install, *torch] for install in installers))
     names, rest = ", ".join(file.name for file in files), [word for file in files for word in ("-r", str(file))]
-    work.stage(f"[3/3] {names}", folder, *([*install, *rest] for install in installers))
+    stage(f"[3/3] {names}", *([*install, *rest] for install in installers))
+
     # Exit code 0 is not believed: what is needed must be there, and torch carry the right CUDA.
     lacking, cuda = environment.lacks(needs), environment.cuda
     if lacking:
-        raise SetupFailed(f"after the installation {folder} still lacks {lacking}", todo=f"read {work.log}")
+        raise SetupFailed(f"after the installation {folder} still lacks {lacking}", todo=f"read {log}")
     if pick.cuda is not None and cuda != pick.cuda:
         raise SetupFailed(
             f"a torch build with {f'CUDA {dotted(cuda)}' if cuda else 'no CUDA'} was installed",
             expected=f"{pick.requirement} with CUDA {dotted(pick.cuda)}; nothing takes its place",
-            todo=f"see in {work.log} where it came from, and run the same command again",
+            todo=f"see in {log} where it came from, and run the same command again",
         )
     # Notebooks and kernels of this environment find the kit from any folder: a checkout by a .pth file (which Python
     # reads in the locale's encoding), an installed kit as a copy, since its neighbours must not come along.
@@ -149,82 +173,47 @@ def build(environment: Environment, pick: TorchPick, needs: Sequence[Need], file
     else:
         shutil.copytree(process.ROOT / "kit", site / "kit", dirs_exist_ok=True)
     (folder / STAMP).write_text(json.dumps({**wanted, "torch": pick.requirement}), encoding="utf-8", newline="\n")
-    work.say(f"ready after {time.monotonic() - began:.0f} s: {folder}\n")
+    say(f"ready after {time.monotonic() - began:.0f} s: {folder}\n")
 
 
-class _Work:
-    """Runs the programs of a set-up: their words into a log, one line a stage on stderr."""
-
-    def __init__(self, log: Path) -> None:
-        self.log, show = log, process.progress()
-        self.say: Callable[[str], None] = lambda text: show(f"kit: {text}")
-        self.environ = clean_environment(os.environ)
-        dropped = sorted(set(os.environ) - set(self.environ) - {"PYTHONPATH", "PYTHONHOME"})
-        if dropped:
-            self.say(f"left out for this: {', '.join(dropped)}\n")
-        log.write_bytes(b"")
-
-    def make(self, environment: Environment) -> list[list[str]]:
-        """Stage 1, the folder with its Python. Returns the commands that install into it, the preferred one first:
-        pip reads settings that uv does not."""
-        folder, uv = environment.folder, shutil.which("uv")
-        # The environment's own Python cannot make it anew: it stands in the folder that was just removed.
-        python = getattr(sys, "_base_executable", None) or sys.executable
-        title = f"[1/3] Python {sys.version.split()[0]}"
-        pip = [str(environment.python), "-m", "pip", "install", "--no-input", "--progress-bar", "off"]
-        if not can_reach(os.environ.get("PIP_INDEX_URL", PYPI)):
-            pip += ["--retries", "0", "--timeout", "5"]
-        if uv:
-            self.stage(title, folder, [uv, "venv", "--seed", "--allow-existing", "--python", python, str(folder)])
-            return [[uv, "pip", "install", "--python", str(environment.python)], pip]
-        self.say("pip does it; with uv on PATH it is several times quicker (https://docs.astral.sh/uv/).\n")
-        has_pip = importlib.util.find_spec("ensurepip")
-        self.stage(title, folder, [python, "-m", "venv", *([] if has_pip else ["--without-pip"]), str(folder)])
-        if not has_pip:
-            wheel = folder / PIP_URL.rpartition("/")[2]
-            wheel.write_bytes(fetch_pip())
-            self.stage(
-                "pip", folder, [str(environment.python), str(wheel / "pip"), "install", "--no-index", str(wheel)]
-            )
-        return [pip]
-
-    def stage(self, title: str, folder: Path, *commands: Sequence[str]) -> None:
-        """Runs the first program, and the next where it failed. Their output goes to the log alone."""
-        began, before = time.monotonic(), _size(folder)
-        for argv in commands:
-            with self.log.open("ab") as log:
-                log.write(f"$ {' '.join(argv)}\n".encode())
-                log.flush()
-                child = subprocess.Popen(argv, env=self.environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-            try:
-                while (code := child.poll()) is None:
-                    self.say(f"{title}: {time.monotonic() - began:.0f} s, at work ({self.log.name})")
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        child.wait(timeout=1)
-            except BaseException:
-                # Interrupted: a pip under way ends with the set-up that started it.
-                child.terminate()
-                child.wait()
-                raise
-            if code == 0:
-                grown = _size(folder) - before
-                more = f", {memory(grown)} on disk" if grown > 0 else ""
-                return self.say(f"{title}: {time.monotonic() - began:.0f} s{more}\n")
-            if argv is not commands[-1]:
-                self.say(f"{title}: uv could not (exit code {code}), pip tries\n")
-        last = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-4:]
-        raise SetupFailed(
-            f"{title} failed (exit code {code}):\n  " + "\n  ".join(last),
-            expected="an index, a mirror (PIP_INDEX_URL, UV_DEFAULT_INDEX) or a folder of wheels that has it",
-            todo=f"read {self.log}; check network, proxy (HTTPS_PROXY) and disk space, and run it again",
-        )
+def _stage(folder: Path, log: Path, environ: Mapping[str, str], say: Callable[[str], None], title: str,
+           *commands: Sequence[str]) -> None:  # fmt: skip
+    """Runs the first program, and the next where it failed. Their output goes to the log alone."""
+    began, before = time.monotonic(), _size(folder)
+    for argv in commands:
+        with log.open("ab") as file:
+            file.write(f"$ {' '.join(argv)}\n".encode())
+            file.flush()
+            child = subprocess.Popen(argv, env=environ, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        try:
+            while (code := child.poll()) is None:
+                say(f"{title}: {time.monotonic() - began:.0f} s, at work ({log.name})")
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(timeout=1)
+        except BaseException:
+            # Interrupted: a pip under way ends with the set-up that started it.
+            child.terminate()
+            child.wait()
+            raise
+        if code == 0:
+            grown = _size(folder) - before
+            more = f", {memory(grown)} on disk" if grown > 0 else ""
+            return say(f"{title}: {time.monotonic() - began:.0f} s{more}\n")
+        if argv is not commands[-1]:
+            say(f"{title}: uv could not (exit code {code}), pip tries\n")
+    last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-4:]
+    raise SetupFailed(
+        f"{title} failed (exit code {code}):\n  " + "\n  ".join(last),
+        expected="an index, a mirror (PIP_INDEX_URL, UV_DEFAULT_INDEX) or a folder of wheels that has it",
+        todo=f"read {log}; check network, proxy (HTTPS_PROXY) and disk space, and run it again",
+    )
 
 
-def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
+def clean_environment() -> dict[str, str]:
     """Without what would send packages elsewhere, or take those of another place for installed."""
     kept = {
         name: value
-        for name, value in environ.items()
+        for name, value in os.environ.items()
         if name not in ("PYTHONPATH", "PYTHONHOME") and (not name.startswith(("PIP_", "UV_")) or _KEPT.fullmatch(name))
     }
     # As pip has it: of several indexes, the one with the best release.
