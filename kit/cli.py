@@ -218,11 +218,11 @@ def parser(asked: str | None = None) -> tuple[_Parser, dict[str, _Parser]]:
     top.add_argument("--version", action="version", version=version, help="the version, and in a checkout the commit")
     rows = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
-        row = rows.add_parser(name, help=command.help, description=command.help)
-        row.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-        if asked in (None, name):
-            for names, how in (*command.options, *(fields(command) if command.plan else ())):
-                row.add_argument(*names, **how)
+        is_asked = asked in (None, name)
+        row = rows.add_parser(name, help=command.help, description=command.help, add_help=is_asked)
+        options = (_JSON, *command.options, *(fields(command) if command.plan else ())) if is_asked else ()
+        for names, how in options:
+            row.add_argument(*names, **how)
     return top, rows.choices
 
 
@@ -586,6 +586,7 @@ def _counts(text: str) -> tuple[int, ...]:
     return tuple(int(word) for word in text.split(","))
 
 
+_JSON = option("--json", action="store_true", help="print one JSON object and nothing else")
 _DEVICE_HELP = "cuda is strict; cpu is a rehearsal that claims nothing about a GPU (default: cuda)"
 _DEVICE = option("--device", choices=("cuda", "cpu"), default="cuda", help=_DEVICE_HELP)
 _EXPECTED = (
