@@ -114,6 +114,9 @@ case("no driver in a container", dark({**silent, "nvidia_smi_gpus": ()}, error="
 case("nothing answers", recorded(torch=torch(**DARK, error="Found no NVIDIA driver"), has_nvidia_device=True))
 inside = Platform("Linux", is_container=True)
 case("in a container", recorded(torch=torch(**DARK), has_nvidia_device=False, platform=inside))
+void = {"environment": {"NVIDIA_VISIBLE_DEVICES": "void"}, "platform": inside}
+case("in a container without the GPU", recorded(torch=torch(**DARK), driver=Driver(), **void))
+case("in a container that says so and has it", h100(**void))
 case("NVML is broken", h100(driver=Driver(nvml_error="Unknown Error"), proof=None))
 case("NVML is broken and it ran", h100(driver=Driver(nvml_error="Unknown Error")))
 case("no list", h100(driver=driver(gpus=()), proof=None))
