@@ -38,7 +38,7 @@ CONTROL = ("tests/train/test_negative_control.py",)
 TESTS = {
     "kit/train/judge_training.py": TRAINING,
     "kit/gpu/judge_machine.py": MACHINE,
-    "kit/gpu/diagnose.py": MACHINE,
+    "kit/gpu/diagnose.py": (*MACHINE, "tests/gpu/test_explain.py"),
     "kit/evidence/conclude.py": (*TRAINING, *CONTROL),
 }
 # Left out: those that start a child with torch, and one that reads the source of the rules.

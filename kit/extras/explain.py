@@ -9,9 +9,8 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from kit.errors import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_PASS
-from kit.gpu.causes import Reading, facts_in
 from kit.gpu.compat import parse_driver
-from kit.gpu.diagnose import Case, Diagnosis
+from kit.gpu.diagnose import Case, Diagnosis, Reading, facts_in
 from kit.gpu.facts import Driver, Gpu, MachineFacts, Platform, Torch
 from kit.gpu.judge_machine import disagreements
 from kit.gpu.remedy import Remedy, remedy_for

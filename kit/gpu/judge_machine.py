@@ -11,9 +11,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kit.gpu.causes import Reading
 from kit.gpu.compat import TEGRA
-from kit.gpu.diagnose import Case
+from kit.gpu.diagnose import Case, Reading
 from kit.gpu.facts import Driver, Expectation, Gpu, JitControl, MachineFacts
 from kit.gpu.specs import normalise, possible_capabilities
 from kit.records import Check, Outcome, Verdict

@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from kit.gpu import compat, wheels
-from kit.gpu.causes import table
 from kit.gpu.compat import (
     TEGRA,
     Capability,
@@ -23,7 +22,7 @@ from kit.gpu.compat import (
     text_of,
     toolkit_driver,
 )
-from kit.gpu.diagnose import PLACES, Case
+from kit.gpu.diagnose import PLACES, Case, table
 from kit.gpu.facts import MachineFacts
 from kit.gpu.specs import families, first_driver, last_driver_branch, still_driven
 from kit.gpu.wheels import Wheel, platform_of, version_of

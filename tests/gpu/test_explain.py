@@ -21,8 +21,7 @@ from machine_sample import h100
 from kit.extras.explain import as_json, as_text, exit_code, explain
 from kit.gpu import compat, wheels
 from kit.gpu import diagnose as di
-from kit.gpu.causes import EMPTY, Reading, causes, plain_part, table
-from kit.gpu.diagnose import DIAGNOSES, Case
+from kit.gpu.diagnose import DIAGNOSES, EMPTY, Case, Reading, causes, plain_part, table
 from kit.records import dumps
 
 DATA = Path(__file__).parents[1] / "data" / "explain"
