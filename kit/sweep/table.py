@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import io
 import itertools
-import math
 import random
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -302,7 +301,7 @@ class SameLosses:
 
     def difference(self, row: EngineLosses) -> float | None:
         """The largest over the steps that both have, in nats; None where a loss is not finite or there is none."""
-        if None in (*row.losses, *self.reference) or not all(map(math.isfinite, (*row.losses, *self.reference))):
+        if None in (*row.losses, *self.reference):
             return None
         return max((abs(a - b) for a, b in zip(row.losses, self.reference)), default=None)
 

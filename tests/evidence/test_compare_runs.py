@@ -39,19 +39,14 @@ def test_welch_agrees_with_a_worked_example():
     assert (middle - half, middle + half) == (pytest.approx(-0.20548, abs=1e-3), pytest.approx(3.36548, abs=1e-3))
 
 
-@pytest.mark.parametrize(
-    "ratio,low,high,expected",
-    [
-        (0.90, 0.85, 0.95, "regression"),
-        (0.97, 0.96, 0.98, "same"),
-        (0.94, 0.88, 1.01, "inconclusive"),
-        (0.96, 0.93, 0.99, "inconclusive"),
-        (1.10, 1.05, 1.15, "improved"),
-        (1.0, 0.95, 1.05, "same"),
-        (1.0, 0.9, 1.1, "inconclusive"),
-        (0.95, 0.94, 0.96, "regression"),
-    ],
-)
+RULE = [
+    (0.90, 0.85, 0.95, "regression"), (0.97, 0.96, 0.98, "same"), (0.94, 0.88, 1.01, "inconclusive"),
+    (0.96, 0.93, 0.99, "inconclusive"), (1.10, 1.05, 1.15, "improved"), (1.0, 0.95, 1.05, "same"),
+    (1.0, 0.9, 1.1, "inconclusive"), (0.95, 0.94, 0.96, "regression"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("ratio,low,high,expected", RULE)
 def test_rule(ratio, low, high, expected):
     assert decide(ratio, low, high) == expected
 

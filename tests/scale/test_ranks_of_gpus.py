@@ -14,11 +14,12 @@ SMOKE = TrainConfig()
 
 
 @pytest.fixture(autouse=True)
-def several_gpus():
+def count():
     import torch
 
     if torch.cuda.device_count() < 2:
         pytest.skip(f"{torch.cuda.device_count()} GPU here, two are needed")
+    return torch.cuda.device_count()
 
 
 def test_sharded_ranks_pass_every_check():
@@ -26,24 +27,18 @@ def test_sharded_ranks_pass_every_check():
     assert result.verdict.outcome is Outcome.PASS, str(result)
 
 
-def test_a_killed_rank_is_named_on_gpus(tmp_path, fault):  # noqa: F811
-    fault("kill:1:5")
-    result = train_ranks(SMOKE, 2, out=tmp_path)
-    assert result.run.reason == "rank 1 was ended by SIGKILL"
-    assert len(result.ranks[0].steps) >= 3 and result.verdict.outcome is Outcome.FAIL
-
-
-def test_a_hanging_rank_is_named_on_gpus(tmp_path, fault):  # noqa: F811
-    fault("hang:1:5")
+@pytest.mark.parametrize(
+    "what, said",
+    [("kill", "rank 1 was ended by SIGKILL"), ("hang", "rank 1 does not go on after 4 steps (rank_fault.py")],
+)
+def test_a_rank_that_is_killed_or_hangs_is_named_on_gpus(tmp_path, fault, what, said):  # noqa: F811
+    fault(f"{what}:1:5")
     result = train_ranks(SMOKE, 2, out=tmp_path, hang_s=40)
-    assert result.run.reason.startswith("rank 1 does not go on after 4 steps (rank_fault.py")
-    assert result.verdict.outcome is Outcome.FAIL
+    assert result.run.reason.startswith(said) and result.verdict.outcome is Outcome.FAIL
+    assert len(result.ranks[0].steps) >= 3
 
 
-def test_one_rank_too_many_is_named(tmp_path):
-    import torch
-
-    count = torch.cuda.device_count()
+def test_one_rank_too_many_is_named(tmp_path, count):
     result = train_ranks(SMOKE, count + 1, out=tmp_path)
     assert f"rank {count} is number {count} on its node, which shows {count} GPUs" in result.run.reason
     assert result.verdict.outcome is Outcome.FAIL

@@ -39,20 +39,14 @@ def test_every_point_of_the_grid_is_measured_once_in_an_order_of_the_seed():
     assert order[0] == [6, 4, 3, 2, 7, 1, 0, 5] != order[1], "the shuffle is frozen"
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"batch_sizes": ()},
-        {"batch_sizes": (4, 4)},
-        {"seq_lens": (512,)},
-        {"dtypes": ("fp7",)},
-        {"blocks": 0},
-        *({"more_points": (point,)} for point in ((1, 16, "float32"), (4, 16), "4x16", 4, (4, 16, "fp7"))),
-        {"more_points": ((4, 16, "float32"), [4, 16, "float32"])},
-        {"more_points": ((4, 512, "float32"),)},
-        {"more_points": (("4", 16, "float32"),)},
-    ],
-)
+GRID = [{"batch_sizes": ()}, {"batch_sizes": (4, 4)}, {"seq_lens": (512,)}, {"dtypes": ("fp7",)}, {"blocks": 0}]
+POINTS = [
+    ((1, 16, "float32"),), ((4, 16),), ("4x16",), (4,), ((4, 16, "fp7"),), ((4, 512, "float32"),),
+    (("4", 16, "float32"),), ((4, 16, "float32"), [4, 16, "float32"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [*GRID, *({"more_points": points} for points in POINTS)])
 def test_an_impossible_plan_is_refused_before_anything_runs(changes):
     with pytest.raises(UsageError):
         plan(**changes)

@@ -97,15 +97,15 @@ def devices(case: Ranks) -> Answer:
     """Each rank's device by UUID: its own alone, and at the end the one that it took at the start."""
     device, problems, seen = case.run.config.device, [], {}
     for rank, record in case.records.items():
-        trained = case.ranks[rank].run
-        uuid = record.trained_uuid or record.device_uuid
-        is_other = record.device_uuid and record.trained_uuid and record.device_uuid != record.trained_uuid
-        problems += [f"rank {rank}: {record.error}"] if record.error else []
-        problems += [f"rank {rank} is on {record.device}"] if record.device != device else []
-        if trained and trained.config.device != device:
-            problems.append(f"rank {rank} trained on {trained.config.device}")
-        problems += [f"rank {rank} took one GPU and trained on another"] if is_other else []
-        problems += [f"ranks {seen[uuid]} and {rank} are on the same GPU"] if uuid in seen else []
+        trained, uuid = case.ranks[rank].run, record.trained_uuid or record.device_uuid
+        wrong = {
+            f"rank {rank}: {record.error}": record.error,
+            f"rank {rank} is on {record.device}": record.device != device,
+            f"rank {rank} trained on {trained and trained.config.device}": trained and trained.config.device != device,
+            f"rank {rank} took one GPU and trained on another": (record.device_uuid or uuid) != uuid,
+            f"ranks {seen.get(uuid)} and {rank} are on the same GPU": uuid in seen,
+        }
+        problems += [words for words, is_so in wrong.items() if is_so]
         seen |= {uuid: rank} if uuid else {}
     told = f"{len(seen)} GPUs told apart by UUID" if device == "cuda" else f"{len(case.ranks)} ranks on the CPU"
     is_unknown = device == "cuda" and len(seen) < case.run.world_size
@@ -119,10 +119,9 @@ def devices(case: Ranks) -> Answer:
 )
 def all_reduce(case: Ranks) -> Answer:
     count = case.run.world_size
-    told = {rank: record for rank, record in case.records.items() if record.sum_expected is not None}
-    # None beside an expectation was not finite.
-    is_right = {rank: r.sum_found == r.sum_expected == count * (count + 1) / 2 for rank, r in told.items()}
-    wrong = [rank for rank, is_good in is_right.items() if not is_good]
+    # A sum of None beside an expectation was not finite.
+    told = {rank: r for rank, r in case.records.items() if r.sum_expected is not None}
+    wrong = [rank for rank, r in told.items() if not r.sum_found == r.sum_expected == count * (count + 1) / 2]
     found = f"the sum is wrong on rank {_list(wrong)}" if wrong else f"right on {len(told)} of {count} ranks"
     return say(False if wrong else True if len(told) == count else None, found)
 
