@@ -228,11 +228,9 @@ class _Run:
         now_s = self._clock_s + time.monotonic() - self._began_s
         moved_s, notes = time.time() - now_s, changes.pop("notes", self.record.notes)
         if abs(moved_s) > _CLOCK_STEP_S:
-            told = f"The machine's clock was moved by {moved_s:+.0f} s during the run; "
-            notes = (
-                *(note for note in notes if not note.startswith(told[:19])),
-                f"{told}the durations do not depend on it.",
-            )
+            told = f"The machine's clock was moved by {moved_s:+.0f} s during the run"
+            others = (note for note in notes if not note.startswith("The machine's clock"))
+            notes = (*others, f"{told}; the durations do not depend on it.")
         ended = datetime.datetime.fromtimestamp(now_s, datetime.UTC).isoformat(timespec="milliseconds")
         self.record = dataclasses.replace(self.record, ended_utc=ended, notes=notes, **changes)
         self.bundle.write_json("raw/run.json", self.record)

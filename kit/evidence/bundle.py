@@ -124,16 +124,15 @@ class Bundle:
         final = self.folder / self.run_id
         try:
             sync_folder(self.path)
-            for attempt in range(10):
-                try:
+            for _ in range(10):
+                # On Windows a virus scanner or an open viewer holds files for a moment.
+                with contextlib.suppress(PermissionError):
                     os.rename(self.path, final)
                     break
-                except PermissionError:
-                    # On Windows a virus scanner or an open viewer holds files for a moment.
-                    if attempt == 9:
-                        self.notes += (f"the folder could not be renamed; the report is whole in {self.path.name}",)
-                        return self.path
-                    time.sleep(0.2)
+                time.sleep(0.2)
+            else:
+                self.notes += (f"the folder could not be renamed; the report is whole in {self.path.name}",)
+                return self.path
             sync_folder(self.folder)
         except OSError as error:
             raise failed(final, 0, error) from error

@@ -45,13 +45,12 @@ def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o644) -> Path:
 
 def sync_folder(folder: Path) -> None:
     """Makes a rename in `folder` last through a power cut, where the system lets a folder be synced."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    if os.name != "nt":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def failed(path: Path, size: int, error: OSError) -> WriteFailed:

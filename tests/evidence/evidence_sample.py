@@ -31,66 +31,43 @@ CAPTURES = ("env_info.txt", "torch_version.txt", "cuda_check.txt", "nvidia_smi.t
 SOURCES = ("a = 1", "b = 2")
 
 
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def png(width=4, extra=b""):
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = struct.pack(">IIBBBBB", width, 1, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", head)
-        + extra
-        + chunk(b"IDAT", zlib.compress(b"\0" * (width + 1)))
-        + chunk(b"IEND", b"")
-    )
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, 8, 0, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(b"\0" * (width + 1)))
+    return b"\x89PNG\r\n\x1a\n" + head + extra + pixels + chunk(b"IEND", b"")
 
 
-def text_chunk(text):
-    data = b"Comment\0" + text.encode()
-    return struct.pack(">I", len(data)) + b"tEXt" + data + struct.pack(">I", zlib.crc32(b"tEXt" + data))
+def textchunk(text):
+    return chunk(b"tEXt", b"Comment\0" + text.encode())
+
+
+def _cell(kind, name, source, tags=(), **more):
+    return {"cell_type": kind, "id": name, "metadata": {"tags": [*tags]} if tags else {}, "source": source, **more}
 
 
 def notebook(*sources, executed=True, nonce=NONCE, pictures=None):
     """An article of one idea and `sources`, one a cell; executed, with the parameters that papermill gives."""
-    code = [(f"c{count}", source, []) for count, source in enumerate(sources, 1)]
-    if executed and nonce:
-        code.insert(0, ("p", f'# Parameters\nnonce = "{nonce}"\n', ["injected-parameters"]))
-    cells = [{"cell_type": "markdown", "id": "m", "metadata": {}, "source": "# A notebook\n\nOne `idea` a **cell**."}]
-    for count, (name, source, tags) in enumerate(code, 1):
+    cells = [_cell("markdown", "m", "# A notebook\n\nOne `idea` a **cell**.")]
+    given = ("p", f'# Parameters\nnonce = "{nonce}"\n', ["injected-parameters"])
+    code = [given] if executed and nonce else []
+    code += [(f"c{count}", source, []) for count, source in enumerate(sources, 1)]
+    for count, cell in enumerate(code, 1):
         outputs = [{"output_type": "stream", "name": "stdout", "text": f"ran {count}\n"}] if executed else []
-        cells.append(
-            {
-                "cell_type": "code",
-                "id": name,
-                "metadata": {"tags": tags} if tags else {},
-                "source": source,
-                "execution_count": count if executed else None,
-                "outputs": outputs,
-            }
-        )
+        cells.append(_cell("code", *cell, execution_count=count if executed else None, outputs=outputs))
     for picture in ((png(),) if pictures is None else pictures) if executed else ():
         shown = {"image/png": base64.b64encode(picture).decode() + "\n", "text/plain": "a figure"}
         cells[-1]["outputs"].append({"output_type": "display_data", "data": shown, "metadata": {}})
-    return {
-        "cells": cells,
-        "metadata": {"kernelspec": {"name": "python3", "display_name": "P", "language": "python"}},
-        "nbformat": 4,
-        "nbformat_minor": 5,
-    }
+    kernel = {"name": "python3", "display_name": "P", "language": "python"}
+    return {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
 
 
 def run_record(state="COMPLETE", device="cuda", run_id=RUN_ID, **more):
-    failed = state != "COMPLETE"
-    run = NotebookRun(
-        "01_smoke",
-        "failed" if failed else "ok",
-        1.5,
-        2,
-        1 if failed else 2,
-        2 if failed else None,
-        "ZeroDivisionError: division by zero" if failed else None,
-        source_sha256(notebook(*SOURCES)),
-    )
+    failed, sha256 = state != "COMPLETE", source_sha256(notebook(*SOURCES))
+    how = ("failed", 1.5, 2, 1, 2, "ZeroDivisionError: division by zero") if failed else ("ok", 1.5, 2, 2, None, None)
     return {
         "run_id": run_id,
         "nonce": run_nonce("9f" * 10, more.get("reviewer_nonce")),
@@ -100,7 +77,7 @@ def run_record(state="COMPLETE", device="cuda", run_id=RUN_ID, **more):
         "device": device,
         "expectation": {"gpu_name": None, "min_cuda": None, "device": device},
         "parameters": {},
-        "notebooks": [to_json(run)],
+        "notebooks": [to_json(NotebookRun("01_smoke", *how, sha256))],
         "state": state,
         "started_utc": "2026-11-01T12:00:00.000+00:00",
         "ended_utc": "2026-11-01T12:01:00.000+00:00",

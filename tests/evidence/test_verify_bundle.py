@@ -7,13 +7,11 @@ import os
 import random
 import re
 import shutil
-import struct
 import subprocess
 import sys
 import tarfile
 import time
 import zipfile
-import zlib
 from pathlib import Path
 
 import evidence_sample as sample
@@ -493,7 +491,7 @@ def _fuzzed(draw, data, other):
 
 def test_fifty_megabytes_in_three_seconds(bundle, tally):
     draw = random.Random(1)
-    figures = [sample.png(extra=_chunk(draw.randbytes(650_000))) for _ in range(30)]
+    figures = [sample.png(extra=sample.chunk(b"vpAg", draw.randbytes(650_000))) for _ in range(30)]
     shown = json.dumps(sample.notebook(*sample.SOURCES, pictures=(sample.png(), *figures[:8])), indent=1)
     (bundle / "notebooks/01_smoke.ipynb").write_text(shown, encoding="utf-8")
     for index, figure in enumerate(figures):
@@ -511,10 +509,6 @@ def test_fifty_megabytes_in_three_seconds(bundle, tally):
     assert found.outcome is Outcome.PASS, text(found)
     tally(f"verify a bundle of {size / 1e6:.0f} MB", 1, f"{taken:.2f} s")
     assert size > 40e6 and taken < 3
-
-
-def _chunk(data):
-    return struct.pack(">I", len(data)) + b"vpAg" + data + struct.pack(">I", zlib.crc32(b"vpAg" + data))
 
 
 def test_verify_needs_the_standard_library_only(bundle):
