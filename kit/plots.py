@@ -35,10 +35,9 @@ def figure_of(panels: int, title: str, caption: str, *, most: int = 2) -> tuple[
     return figure, list(figure.subplots(lines, columns, squeeze=False).flat)
 
 
-def look(colour: int, marker: int | None = None) -> dict[str, str]:
+def look(number: int) -> dict[str, str]:
     """Colour and marker of a line, by its number."""
-    marker = colour if marker is None else marker
-    return {"color": COLOURS[colour % len(COLOURS)], "marker": MARKERS[marker % len(MARKERS)]}
+    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
 
 
 def rates(axis, places: Sequence[float], amounts: Sequence[float], times: Sequence[Sequence[float]], **style) -> None:
