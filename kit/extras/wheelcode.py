@@ -30,7 +30,6 @@ from kit.units import dotted
 _MAGIC = b"\x50\xed\x55\xba"
 _CONTAINER = struct.Struct("<IHHQ")
 _IMAGE = struct.Struct("<HHIQIIHHIIIQ")
-_KINDS = {1: True, 2: False}
 _ARCH_SPECIFIC, _FAMILY_SPECIFIC = 0x100000, 0x200000
 _LIBRARY = re.compile(r"\.(?:so(?:\.\d+){0,4}|dll|pyd)$", re.IGNORECASE)
 _CHUNK = 4 * 1024 * 1024
@@ -153,10 +152,10 @@ def images(file: IO[bytes]) -> Iterator[Code]:
         end, place = place + header_size + size, place + header_size
         while place + _IMAGE.size <= end and len(image := window.at(place, _IMAGE.size)) == _IMAGE.size:
             kind, _, header_size, size, _, _, _, _, arch, _, _, flags = _IMAGE.unpack(image)
-            if kind not in _KINDS or not _IMAGE.size <= header_size <= 4096 or not 20 <= arch < 1000:
+            if kind not in (1, 2) or not _IMAGE.size <= header_size <= 4096 or not 20 <= arch < 1000:
                 break
             letter = "a" if flags & _ARCH_SPECIFIC else "f" if flags & _FAMILY_SPECIFIC else ""
-            yield Code((arch // 10, arch % 10), _KINDS[kind], letter)
+            yield Code((arch // 10, arch % 10), kind == 1, letter)
             place += header_size + size
 
 

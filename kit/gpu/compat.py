@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from kit.units import dotted
+from kit.units import dotted, pair
 
 # Dated facts with sources, as JSON: wheels, drivers, GPUs. Read once, at first use.
 
@@ -29,8 +29,7 @@ def load(name: str) -> Any:
 
 def version_of(text: str) -> tuple[int, int]:
     """'2.13', '12.8' -> (2, 13), (12, 8): a version of the tables, which all have two numbers."""
-    major, minor = text.split(".")[:2]
-    return int(major), int(minor)
+    return pair(text) or (0, 0)
 
 
 # Which code of a build runs on which GPU, in words.

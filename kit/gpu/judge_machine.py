@@ -490,13 +490,11 @@ def still_there(begin: MachineFacts, end: MachineFacts | None) -> Check:
     if end is None:
         return Check(name, Outcome.INCONCLUSIVE, "the machine was not looked at again", expected)
     drivers = [facts.driver or Driver() for facts in (begin, end)]
+    new = sorted(set(end.xids or ()) - set(begin.xids or ()))
     before, after = ([(driver.version, gpu.name, gpu.uuid) for gpu in driver.gpus] for driver in drivers)
-    values = {"new_xids": sorted(set(end.xids or ()) - set(begin.xids or ()))}
-    found = f"{len(before)} devices at the beginning, {len(after)} at the end"
-    if before == after and not values["new_xids"]:
-        return Check(name, Outcome.PASS, found, expected, "", values)
-    found += (
-        f"; new Xid errors: {values['new_xids']}" if values["new_xids"] else "; not the same ones, or another driver"
-    )
+    counts = f"{len(before)} devices at the beginning, {len(after)} at the end"
+    if before == after and not new:
+        return Check(name, Outcome.PASS, counts, expected, "", {"new_xids": new})
+    differ = f"new Xid errors: {new}" if new else "not the same ones, or another driver"
     todo = "Restart the machine and run again; look for Xid errors in the kernel log."
-    return Check(name, Outcome.FAIL, found, expected, todo, values)
+    return Check(name, Outcome.FAIL, f"{counts}; {differ}", expected, todo, {"new_xids": new})
