@@ -92,6 +92,14 @@ def test_commands_without_packages_run_on_a_bare_python(line, tmp_path):
     assert "Traceback" not in done.stderr and "No module named" not in done.stderr
 
 
+def test_explain_loads_neither_another_flow_nor_what_is_slow_to_load(tmp_path):
+    """Half of its half second was once the options of other commands."""
+    (tmp_path / "paste.txt").write_text("AssertionError: Torch not compiled with CUDA enabled\n")
+    slow = {"kit.train", "kit.sweep", "kit.setup", "importlib.metadata", "statistics", "subprocess", "ctypes"}
+    run = f"from kit.__main__ import main; main(['explain', {str(tmp_path / 'paste.txt')!r}])"
+    assert run_bare(f"{run}; print('loaded', sorted({slow!r} & set(sys.modules)))").stdout.endswith("loaded []\n")
+
+
 def test_an_unknown_name_of_the_kit_is_an_attribute_error():
     done = run_bare("import kit\ntry:\n    kit.nothing\nexcept AttributeError as error:\n    print(error)")
     assert "nothing" in done.stdout and not done.stderr
