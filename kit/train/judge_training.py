@@ -131,11 +131,6 @@ class Run:
             return f"no reading for {gap:.1f} s of {end - begin:.1f} s"
         return ""
 
-    @property
-    def positions(self) -> int:
-        """B × T of a full batch."""
-        return self.config.batch_size * self.config.seq_len
-
 
 def in_window(steps: Sequence[StepRecord], samples: Sequence[TelemetrySample]) -> list[TelemetrySample]:
     """The samples taken between the start of the first and the end of the last step."""
@@ -290,7 +285,9 @@ def _contradictions(case: Run, profile: KernelProfile) -> Iterator[str]:
     """What says that the device did not do all of this step. Two counts, of torch's dispatcher and of the
     profiler, each have to find the products that the model needs."""
     device, shape = case.config.device, case.config.shape
-    needed, needed_flop = weight_products(shape), weight_flop(shape, case.positions)
+    # B × T of a full batch.
+    positions = case.config.batch_size * case.config.seq_len
+    needed, needed_flop = weight_products(shape), weight_flop(shape, positions)
     counted, flop = profile.products.get(device, 0), profile.product_flop.get(device, 0.0)
     if not profile.device_time_s or not profile.kernels:
         yield "no kernel ran on the device"
@@ -307,7 +304,7 @@ def _contradictions(case: Run, profile: KernelProfile) -> Iterator[str]:
     by_name = profile.matmul_kernels or 0
     if by_name < needed and ((profile.kernels or 0) < needed or by_name < shape.n_layer):
         yield f"{by_name} matrix kernels where the model needs {needed}"
-    budget = COPY_BUDGET_BYTES + 2 * 8 * case.positions + case.scheme_copy_bytes
+    budget = COPY_BUDGET_BYTES + 2 * 8 * positions + case.scheme_copy_bytes
     if (profile.copied_bytes or 0) > budget:
         yield f"{memory(profile.copied_bytes)} copied between host and device where the batch needs {memory(budget)}"
 

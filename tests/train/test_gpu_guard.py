@@ -175,8 +175,12 @@ def own(before=lambda b: lambda self: None, **more):
 
 def in_state(make):
     """Optimizer state of the first parameter, made at the first step."""
-    first = lambda b: b.model.embed_tokens.weight  # noqa: E731
-    return own(lambda b: lambda self: self.state[first(b)].update(make(torch.zeros(4, device=b.away))))
+
+    def before(b):
+        first, tensor = b.model.embed_tokens.weight, torch.zeros(4, device=b.away)
+        return lambda self: self.state[first].update(make(tensor))
+
+    return own(before)
 
 
 def at(step, change):
