@@ -344,7 +344,7 @@ def run_train(args: argparse.Namespace) -> Answer:
         return _train_ranks(config, args)
     from kit.train.train import train
 
-    result = train(config, out=args.out, on_step=_step_line())
+    result = train(config, out=args.out, on_step=_say_step)
     record = {
         "verdict": result.verdict.outcome,
         "throughput": result.throughput,
@@ -354,14 +354,9 @@ def run_train(args: argparse.Namespace) -> Answer:
     return Answer(f"{result.sentence}\n\n{result.table}\n\n{result.verdict}", record, result.verdict.outcome.exit_code)
 
 
-def _step_line() -> Callable[[Any], None]:
-    say = progress()
-
-    def line(step: Any) -> None:
-        loss = "not finite" if step.loss is None else f"{step.loss:.4f}"
-        say(f"step {step.step}: loss {loss}, {step.step_time_s * 1e3:.1f} ms\n")
-
-    return line
+def _say_step(step: Any) -> None:
+    loss = "not finite" if step.loss is None else f"{step.loss:.4f}"
+    progress()(f"step {step.step}: loss {loss}, {step.step_time_s * 1e3:.1f} ms\n")
 
 
 def _train_ranks(config: Any, args: argparse.Namespace) -> Answer:
@@ -374,7 +369,7 @@ def _train_ranks(config: Any, args: argparse.Namespace) -> Answer:
 
         result = scale.train_ranks(config, args.gpus, parallel=args.parallel, out=args.out, on_progress=line)
     else:
-        group, rank = part("worker").train_rank(config, parallel=args.parallel, out=args.out, on_step=_step_line())
+        group, rank = part("worker").train_rank(config, parallel=args.parallel, out=args.out, on_step=_say_step)
         result = scale.conclude_here(group, rank, config, args.parallel, args.out)
         group.leave()
         if result is None:

@@ -200,28 +200,6 @@ def pick_torch(device: str, machine: Machine) -> TorchPick:
     if device == "cpu" or not machine.has_driver:
         why = "the CPU was asked for by name" if device == "cpu" else "this machine shows no NVIDIA driver"
         return TorchPick("cpu", CPU_TORCH, f"{wheels.INDEX}/cpu", f"{why}.")
-    return _gpu(machine)
-
-
-def no_gpu(machine: Machine) -> GpuNotUsable:
-    """Why there is no GPU to prove, before anything is installed."""
-    said = machine.driver.nvml_error or "the driver lists no GPU"
-    if not machine.has_hardware:
-        found, todo = f"no NVIDIA GPU was found ({said}).", f"{REHEARSE}."
-    else:
-        if "mismatch" in said.lower():
-            cure = "restart the machine: the driver was upgraded while its old kernel module stayed loaded."
-        elif machine.is_container:
-            cure = "start the container with the driver's libraries (docker run --gpus all)."
-        else:
-            cure = "install the NVIDIA driver and restart."
-        found = f"an NVIDIA GPU is there, but its driver does not answer ({said})."
-        todo = f"{cure} Until then {REHEARSE}."
-    expected = "an NVIDIA GPU with a driver that answers (device=cuda)."
-    return GpuNotUsable(f"{NO_GPU}: {found}", expected=expected, todo=todo, diagnosis=NO_GPU)
-
-
-def _gpu(machine: Machine) -> TorchPick:
     driver = machine.driver
     counts = collections.Counter(gpu.name or "an unnamed GPU" for gpu in driver.gpus)
     names = ", ".join(name if n == 1 else f"{n} x {name}" for name, n in counts.items())
@@ -250,3 +228,21 @@ def _gpu(machine: Machine) -> TorchPick:
     exact = f"torch=={wheel.release}+{wheel.variant}" if wheel.index_url else f"torch==={wheel.release}"
     reason = f"{names}, driver {driver.version}: {why}"
     return TorchPick("gpu", exact, wheel.index_url, reason, wheel.cuda)
+
+
+def no_gpu(machine: Machine) -> GpuNotUsable:
+    """Why there is no GPU to prove, before anything is installed."""
+    said = machine.driver.nvml_error or "the driver lists no GPU"
+    if not machine.has_hardware:
+        found, todo = f"no NVIDIA GPU was found ({said}).", f"{REHEARSE}."
+    else:
+        if "mismatch" in said.lower():
+            cure = "restart the machine: the driver was upgraded while its old kernel module stayed loaded."
+        elif machine.is_container:
+            cure = "start the container with the driver's libraries (docker run --gpus all)."
+        else:
+            cure = "install the NVIDIA driver and restart."
+        found = f"an NVIDIA GPU is there, but its driver does not answer ({said})."
+        todo = f"{cure} Until then {REHEARSE}."
+    expected = "an NVIDIA GPU with a driver that answers (device=cuda)."
+    return GpuNotUsable(f"{NO_GPU}: {found}", expected=expected, todo=todo, diagnosis=NO_GPU)
