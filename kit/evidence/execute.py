@@ -66,8 +66,10 @@ def _as_kind(value: Any, kind: str, default: Any) -> Any:
     if kind == "float" and type(value) is int:
         return float(value)
     wanted: Any = {"str": str, "int": int, "float": float, "bool": bool, "list": list}.get(kind, type(default))
-    items = {type(item) for item in value} if wanted is type(value) is list and default else set()
-    return value if wanted is type(value) and items <= {type(default[0]) if items else None} else None
+    if wanted is not type(value):
+        return None
+    odd = {type(item) for item in value} - {type(default[0])} if wanted is list and default else set()
+    return None if odd else value
 
 
 def execute(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import io
 import json
 import os
 import random
@@ -349,43 +350,32 @@ def test_line_ends_that_git_changed_are_recognised(bundle):
     assert found.outcome is Outcome.INVALID and found.found.startswith(f"line ends changed: {len(texts)} of ")
 
 
-def packed(bundle, path, *, base, prefix="", litter=()):
-    """A zip or tar.gz of the bundle, with names relative to `base`."""
-    entries = {prefix + p.relative_to(base).as_posix(): p.read_bytes() for p in bundle.rglob("*") if p.is_file()}
-    entries |= dict.fromkeys(litter, b"\0\5\x16\7")
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, data in entries.items():
-                archive.writestr(name, data)
-    else:
-        staged = path.parent / "staged"
-        for name, data in entries.items():
-            (staged / name).parent.mkdir(parents=True, exist_ok=True)
-            (staged / name).write_bytes(data)
-        with tarfile.open(path, "w:gz") as archive:
-            archive.add(staged, "." if prefix else "")
-    return path
+PACKINGS = [
+    # the folder itself or what is in it, what stands before each name, what a file manager adds
+    *((base, prefix, ()) for base in (0, 1) for prefix in ("", "./")),
+    (1, "", ("__MACOSX/{0}/._README.md", "{0}/.DS_Store", "{0}/raw/.DS_Store")),
+    (0, "", ("Thumbs.db", "desktop.ini")),
+]
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
-def test_honest_packaging_verifies(bundle, tmp_path, kind):
+@pytest.mark.parametrize("base,prefix,litter", PACKINGS)
+def test_honest_packaging_verifies(bundle, tmp_path, kind, base, prefix, litter):
     """As zip, Finder, Explorer and tar write it: with and without the folder, with ./, with what a Mac adds."""
-    name = bundle.name
-    finder = (f"__MACOSX/{name}/._README.md", f"{name}/.DS_Store", f"{name}/raw/.DS_Store")
-    for index, how in enumerate(
-        (
-            {"base": bundle},
-            {"base": bundle.parent},
-            {"base": bundle, "prefix": "./"},
-            {"base": bundle.parent, "prefix": "./"},
-            {"base": bundle.parent, "litter": finder},
-            {"base": bundle, "litter": ("Thumbs.db", "desktop.ini")},
-        )
-    ):
-        (tmp_path / str(index)).mkdir()
-        found = verify(packed(bundle, tmp_path / str(index) / f"a.{kind}", **how))
-        assert found.outcome is Outcome.PASS, text(found)
-        assert ("left aside" in step(found, "readable").found) == ("litter" in how)
+    base, path = (bundle, bundle.parent)[base], tmp_path / f"a.{kind}"
+    files = {prefix + p.relative_to(base).as_posix(): p.read_bytes() for p in bundle.rglob("*") if p.is_file()}
+    files |= {name.format(bundle.name): b"\0\5\x16\7" for name in litter}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) if kind == "zip" else tarfile.open(path, "w:gz") as archive:
+        for name, data in files.items():
+            if kind == "zip":
+                archive.writestr(name, data)
+                continue
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    found = verify(path)
+    assert found.outcome is Outcome.PASS, text(found)
+    assert ("left aside" in step(found, "readable").found) == bool(litter)
 
 
 def test_what_a_file_manager_leaves_and_a_link_of_the_reader_do_no_harm(bundle, tmp_path):
@@ -403,32 +393,30 @@ def test_moved_and_read_only_copy_verifies(bundle, tmp_path):
     assert verify(moved).outcome is Outcome.PASS
 
 
-@pytest.mark.parametrize(
-    "make,words",
-    [
-        (lambda d: d.mkdir(), "it is empty"),
-        (lambda d: (d.mkdir(), (d / "notes.txt").write_text("x", encoding="utf-8")), "not a bundle of the kit"),
-        (lambda d: d.write_bytes(b"not a zip at all"), "not a folder and not a zip"),
-        (lambda d: d.write_bytes(b"\x1f\x8bno tar"), "not a zip or tar.gz"),
-        (lambda d: zipfile.ZipFile(d, "w").close(), "it is empty"),
-        (lambda d: _zip_of(d, "holiday.jpg"), "not a bundle of the kit"),
-        (lambda d: (d.mkdir(), (d / MANIFEST).write_text("[]", encoding="utf-8")), "not of the kit"),
-    ],
-)
+def _zip_of(path, *names):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"x")
+
+
+FOREIGN = [
+    (lambda d: d.mkdir(), "it is empty"),
+    (lambda d: (d.mkdir(), (d / "notes.txt").write_text("x", encoding="utf-8")), "not a bundle of the kit"),
+    (lambda d: d.write_bytes(b"not a zip at all"), "not a folder and not a zip"),
+    (lambda d: d.write_bytes(b"\x1f\x8bno tar"), "not a zip or tar.gz"),
+    (_zip_of, "it is empty"),
+    (lambda d: _zip_of(d, "holiday.jpg"), "not a bundle of the kit"),
+    (lambda d: (d.mkdir(), (d / MANIFEST).write_text("[]", encoding="utf-8")), "not of the kit"),
+]
+
+
+@pytest.mark.parametrize("make,words", FOREIGN)
 def test_each_foreign_thing_gets_its_word(tmp_path, make, words):
+    with pytest.raises(UsageError, match="does not exist"):
+        verify(tmp_path / "thing")
     make(tmp_path / "thing")
     found = verify(tmp_path / "thing")
     assert found.exit_code == 4 and words in text(found)
-
-
-def _zip_of(path, name):
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(name, b"x")
-
-
-def test_missing_path_is_a_usage_error(tmp_path):
-    with pytest.raises(UsageError, match="does not exist"):
-        verify(tmp_path / "nowhere")
 
 
 def test_half_written_folder_is_told_as_such(tmp_path):
