@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -15,17 +16,25 @@ from kit.train.config import DATASHEET_DTYPES
 from kit.train.model import fast_kernels
 
 _PEAKS = {**DATASHEET_DTYPES, "float16": "fp16", "float8": "fp8"}
-_KINDS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-# m, n, k. A card's best shape is seldom a square: the third was the best of many on an H100 (Bekman's MAMF finder).
-_SHAPES = {
-    "cuda": ((4096, 4096, 4096), (8192, 8192, 8192), (2048, 2048, 13312), (16384, 8192, 1280), (4096, 4096, 16384)),
-    "cpu": ((512, 512, 512), (1024, 1024, 1024), (512, 512, 2048)),
-}
-# batch, heads, tokens, width of a head: GPT-2 124M's.
-_ATTENTION = {"cuda": (64, 12, 1024, 64), "cpu": (1, 12, 256, 64)}
-_COPY_BYTES = {"cuda": 2 * 1024**3, "cpu": 128 * 1024**2}
-# A slow card measures fewer shapes, rather than for longer: this many seconds for all products.
-_PRODUCTS_S = {"cuda": 2.5, "cpu": 1.5}
+# What is asked of each device. m, n, k of products: a card's best shape is seldom a square, and the third was the best of
+# many on an H100 (Bekman's MAMF finder). Seconds for all of them: a slow card measures fewer shapes, rather than for
+# longer. Batch, heads, tokens and width of a head of attention: GPT-2 124M's.
+_ASKED: dict[str, dict[str, Any]] = {
+    "cuda": {
+        "products": (
+            (4096, 4096, 4096), (8192, 8192, 8192), (2048, 2048, 13312), (16384, 8192, 1280), (4096, 4096, 16384),
+        ),
+        "products_s": 2.5,
+        "attention": (64, 12, 1024, 64),
+        "copy_bytes": 2 * 1024**3,
+    },
+    "cpu": {
+        "products": ((512, 512, 512), (1024, 1024, 1024), (512, 512, 2048)),
+        "products_s": 1.5,
+        "attention": (1, 12, 256, 64),
+        "copy_bytes": 128 * 1024**2,
+    },
+}  # fmt: skip
 _SECONDS = 0.05
 # Calls in a row until about this long, so that neither launching nor waiting is part of the figure.
 _ROW_S = 0.005
@@ -39,7 +48,7 @@ def measure_ceilings(device: str, dtypes: Collection[str], *, is_whole: bool = T
     """
     own, is_cuda = _own_dtypes(device), device == "cuda"
     wanted = dict.fromkeys((*dtypes, *(own if is_whole else ())))
-    found = {dtype: _best_product(device, dtype, _PRODUCTS_S[device] / len(wanted)) for dtype in wanted}
+    found = {dtype: _best_product(device, dtype, _ASKED[device]["products_s"] / len(wanted)) for dtype in wanted}
     best = {dtype: product for dtype, product in found.items() if product}
     has_attention = is_whole and "bfloat16" in own
     name = torch.cuda.get_device_name() if is_cuda else "CPU"
@@ -55,7 +64,7 @@ def measure_ceilings(device: str, dtypes: Collection[str], *, is_whole: bool = T
         datasheet_flop_per_s={dtype: peak for dtype, peak in peaks.items() if peak},
         datasheet_bytes_per_s=bandwidth_bytes_per_s(name),
         attention_flop_per_s=_attention_rate(device) if has_attention else None,
-        attention_shape=" × ".join(map(str, _ATTENTION[device])) if has_attention else None,
+        attention_shape=" × ".join(map(str, _ASKED[device]["attention"])) if has_attention else None,
         graph_launch_s=_graph_launch_time(value) if is_cuda else None,
     )
 
@@ -76,7 +85,7 @@ def _best_product(device: str, dtype: str, share_s: float) -> tuple[float, str] 
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     try:
-        for m, n, k in _SHAPES[device]:
+        for m, n, k in _ASKED[device]["products"]:
             rate = 2 * m * n * k / _best_of(_product(device, dtype, (m, n, k)), device)
             if best is None or rate > best[0]:
                 best = rate, f"{m} × {n} × {k}"
@@ -92,17 +101,15 @@ def _best_product(device: str, dtype: str, share_s: float) -> tuple[float, str] 
 
 def _product(device: str, dtype: str, shape: tuple[int, int, int]) -> Callable[[], object]:
     m, n, k = shape
-    kind = _KINDS.get(dtype, torch.float32 if dtype != "float8" else torch.bfloat16)
+    kind = getattr(torch, "bfloat16" if dtype == "float8" else dtype, torch.float32)
     left, right = torch.randn(m, k, device=device, dtype=kind), torch.randn(k, n, device=device, dtype=kind)
     if dtype == "float8":
         # The second operand by columns, as the hardware wants it.
         left, right = left.to(torch.float8_e4m3fn), right.t().contiguous().to(torch.float8_e4m3fn).t()
         one = torch.ones((), device=device)
-        return lambda: torch._scaled_mm(
-            left, right, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True
-        )
-    out = torch.empty(m, n, device=device, dtype=kind)
-    return lambda: torch.mm(left, right, out=out)
+        how = {"scale_a": one, "scale_b": one, "out_dtype": torch.bfloat16, "use_fast_accum": True}
+        return partial(torch._scaled_mm, left, right, **how)
+    return partial(torch.mm, left, right, out=torch.empty(m, n, device=device, dtype=kind))
 
 
 def _attention_rate(device: str) -> float:
@@ -110,7 +117,7 @@ def _attention_rate(device: str) -> float:
 
     2 products forward and 5 backward of 2 · B · H · T² · D each, half of it masked (Dao 2023, 2307.08691, section 4.1).
     """
-    batch, heads, tokens, width = _ATTENTION[device]
+    batch, heads, tokens, width = _ASKED[device]["attention"]
     query, key, value = (
         torch.randn(batch, heads, tokens, width, device=device, dtype=torch.bfloat16, requires_grad=True)
         for _ in range(3)
@@ -126,12 +133,12 @@ def _attention_rate(device: str) -> float:
 
 
 def _copy_rate(device: str) -> float:
-    count = _COPY_BYTES[device]
+    count = _ASKED[device]["copy_bytes"]
     if device == "cuda":
         count = min(count, torch.cuda.mem_get_info()[0] // 8)
     source = torch.ones(count, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * count / _best_of(lambda: target.copy_(source), device)
+    return 2 * count / _best_of(partial(target.copy_, source), device)
 
 
 def _graph_launch_time(value: torch.Tensor) -> float:

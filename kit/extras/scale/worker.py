@@ -352,7 +352,7 @@ def _point(group: Group, plan: ScalePlan, mode: str, config: TrainConfig) -> Sca
         synchronize(config.device)
         dist.all_reduce(torch.zeros(1))
         with context():
-            return timed(lambda: eager_step(network, optimizer, *batch, config), steps, config.device)
+            return timed(partial(eager_step, network, optimizer, *batch, config), steps, config.device)
 
     block_s = plan.block_s if config.device == "cuda" else min(plan.block_s, _REHEARSED_BLOCK_S)
     with precision(config):
