@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import math
 import os
+import stat
 import statistics
 import sys
 import threading
@@ -434,9 +435,11 @@ def _watched(folder: Path | None, hang_s: float) -> Iterator[Callable[[], None]]
 
 
 def end_with_the_kit() -> None:
-    """Waits for the end of the pipe that the kit holds open while it runs, then ends this process."""
-    sys.stdin.buffer.read()
-    os._exit(1)
+    """Waits for the end of the pipe that the kit holds open while it runs, then ends this process. Where torchrun passes
+    no pipe on, there is nothing to wait for."""
+    if stat.S_ISFIFO(os.fstat(0).st_mode):
+        sys.stdin.buffer.read()
+        os._exit(1)
 
 
 def main(path: str) -> int:
