@@ -146,8 +146,9 @@ def check_lines(
 
 
 def _word(verdict: Verdict) -> str | None:
-    """The diagnosis; of a machine on which all is well but what was asked of it, the check that is red."""
-    return verdict.findings[0].id if verdict.outcome in RED and verdict.diagnosis == "ok" else verdict.diagnosis
+    """The diagnosis; of a machine on which all is well but what was asked of it, the required check that is red."""
+    red = next((check.id for check in verdict.findings if check.required), None)
+    return red if red and verdict.diagnosis == "ok" and verdict.outcome in RED else verdict.diagnosis
 
 
 def _head(title: str, verdict: Verdict) -> str:
