@@ -78,6 +78,10 @@ def is_unwritable(error: OSError) -> bool:
     return errno.errorcode.get(error.errno or 0) in _UNWRITABLE
 
 
-def unwritable(path: object, error: OSError, todo: str = "free space there or name another place") -> UsageError:
+def unwritable(path: object, error: OSError) -> UsageError:
     """What every part of the kit says where it cannot write."""
-    return UsageError(f"{path} cannot be written: {error.strerror}", expected="a place you may write to", todo=todo)
+    return UsageError(
+        f"{path} cannot be written: {error.strerror}",
+        expected="a place you may write to",
+        todo="free space there or name another place",
+    )

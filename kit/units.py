@@ -14,12 +14,12 @@ UNKNOWN = "unknown"
 _PREFIXES = (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
 
 
-def quantity(value: float | None, unit: str, digits: int = 3) -> str:
-    """`value` with `digits` significant digits and an SI prefix: 50.8e12 FLOP/s -> '50.8 TFLOP/s'."""
+def quantity(value: float | None, unit: str) -> str:
+    """`value` with three significant digits and an SI prefix: 50.8e12 FLOP/s -> '50.8 TFLOP/s'."""
     if value is None:
         return UNKNOWN
     prefix, scale = next((found for found in _PREFIXES if abs(value) >= found[1]), ("", 1.0))
-    return f"{number(value / scale, digits)} {prefix}{unit}"
+    return f"{number(value / scale)} {prefix}{unit}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -45,12 +45,12 @@ def seconds(value: float | None, digits: int = 3) -> str:
     return f"{number(value * 1e6, digits)} µs"
 
 
-def memory(value_bytes: int | None, digits: int = 3) -> str:
+def memory(value_bytes: int | None) -> str:
     """GiB from 1 GiB on, else MiB (1024-based, and named so)."""
     if value_bytes is None:
         return UNKNOWN
     unit, size = ("GiB", GiB) if value_bytes >= GiB else ("MiB", MiB)
-    return f"{number(value_bytes / size, digits)} {unit}"
+    return f"{number(value_bytes / size)} {unit}"
 
 
 def percent(share: float | None, digits: int = 2) -> str:

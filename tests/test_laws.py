@@ -15,7 +15,7 @@ EXCEPTIONS = {
     "the world, handed in, so that a test needs no other machine": {
         "open_bundle(secrets=)", "salt(folder=)", "Group(environment=)", "has_nvidia_hardware(root=)",
         "is_container(root=)", "is_wsl(root=)", "platform_name(machine=)", "platform_name(system=)", "read_driver(find=)",
-        "read_driver(root=)", "read_driver(run=)", "fetch_pip(url=)", "can_reach(limit_s=)",
+        "read_driver(root=)", "read_driver(run=)", "can_reach(limit_s=)",
     },
     "read from a data file": {
         "Reading(rows=)",
@@ -25,7 +25,7 @@ EXCEPTIONS = {
     },
     "for those who call it": {
         "scale(hang_s=)", "train_ranks(hang_s=)",
-        "Comparison.metric", "memory(digits=)", "quantity(digits=)", "unwritable(todo=)",
+        "Comparison.metric",
     },
 }  # fmt: skip
 # Filled by other people's scripts.

@@ -248,16 +248,16 @@ def can_reach(index_url: str, limit_s: float = 3.0) -> bool:
     return bool(answer)
 
 
-def fetch_pip(url: str = PIP_URL) -> bytes:
+def fetch_pip() -> bytes:
     """pip's wheel from PyPI, checked against the sha256 that stands here."""
     try:
-        with _open(url, 30) as answer:
+        with _open(PIP_URL, 30) as answer:
             content = answer.read()
     except OSError as error:
         content = str(error).encode()
     if hashlib.sha256(content).hexdigest() != PIP_SHA256:
         raise SetupFailed(
-            f"this Python has no pip, and {url} gave another file than pip ({content[:80]!r})",
+            f"this Python has no pip, and {PIP_URL} gave another file than pip ({content[:80]!r})",
             expected="Python's `ensurepip`, uv on PATH, or a way to files.pythonhosted.org",
             todo="`apt install python3-venv` (or what your system calls it) and run the command again",
         )

@@ -342,6 +342,7 @@ def test_an_index_that_stays_silent_costs_its_limit_and_no_more(monkeypatch):
 
 
 @pytest.mark.parametrize("path", ["good/torch/", "absent"])
-def test_pip_that_is_another_file_or_none_says_what_to_install(server, path):
+def test_pip_that_is_another_file_or_none_says_what_to_install(server, path, monkeypatch):
+    monkeypatch.setattr(env, "PIP_URL", f"{server}/{path}")
     with pytest.raises(SetupFailed, match="python3-venv"):
-        env.fetch_pip(f"{server}/{path}")
+        env.fetch_pip()
