@@ -207,12 +207,14 @@ def rank_of(files: Mapping[str, bytes], number: int, root: str = "") -> Rank | N
 
 def scaling_numbers(files: Mapping[str, bytes]) -> Iterator[Number]:
     """Efficiency and rate of each row, and the best all-reduce."""
-    path = "raw/scaling.json"
-    told = parsed(path, lambda: loads(files[path]))
-    rows = parsed(path, lambda: from_json(tuple[ScaleRow, ...], told["rows"]))
-    sums = parsed(path, lambda: from_json(tuple[AllReduce, ...], told["all_reduce"]))
-    scaling = Scaling(parsed(path, lambda: str(told["device_name"])), rows)
-    for row in rows:
+
+    def read() -> tuple[Scaling, tuple[AllReduce, ...]]:
+        told = loads(files["raw/scaling.json"])
+        scaling = Scaling(str(told["device_name"]), from_json(tuple[ScaleRow, ...], told["rows"]))
+        return scaling, from_json(tuple[AllReduce, ...], told["all_reduce"])
+
+    scaling, sums = parsed("raw/scaling.json", read)
+    for row in scaling.rows:
         rate, n = row.tokens_per_s, len(row.block_step_s) or None
         where = f"{row.batch_size} × {row.seq_len} each, {row.dtype}"
         if row.world_size == 1:
