@@ -41,7 +41,7 @@ def png(width=4, extra=b""):
     return b"\x89PNG\r\n\x1a\n" + head + extra + pixels + chunk(b"IEND", b"")
 
 
-def textchunk(text):
+def text_chunk(text):
     return chunk(b"tEXt", b"Comment\0" + text.encode())
 
 
