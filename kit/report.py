@@ -39,8 +39,9 @@ from kit.gpu.judge_machine import judge
 from kit.gpu.probe import SMI_QUERY, Capture, capture, probe
 from kit.gpu.remedy import remedy
 from kit.process import ROOT, SHARE, child_environment, keep_bytecode
-from kit.records import Outcome, Verdict, fields_of, from_json, loads
+from kit.records import Outcome, Verdict, fields_of, from_json, loads, worst
 from kit.session import BUNDLE_VARIABLE, DEFAULT_MODELS
+from kit.show import RED
 
 NOTEBOOKS = ("01_env_check", "02_smoke_training", "03_throughput", "04_scaling")
 DEFAULT_PARAMS = {"cuda": "gpu_smoke.yaml", "cpu": "cpu_rehearsal.yaml"}
@@ -260,6 +261,8 @@ class _Run:
                 reason = None if run.state == "ok" else f"{name} {run.state}: {run.error}"
                 if name == NOTEBOOKS[0]:
                     reason = reason or self._unusable()
+                elif name == NOTEBOOKS[1] and not reason:
+                    self.progress(f"{self._proof()}\n")
             self.note(notebooks=(*self.record.notebooks, run))
             if run.state == "interrupted":
                 raise KeyboardInterrupt
@@ -322,6 +325,19 @@ class _Run:
         claims = [check for check in checks if check.claim in ("environment", "native")]
         red = Verdict.of(check for check in claims if check.id != "environment.still_there")
         return None if red.outcome is not Outcome.FAIL else f"the GPU is not usable: {red.findings[0].found}"
+
+    def _proof(self) -> str:
+        """What the promises say before the sweep begins, all but the fifth, which asks for the whole report."""
+        names = [name for name in self.bundle.names() if name.startswith(("facts/", "raw/"))]
+        try:
+            told = conclude({name: (self.bundle.path / name).read_bytes() for name in names})
+        except KitError as error:  # the end of the report says what it could not use
+            return f"the proof is not told yet: {error.found}"
+        promises = [promise for promise in told.promises if promise.number != 5]
+        outcome = worst(promise.outcome for promise in promises)
+        red = [f"{promise.text}: {promise.sentence}" for promise in promises if promise.outcome in RED]
+        took_s = time.monotonic() - self._began_s
+        return "; ".join([f"the proof, {took_s:.0f} s after the start: {outcome}", *red])
 
     def _is_alone(self) -> bool:
         """Whether torch saw one GPU only: then no bundle claims anything about several."""

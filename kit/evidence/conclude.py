@@ -550,7 +550,7 @@ def _point(row: Row, ceilings: Ceilings) -> Number:
 
 def _promises(verdict: Verdict) -> Iterator[Promise]:
     """Each promise with the checks that decide it: those of the rules that name it, and of the ranks' same questions."""
-    # The judge of several ranks has no rules of its own yet.
+    # The core does not import the wing whose rules ask this of several ranks.
     of = {"native.devices": 2}
     of |= {rule.id: rule.promise for rules in (MACHINE, TRAINING, CONTROL, RUN) for rule in rules if rule.promise}
     for index, text in enumerate(PROMISES, start=1):
