@@ -4,8 +4,6 @@ The standard library is enough to start it; what a command needs beyond that is 
 its part of the kit when it is asked for, and a wing of `kit.extras` only by its name in `WINGS`.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses

@@ -10,8 +10,6 @@
 Every message has three parts: what was found, what was expected, what to do.
 """
 
-from __future__ import annotations
-
 import errno
 from typing import Any
 

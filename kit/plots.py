@@ -4,8 +4,6 @@ A title states what was found, a caption the GPU, the precision and n. Colours a
 Ito's, told apart by colour-blind readers; markers differ too, so a grey print still reads.
 """
 
-from __future__ import annotations
-
 import collections
 import math
 from collections.abc import Mapping, Sequence

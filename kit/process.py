@@ -5,8 +5,6 @@ Two switches stand in the environment of each process that proves something. CUD
 should is shown by `kit.gpu.proof.jit_control`, never by their being set.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import os

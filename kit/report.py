@@ -3,8 +3,6 @@
 A face: it orders the work and keeps the records. What they say is concluded from the files.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import datetime

@@ -10,8 +10,6 @@ A rule answers None where its question does not apply. Texts may name the case's
 "{case.config.steps} applied". What is judged is a frozen case; a rule reads it and nothing else.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping

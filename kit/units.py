@@ -1,7 +1,5 @@
 """Text for quantities. Everything is stored in SI units and bytes; only this module makes words of it."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

@@ -5,8 +5,6 @@ rename makes it a report. A partial folder says by its name that it is none yet;
 This module decides nothing: what the evidence says comes from `conclude`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import getpass

@@ -4,8 +4,6 @@
 Nothing of the report's own words or numbers is read here, only facts/ and raw/.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 import itertools

@@ -4,8 +4,6 @@ evidence.json is `Evidence` and nothing else. `kit.evidence.conclude` derives it
 a verifier can derive it again. Shapes and reading, no rule; a number that is not known is None with a reason, never 0.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import datetime
 import functools

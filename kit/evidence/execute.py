@@ -5,8 +5,6 @@ that never ran. Here parameters are checked first against the notebook's own par
 and a run counts only by what the cells themselves recorded.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import difflib

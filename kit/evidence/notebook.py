@@ -5,8 +5,6 @@ without Jupyter must be able to make the same bytes again. Here all text is esca
 are PNG as data, and an HTML output is shown as the plain text or Markdown that stands beside it.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

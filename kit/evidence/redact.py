@@ -7,8 +7,6 @@ after a secret-like name, a string too random to be words that is no hash of our
 change something?
 """
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import functools

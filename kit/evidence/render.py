@@ -5,8 +5,6 @@ not. Nothing is measured, judged or rounded into a better light here. README.md 
 are one list of sections, written by two writers.
 """
 
-from __future__ import annotations
-
 import base64
 import html as html_text
 import itertools

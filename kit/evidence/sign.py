@@ -4,8 +4,6 @@
 of allowed signers that the reader trusts, and only in our own namespace.
 """
 
-from __future__ import annotations
-
 import base64
 import re
 import shutil

@@ -4,8 +4,6 @@ Nothing is followed, extracted or trusted: links, devices, odd names, bombs and 
 the limits are refused before a byte of content is read, and all problems are told at once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import gzip

@@ -5,8 +5,6 @@ is this bundle whole and does it follow from its own raw files (integrity), and 
 it then say (its verdict)? A rule that stops leaves the ones after it not reached.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import datetime
 import functools

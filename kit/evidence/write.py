@@ -3,8 +3,6 @@
 Notebook kernels use it too: it needs nothing but the standard library.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -5,8 +5,6 @@ pooling them finds differences that are not there. The rule's own error rates st
 docs/evidence-tests.md. Nothing is decided from fewer than three processes a side.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import statistics

@@ -1,7 +1,5 @@
 """A pasted text, read and explained: what is wrong, how sure that is, what to do, and what it could not know."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import re

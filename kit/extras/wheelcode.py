@@ -10,8 +10,6 @@ where 0x100000 marks 'a' code and 0x200000 'f' code, then the image.
 Not seen: code in .cubin or .ptx files of their own, or compiled at run time (Triton).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.metadata
 import re

@@ -1,7 +1,5 @@
 """`kit.check()`: look at this machine, run a kernel, and say in one value whether its GPU is natively usable."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

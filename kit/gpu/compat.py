@@ -6,8 +6,6 @@ R525; a PTX program needs a driver as new as its toolkit. Numbers with sources s
 in `data/drivers.json`. The version of nvidia-smi's "CUDA Version" is no upper bound.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

@@ -8,8 +8,6 @@ be explained by a row. What no row explains is never called healthy.
 where none speaks, the answer is what could not be told, and what would tell.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import re

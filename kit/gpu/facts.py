@@ -5,8 +5,6 @@ tells. Unknown is None (or an empty tuple), never a guess; `notes` says why. The
 judge reads both.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 

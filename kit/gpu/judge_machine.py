@@ -5,8 +5,6 @@ where the two differ that is itself a check. What was not seen is INCONCLUSIVE, 
 pass; a CPU run asked for by name is a REHEARSAL and claims nothing about a GPU.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from typing import Any

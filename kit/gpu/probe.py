@@ -4,8 +4,6 @@ Two witnesses tell of the GPU: the driver, through NVML, and torch. A third, nvi
 kept as a captured text. Nothing is concluded here; `kit.gpu.judge_machine` does that.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import dataclasses
 import importlib.metadata

@@ -8,8 +8,6 @@ compile nothing, and a module that holds PTX alone has to be refused there. The 
 compile has to load; that also leaves it in the driver's cache, so that a cache that answers would be seen.
 """
 
-from __future__ import annotations
-
 import ctypes
 import dataclasses
 import json

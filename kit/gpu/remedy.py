@@ -6,8 +6,6 @@ No build is named that lacks the GPU's code or that the driver cannot start; whe
 one that every driver of recent years starts.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -5,8 +5,6 @@ figures of the full card, so a laptop chip and a MIG slice have none. Numbers wi
 their documents stand in `data/gpus.json`.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ code is known to run on every GPU asked for and which the driver can start; wher
 is none it says why, and never guesses for a GPU it does not know.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Iterable

@@ -4,8 +4,6 @@ It installs nothing where everything is importable, and nothing where it already
 that the command must fail. What it decides is in `plan`; what it does, in `environment`.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import subprocess

@@ -6,8 +6,6 @@ or made for another card, is built anew with the reason. A folder without a stam
 used if it serves, and never changed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

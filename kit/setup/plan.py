@@ -5,8 +5,6 @@ exact build is asked of pip's ordinary index instead: a mirror or a folder of wh
 may hold it, and where none does, pip fails in seconds rather than taking another build.
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import csv

@@ -6,8 +6,6 @@ Beside it stands what makes the comparison fair: the first losses of every engin
 plain loop's in float32, from the same weights, on the same batches.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import importlib.util

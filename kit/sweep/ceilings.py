@@ -1,7 +1,5 @@
 """What this card can do when it does one thing: matrix products, attention, a copy, a launch. A few seconds."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Collection
 from functools import partial

@@ -1,7 +1,5 @@
 """Measures a grid of shapes with the real training step; a point that does not fit becomes a row."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import time

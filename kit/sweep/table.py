@@ -1,7 +1,5 @@
 """The rows of a sweep: one a point, those that failed too, and the figures that follow from them."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import io

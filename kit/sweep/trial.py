@@ -4,8 +4,6 @@ Built once, since building takes longer than a point; its weights are put back f
 learnt its batch by heart rounds differently.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import gc

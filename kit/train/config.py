@@ -1,7 +1,5 @@
 """What to train and how: one frozen value, checked once where it is made."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import difflib

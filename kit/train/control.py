@@ -1,7 +1,5 @@
 """Runs the negative control: a child process with the GPU hidden that claims to train on it."""
 
-from __future__ import annotations
-
 import dataclasses
 import secrets
 import subprocess

@@ -5,8 +5,6 @@ here says why and lets the plain loop do it; it never does so in silence (`is_fa
 Hugging Face's Trainer drives its own loop and stands in `trainer`.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import tempfile

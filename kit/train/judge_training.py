@@ -5,8 +5,6 @@ record that is judged never a limit: limits follow from the configuration and th
 same rules judge the run, a rehearsal on the CPU, and the negative control, which must come out FAIL.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

@@ -1,7 +1,5 @@
 """The training loop: plain PyTorch, one record a step, nothing printed."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import math

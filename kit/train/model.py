@@ -1,7 +1,5 @@
 """Builds the model, its optimizer and the precision it runs in: transformers' GPT-2, torch's AdamW."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import dataclasses

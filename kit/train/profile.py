@@ -1,7 +1,5 @@
 """Which kernels one warm step runs, whichever engine runs it. What is timed is never the profiled step."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -4,8 +4,6 @@ Everything here is data or arithmetic: `kit verify` computes the same figures ag
 the files of a bundle, without torch.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import itertools

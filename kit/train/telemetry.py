@@ -4,8 +4,6 @@ A reading that this card or platform does not give is None, and named in `missin
 never red by itself. Utilisation is context, not a witness: a spinning kernel shows 100 %.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os

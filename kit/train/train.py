@@ -1,7 +1,5 @@
 """One training run and its verdict: what `kit train` and the notebook show."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """Measures what the verdict rests on: where each step ran, at which precision, and whether the weights moved."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math

@@ -5,8 +5,6 @@ and the head with its loss are done here, since the libraries' own cost most of 
 the model's code. A model that is more than these three parts is refused by name.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Sequence
 

@@ -3,8 +3,6 @@
 Each reads what it needs once and writes it once, so that its floor is the bytes it moves. Nothing here decides anything.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

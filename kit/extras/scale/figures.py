@@ -4,8 +4,6 @@ The rules are those of `kit.plots`: a title states what was found, a caption the
 raw points are drawn where they are few; colours are Okabe and Ito's, and markers and hatches differ too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure

@@ -1,7 +1,5 @@
 """What a bundle says of several GPUs: the checks of its ranks, and the figures of its scaling sweep."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 

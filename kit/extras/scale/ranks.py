@@ -4,8 +4,6 @@ Weak scaling keeps the samples of each GPU and grows the batch; strong scaling k
 and divides it. Both compare tokens a second of N GPUs with N times those of one.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 import statistics

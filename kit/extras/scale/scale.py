@@ -5,8 +5,6 @@ What a rank recorded stays, whatever happens to the others; a failure names the 
 started the ranks, `conclude_here` judges in rank 0 what all of them saw.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os

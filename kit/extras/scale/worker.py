@@ -5,8 +5,6 @@ file that `kit.extras.scale.scale` wrote. It reads what torchrun (or any launche
 WORLD_SIZE, MASTER_ADDR and MASTER_PORT) put into the environment, and starts nothing itself.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import datetime
