@@ -274,7 +274,8 @@ def table_html(columns: Sequence[str], rows: Iterable[Sequence[object]], *, styl
         + "</tr>\n"
         for row in rows
     )
-    return Html(f"<div class='wide'><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n")
+    focus = "" if style else " tabindex='0'"
+    return Html(f"<div class='wide'{focus}><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n")
 
 
 # Makes a stranger's text safe to show, on a terminal, in HTML and Markdown: made visible, never dropped.
@@ -328,7 +329,8 @@ img{max-width:100%;height:auto;display:block;background:#fff;border-radius:.4rem
 tr{padding:.4rem 0;border-bottom:1px solid var(--line)}td{padding:.05rem 0;border:0}td:empty{display:none}
 td[data-h]:not([data-h=""])::before{content:attr(data-h) ": ";color:var(--soft)}}
 @media print{main{max-width:none}body{font-size:10.5pt}details>*{display:block}details::details-content{content-visibility:visible}
-nav{display:none}h2,figure,tr,.key{break-inside:avoid}}
+nav{display:none}h2,figure,tr,.key{break-inside:avoid}h2,summary{break-after:avoid}.wide{overflow:visible}
+table{font-size:8.5pt}th,td{padding:.25rem .4rem}td:last-child,td:nth-child(3){overflow-wrap:anywhere}pre{font-size:7.5pt}}
 """
 _BADGES = "".join(f".badge.{o}{{background:{COLOURS[o]};color:{_INK[o]}}}" for o in Outcome)
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
