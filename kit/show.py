@@ -156,7 +156,7 @@ def _head(title: str, verdict: Verdict) -> str:
 
 
 def verdict_text(verdict: Verdict, *, title: str = "Verdict") -> str:
-    return "\n".join([_head(title, verdict), "", *check_lines(verdict.checks)])
+    return "\n".join([f"{_head(title, verdict)}, {MEANING[verdict.outcome]}", "", *check_lines(verdict.checks)])
 
 
 # Foreground colours of ECMA-48, which a terminal maps to something readable on its own background.
@@ -275,7 +275,9 @@ def table_html(columns: Sequence[str], rows: Iterable[Sequence[object]], *, styl
         for row in rows
     )
     focus = "" if style else " tabindex='0'"
-    return Html(f"<div class='wide'{focus}><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n")
+    return Html(
+        f"<div class='wide'{focus}><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
+    )
 
 
 # Makes a stranger's text safe to show, on a terminal, in HTML and Markdown: made visible, never dropped.

@@ -2,11 +2,12 @@
 
 nbconvert's templates load scripts and leave HTML outputs as they are, and a verifier
 without Jupyter must be able to make the same bytes again. Here all text is escaped, pictures
-are PNG as data, and an HTML output is shown as the plain text or Markdown that stands beside it.
+are PNG as data, and an HTML output keeps its tables and cards, as tags that lay out text and do nothing else.
 """
 
 import base64
 import hashlib
+import html
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -46,7 +47,52 @@ def _output(output: Mapping[str, Any]) -> str:
         return f"<img src='data:image/png;base64,{drawn}' alt='{alt}'>" if drawn else missing
     if kind != "stream" and "text/markdown" in data:
         return markdown(text(data["text/markdown"]))
+    laid_out = safe_html(text(data.get("text/html"))) if kind != "stream" else ""
+    # Only where it says nothing that the text does not say, which is what is compared with the evidence.
+    if laid_out and not _words(re.sub("<[^>]*>", " ", laid_out)) - _words(escape(told)) - _HEADS:
+        return laid_out
     return f"<pre>{escape(ANSI.sub('', told))}</pre>" if told or kind == "stream" else ""
+
+
+def _words(told: str) -> set[str]:
+    return set(re.findall(r"\w+", told))
+
+
+# What a table of checks says above its columns, and the text does not.
+_HEADS = {"outcome", "check", "found"}
+_LAYOUT = {"b", "br", "code", "div", "li", "p", "span", "table", "tbody", "td", "th", "thead", "tr", "ul"}
+_UNSEEN = {"script", "style", "template", "title"}
+_VALUE = r"[-#%. \w]+|rgba\([\d.,]+\)"
+_SAFE_STYLE = re.compile(rf"(?:(?:background|border|color|font|margin|padding|text)[-a-z]*: ?(?:{_VALUE}); ?)*")
+
+
+def safe_html(source: str) -> str:
+    """`source` with the tags that lay out text, their plain styles, and its text; each tag is closed."""
+    made: list[str] = []
+    opened: list[str] = []
+    is_unseen = False
+    for part in re.split(r"(<[^<>]*>)", source):
+        if not part or part.startswith(("<!", "<?")):
+            continue
+        tag = re.fullmatch(r"<(/?)(\w+)([^<>]*)>", part)
+        if not tag:
+            made.append("" if is_unseen else escape(html.unescape(part)))
+            continue
+        is_end, name = bool(tag[1]), tag[2].lower()
+        if name in _UNSEEN:
+            is_unseen = not is_end
+        elif is_end and name in opened:
+            while opened[-1] != name:
+                made.append(f"</{opened.pop()}>")
+            made.append(f"</{opened.pop()}>")
+        elif not is_end and name in _LAYOUT and len(opened) < 50:
+            kept = "".join(re.findall(r""" (?:row|col)span=["']?\d{1,2}["']?| class='wide'""", tag[3]))
+            style = re.search(r"""style=["']([^"']*?);?["']""", tag[3])
+            if style and _SAFE_STYLE.fullmatch(style[1] + ";"):
+                kept += f' style="{style[1]}"'
+            made.append(f"<{name}{kept}>".replace("'wide'", "'wide' tabindex='0'"))
+            opened += [name] if name != "br" else []
+    return "".join([*made, *(f"</{name}>" for name in reversed(opened))])
 
 
 def _png(base64_text: str) -> bytes:
