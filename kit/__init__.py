@@ -6,7 +6,7 @@ name is loaded from its module when it is first used.
 
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # public name -> module that defines it; where it is called otherwise there, or is the module itself, `module:name`.
 # `kit.train` and `kit.sweep` are folders, so what they do is called run_training and run_sweep here.

@@ -47,7 +47,9 @@ class CheckResult:
     def sentence(self) -> str:
         """The finding in words."""
         found = self.verdict.findings[:1]
-        said = [f"{check.id}: {check.found}" for check in found] or [f"{len(self.verdict.checks)} checks, none red"]
+        said = [f"{check.id}: {check.found}" for check in found] or [
+            f"none of {len(self.verdict.checks)} checks failed"
+        ]
         return f"{self.verdict.outcome}: {said[0]}"
 
     def __str__(self) -> str:

@@ -9,7 +9,7 @@ import evidence_sample as sample
 import pytest
 
 from kit.evidence.contents import Number, value, value_range
-from kit.evidence.notebook import markdown, notebook_html, problems, source_sha256
+from kit.evidence.notebook import markdown, notebook_html, problems, safe_html, source_sha256
 from kit.evidence.render import derived, page, readme
 from kit.records import dumps
 from kit.show import in_markdown
@@ -268,3 +268,29 @@ def test_hash_of_a_notebook_is_that_of_its_template():
 def test_notebook_counts_only_when_every_cell_ran_in_order_without_error():
     assert not list(problems(sample.notebook("a", "b"))) and list(problems(sample.notebook("a", "b", executed=False)))
     assert list(problems({"cells": []})) == ["it has no code cell"]
+
+
+@pytest.mark.parametrize(
+    ("source", "kept"),
+    [
+        ("<script>alert(1)</script>x", "x"),
+        ('<b onclick=a style="background:url(x)">a', "<b>a</b>"),
+        ("</div></main><div style='color:red;position:fixed'>a", "<div>a</div>"),
+        (
+            "<table><tr><td rowspan='2' style='text-align:left'>1",
+            "<table><tr><td rowspan='2' style=\"text-align:left\">1</td></tr></table>",
+        ),
+        ('<a href="javascript:x">y</a><img src=x onerror=1>', "y"),
+        ("<style>*{}</style><!-- c -->1 < 2 &lt;b&gt;", "1 &lt; 2 &lt;b&gt;"),
+    ],
+)
+def test_the_html_of_an_output_keeps_its_layout_and_nothing_that_loads_or_runs(source, kept):
+    assert safe_html(source) == kept
+
+
+@pytest.mark.parametrize(("said", "is_shown"), [("PASS 14 of 14 steps", True), ("FAIL 3 of 14 steps", False)])
+def test_the_html_of_an_output_is_shown_only_where_the_text_says_it_too(said, is_shown):
+    data = {"text/plain": said, "text/html": "<p>PASS: <b>14 of 14</b> steps</p>"}
+    cell = {"cell_type": "code", "source": "x", "outputs": [{"output_type": "execute_result", "data": data}]}
+    page = notebook_html({"cells": [cell]})
+    assert ("<b>14 of 14</b>" in page) == is_shown and (f"<pre>{said}</pre>" in page) != is_shown
