@@ -184,3 +184,10 @@ def test_no_committed_report_names_a_machine_or_a_person(kind):
 def test_the_patterns_find_what_they_are_for():
     text = b'"GPU-1b2c3d4e-aaaa-bbbb-cccc-0123456789ab" 02:42:ac:11:00:02 /home/maria/x C:\\Users\\maria\\x'
     assert all(pattern.search(text) for pattern in (UUID, MAC, HOME))
+
+
+def test_every_test_that_a_document_names_exists():
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    named = {name for page in pages for name in re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8"))}
+    assert named and not {name for name in named if f"def {name}(" not in tests}
