@@ -61,7 +61,9 @@ def test_the_version_names_the_commit_of_a_checkout(capsys):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_command_with_its_code_and_without_a_traceback(number):
     program = (
-        "import sys, time; from kit import cli\n"
+        # What starts the tests may ignore signals, as nohup does, and its children with it.
+        "import signal, sys, time; from kit import cli\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL); signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def work(args): print('ready', flush=True); time.sleep(60)\n"
         "cli.COMMANDS['explain'] = cli.Command(work, 'works'); sys.exit(cli.main(['explain']))"
     )
