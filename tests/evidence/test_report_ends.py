@@ -95,14 +95,25 @@ def test_a_signal_while_the_report_closes_changes_nothing(tmp_path, quick, monke
     count = []
 
     def interrupted(files):
-        count.append(len(files))
-        if len(count) == 2:
+        # The record says FAILED once the notebooks are through.
+        if json.loads(files["raw/run.json"])["state"] == "FAILED" and not count:
+            count.append(len(files))
             os.kill(os.getpid(), signal.SIGTERM)
         return conclude(files)
 
     monkeypatch.setattr(module, "conclude", interrupted)
     done = run(tmp_path)
-    assert done.evidence.state == "FAILED" and done.exit_code == 1 and len(count) >= 2
+    assert done.evidence.state == "FAILED" and done.exit_code == 1 and len(count) == 1
+
+
+def test_the_proof_is_told_between_the_training_notebook_and_the_sweep(tmp_path, quick):
+    lines = []
+    quick[NAMES[1]] = lambda out: (out / "raw" / "steps.jsonl").write_text("no step\n") and lines.append("trained")
+    quick[NAMES[2]] = lambda out: lines.append("swept")
+    run(tmp_path, progress=lines.append)
+    told = next(line for line in lines if line.startswith("the proof"))
+    assert lines.index("trained") < lines.index(told) < lines.index("swept")
+    assert "raw/steps.jsonl" in told or "INCONCLUSIVE" in told
 
 
 def test_a_first_notebook_that_leaves_no_facts_ends_in_a_bundle_that_says_so(tmp_path, quick):

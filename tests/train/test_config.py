@@ -69,7 +69,7 @@ def test_a_notebook_says_of_a_parameter_what_its_field_says(notebook, kind):
     assert len(fields) >= 8
     for name, field in fields.items():
         typed, default, comment = given[name]
-        assert typed == str(field.type).partition("[")[0].replace("tuple", "list"), name
+        assert typed == field.type.__name__.replace("tuple", "list"), name
         assert comment == field.metadata["help"], name
         assert kind is SweepPlan or default == field.default, name
 
