@@ -114,8 +114,10 @@ def torture(count: int, *, seed: int = 0) -> dict[str, list[str]]:
         # The first compiles every module; the second takes as long as those that are ended.
         for name in ("cold", "warm"):
             began = time.monotonic()
-            finished(report(kit, Path(folder) / name))
+            code, told = finished(report(kit, Path(folder) / name))
             whole_s = time.monotonic() - began
+            if (left := ended(kit, Path(folder) / name)) != "FAILED":
+                raise SystemExit(f"a report that no signal ends leaves {left} and exit code {code}:\n{told[-1500:]}")
         for number in range(count):
             out = Path(folder) / str(number)
             process, numbers = report(kit, out), draw.choices(SIGNALS, k=draw.choice((1, 1, 2)))
